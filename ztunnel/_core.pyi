@@ -1,0 +1,83 @@
+"""Door 4: every crossing of the border between Python and Rust. *Calls go in, a bell comes out.*
+
+Rust never attaches to the interpreter. What it has to tell waits in a bounded mailbox; `fileno()` becomes readable
+when there is something, `take()` empties it. Every call releases the GIL while it works and is safe from any thread.
+"""
+
+from typing import final
+
+@final
+class NamespaceGone(Exception):
+    """The network namespace behind the descriptor no longer exists: forget the pod."""
+
+@final
+class AddressTaken(Exception):
+    """Something in the pod's namespace holds one of our ports: refuse the pod, try again later."""
+
+@final
+class Core:
+    """The data path of one node: worker threads, listeners in pod namespaces, tunnels.
+
+    `config`: JSON object. Keys (all optional): `network` str "", `cluster_id` str "Kubernetes", `trust_domain` str
+    "cluster.local", `node_name` str "", `workers` int (0: one per core), `packet_mark` int 0x539, `orig_src` bool true,
+    `ipv6` bool true, `connect_timeout_s`, `handshake_timeout_s` float 10 / 5, `pool_idle_s` float 300,
+    `access_log` str "stderr" | "off" | a path, `log_level` str "info".
+    Raises ValueError: a key is unknown or a value is out of range.
+    """
+
+    def __init__(self, config: bytes) -> None: ...
+    def fileno(self) -> int:
+        """An eventfd, readable while events wait. Owned by the core; closed by `close()`."""
+
+    def take(self) -> list[tuple[str, str, str]]:
+        """Every waiting event as (kind, subject, detail), oldest first.
+
+        `("need_certificate", identity, "now"|"prefetch")`: a connection waits for it | a pod with it is served here.
+        `("identity_unused", identity, "")`: the last pod with it left this node.
+        `("drained", "", "")`: `drain()` has ended.  `("fault", where, what)`: a panic was contained; log it as error.
+        """
+
+    def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]:
+        """Builds and swaps the next snapshot. `upserts`: (resource name, serialized istio.workload.Address or
+        istio.security.Authorization). Returns (name, why) of each refused one, whose old version stays in force.
+        Open connections are then judged again. Raises ValueError: `type_url` is neither of the two."""
+
+    def enrol(self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int) -> None:
+        """Binds 15001, 15006 and 15008 inside the namespace and serves them. The descriptor is duplicated.
+        Idempotent for the same uid and namespace; another namespace replaces the old pod.
+        Raises NamespaceGone, AddressTaken, OSError."""
+
+    def withdraw(self, uid: str) -> None:
+        """Closes the pod's listeners and connections at once. Unknown uid: nothing happens."""
+
+    def pods(self) -> list[str]:
+        """The uids served now."""
+
+    def new_key(self, identity: str) -> bytes:
+        """A fresh P-256 key for this SPIFFE ID, kept in Rust; returns its certificate request (PEM, empty subject, one
+        critical URI SAN). Raises ValueError: not a SPIFFE ID of the form spiffe://TD/ns/NS/sa/SA."""
+
+    def install_chain(self, identity: str, chain: list[str]) -> tuple[float, float]:
+        """Takes the CA's answer (PEM strings: leaf, intermediates, last the roots) into use for new handshakes.
+        Returns (not_before, not_after), Unix seconds. Raises ValueError: not for the last key or identity, or invalid."""
+
+    def certificate_failed(self, identity: str, why: str) -> None:
+        """Connections that wait for this identity fail now with `why`, unless a valid chain is installed."""
+
+    def forget_identity(self, identity: str) -> None:
+        """Drops key and chain."""
+
+    def drain(self, deadline_s: float) -> None:
+        """Listeners close, tunnels say GOAWAY, what still runs after the deadline is cut. Ends with event "drained"."""
+
+    def metrics(self) -> bytes:
+        """Prometheus text format, Istio's names and labels."""
+
+    def dump(self) -> bytes:
+        """JSON object with the keys of Istio's /config_dump: workloads, services, policies, certificates, workloadState."""
+
+    def set_log_level(self, level: str) -> None:
+        """error | warn | info | debug | trace. Raises ValueError."""
+
+    def close(self) -> None:
+        """Cuts everything and joins all threads. Idempotent; afterwards every other call raises RuntimeError."""
