@@ -1,0 +1,54 @@
+# The commands of this project. Each does its own set-up, idempotently, with a line of progress per step.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+PY := .venv/bin/python
+CODE := mesh nodeagent ztunnel controlplane meshctl lab cni bench tests
+
+.PHONY: help
+help: ## what there is to run
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
+
+.PHONY: setup
+setup: ## everything that the other commands need: system packages, Python environment, Rust build, CNI plugin
+	@tools/setup.sh system python native plugin
+
+.PHONY: demo
+demo: setup ## the main job, shown working: two nodes, real pods, one mesh
+	@.venv/bin/meshctl lab demo
+
+.PHONY: test
+test: setup ## every test: Rust, Python, lab
+	cargo test --release --locked -q
+	$(PY) -m pytest
+
+.PHONY: check
+check: setup ## lint, types, unit tests: the quick round
+	cargo fmt --all --check
+	cargo clippy --release --locked -q --all-targets -- -D warnings
+	.venv/bin/ruff check $(CODE)
+	.venv/bin/ruff format --check $(CODE)
+	.venv/bin/mypy
+	.venv/bin/stubtest --ignore-missing-stub ztunnel._core
+	$(PY) -m pytest -q -m "not lab"
+
+.PHONY: bench
+bench: setup ## the data path beside its peers: CASE=... QUICK=1
+	@$(PY) -m bench
+
+.PHONY: gen
+gen: setup ## regenerates mesh/gen and ztunnel/crates/core/src/gen from proto/
+	$(PY) -m grpc_tools.protoc -Imesh/gen=proto --plugin=protoc-gen-mypy=.venv/bin/protoc-gen-mypy --python_out=. --mypy_out=quiet:. \
+		mesh/gen/xds.proto mesh/gen/workload.proto mesh/gen/authorization.proto mesh/gen/ca.proto mesh/gen/zds.proto
+	$(PY) -m grpc_tools.protoc -Imesh/gen=proto --grpc_python_out=. mesh/gen/xds.proto mesh/gen/ca.proto
+	$(PY) -m grpc_tools.protoc -Iproto --include_imports --descriptor_set_out=build/resources.binpb workload.proto authorization.proto
+	cargo run -q -p ztunnel-gen -- build/resources.binpb ztunnel/crates/core/src/gen
+
+.PHONY: lock
+lock: ## renews the lock files within pyproject.toml's and Cargo.toml's bounds
+	.venv/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.lock pyproject.toml
+	.venv/bin/pip-compile -q --upgrade --generate-hashes --allow-unsafe --no-strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --extra dev -o requirements-dev.lock pyproject.toml
+	cargo update
+
+.PHONY: clean
+clean: ## takes away what the other commands built
+	rm -rf build target .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis ztunnel/_core*.so

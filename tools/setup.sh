@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Sets a checkout up, one idempotent step per argument: system python native plugin. A line of progress per step; a step
+# that cannot be done says in one sentence what is missing and ends with exit code 2.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+mkdir -p build/stamps
+
+PACKAGES=(nftables iproute2 containernetworking-plugins iperf3 nginx-light socat tcpdump curl musl-tools gcc make procps util-linux python3-venv)
+
+say() { printf '\033[2m==>\033[0m %s\n' "$*" >&2; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 2; }
+
+# A step is skipped while its inputs are unchanged: fresh NAME INPUT...
+fresh() {
+	local stamp=build/stamps/$1 sum
+	shift
+	sum=$(cat "$@" 2>/dev/null | sha256sum)
+	[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sum" ]
+}
+done_with() {
+	local stamp=build/stamps/$1
+	shift
+	cat "$@" | sha256sum >"$stamp"
+}
+
+system() {
+	local missing=() package
+	for package in "${PACKAGES[@]}"; do
+		dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+	done
+	[ ${#missing[@]} -eq 0 ] && return
+	[ "$(id -u)" = 0 ] || fail "these Debian packages are missing and only root can install them: ${missing[*]}"
+	say "system packages: ${missing[*]}"
+	# nginx must not start as a service of this machine: the lab runs its own in pods.
+	local log=build/apt.log
+	{ apt-get update -q && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -q --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 ||
+		fail "apt-get could not install ${missing[*]}: $(tail -n 1 "$log")"
+}
+
+python() {
+	fresh python requirements-dev.lock && [ -x .venv/bin/python ] && return
+	local interpreter
+	interpreter=$(command -v python3.11 || command -v python3) || fail "python3 (3.11 or newer) is not installed"
+	"$interpreter" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$interpreter is older than Python 3.11"
+	say "Python environment in .venv"
+	[ -x .venv/bin/python ] || "$interpreter" -m venv .venv || fail "$interpreter -m venv failed: is python3-venv installed?"
+	.venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock || fail "pip could not install requirements-dev.lock"
+	done_with python requirements-dev.lock
+}
+
+sources() { git ls-files -co --exclude-standard -- Cargo.toml Cargo.lock pyproject.toml ztunnel/crates | sort; }
+
+native() {
+	local files
+	mapfile -t files < <(sources)
+	fresh native "${files[@]}" && ls ztunnel/_core*.so >/dev/null 2>&1 && [ -x .venv/bin/meshctl ] && return
+	command -v cargo >/dev/null || fail "cargo is not installed: Rust 1.88 or newer is needed (https://rustup.rs)"
+	say "Rust data path (the first time takes some minutes)"
+	env VIRTUAL_ENV="$PWD/.venv" .venv/bin/maturin develop --release --locked -q || fail "the Rust data path did not build (see above)"
+	done_with native "${files[@]}"
+}
+
+plugin() {
+	make -s -C cni
+}
+
+for step in "$@"; do
+	case $step in
+	system | python | native | plugin) $step ;;
+	*) fail "no step is called $step; steps: system python native plugin" ;;
+	esac
+done
