@@ -1,0 +1,272 @@
+"""The delta-xDS conversation, both roles, as values: no stream, no clock, no tasks.
+
+Owns who holds which version of what, nonces, ACK and NACK, and resumption. Does not own the resources' meaning, the
+stream, or back-off. Source: the xDS protocol's incremental variant as Istio's ztunnel and istiod speak it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from mesh.errors import PeerError
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status
+
+ADDRESS_TYPE: Final = "type.googleapis.com/istio.workload.Address"
+AUTHORIZATION_TYPE: Final = "type.googleapis.com/istio.security.Authorization"
+WILDCARD: Final = "*"
+MAX_RESOURCES: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """One resource as it crosses: `data` is the serialized message of type `type_url`."""
+
+    version: str
+    type_url: str
+    data: bytes
+
+
+World = Mapping[str, Versioned]
+"""Every resource of one type, by name."""
+
+Refusal = tuple[str, str]
+"""A resource's name and, in one sentence, why it was not taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one response asks for: `upserts` are (name, version, data); a name is in at most one of the two lists.
+
+    `malformed` never reached the upserts. `wanted` is false for a type nobody asked for: acknowledge, do not apply.
+    """
+
+    type_url: str
+    nonce: str
+    upserts: list[tuple[str, str, bytes]]
+    removed: list[str]
+    malformed: list[Refusal] = field(default_factory=list)
+    wanted: bool = True
+
+
+class Subscriber:
+    """The client's role. One object outlives its streams: `start()` opens the next and says what is held already.
+
+    `held`: type URL to name to version, what an earlier life of this process left behind.
+    """
+
+    def __init__(
+        self, node: Node, type_urls: Sequence[str], held: Mapping[str, Mapping[str, str]] | None = None
+    ) -> None:
+        self._node = node
+        self._held = {url: dict((held or {}).get(url, {})) for url in type_urls}
+        self._unconfirmed = set(type_urls)
+
+    @property
+    def synced(self) -> bool:
+        """Every type has had a first response that was acknowledged. A refusal does not count; never turns false."""
+        return not self._unconfirmed
+
+    def held(self, type_url: str) -> Mapping[str, str]:
+        """Name to version of what is in force."""
+        return self._held[type_url]
+
+    def start(self) -> list[DeltaDiscoveryRequest]:
+        """The first requests of a stream, one wildcard subscription per type."""
+        return [
+            DeltaDiscoveryRequest(node=self._node, type_url=url, initial_resource_versions=held)
+            for url, held in self._held.items()
+        ]
+
+    def receive(self, response: DeltaDiscoveryResponse) -> Batch:
+        """What to apply now. Each batch must be settled, in the order of arrival, before the next is received."""
+        upserts: dict[str, tuple[str, str, bytes]] = {}
+        malformed: list[Refusal] = []
+        for resource in response.resources:
+            if resource.resource.type_url == response.type_url:
+                upserts[resource.name] = (resource.name, resource.version, resource.resource.value)
+            else:
+                malformed.append((resource.name, f"is of type {resource.resource.type_url or 'nothing'}"))
+        removed = [name for name in response.removed_resources if name not in upserts]
+        wanted = response.type_url in self._held
+        return Batch(response.type_url, response.nonce, list(upserts.values()), removed, malformed, wanted)
+
+    def settle(self, batch: Batch, refused: Iterable[Refusal] = ()) -> DeltaDiscoveryRequest:
+        """Records what was taken; returns the ACK, or the NACK when anything was refused.
+
+        A refused resource keeps its older version in force, so the older version stays recorded: were it forgotten,
+        the server could not remove it after a reconnect.
+        """
+        answer = DeltaDiscoveryRequest(type_url=batch.type_url, response_nonce=batch.nonce)
+        refusals = [*batch.malformed, *refused]
+        if batch.wanted:
+            self._record(batch, {name for name, _ in refusals})
+            if not refusals:
+                self._unconfirmed.discard(batch.type_url)
+        if refusals:
+            answer.error_detail.CopyFrom(Status(message="; ".join(f"{name}: {why}" for name, why in refusals)))
+        return answer
+
+    def _record(self, batch: Batch, refused: set[str]) -> None:
+        held = self._held[batch.type_url]
+        for name in batch.removed:
+            held.pop(name, None)
+        held.update((name, version) for name, version, _ in batch.upserts if name not in refused)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """The client's interest in this type began or changed: `offer` it the current world."""
+
+    type_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """The response in flight was taken: `next` may have more."""
+
+    type_url: str
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Nacked:
+    """As `Acked`, but something in it was refused; it is not sent again until it changes."""
+
+    type_url: str
+    nonce: str
+    message: str
+
+
+Outcome = Subscribed | Acked | Nacked
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One client's view of one type. `sent`: name to version that it holds or has in flight."""
+
+    wildcard: bool = False
+    names: set[str] = field(default_factory=set)
+    sent: dict[str, str] = field(default_factory=dict)
+    owed: set[str] = field(default_factory=set)  # asked for by name and not answered yet, even if only with "removed"
+    world: World = field(default_factory=dict)
+    upserts: list[str] = field(default_factory=list)  # still to send of `world`, last first
+    removals: list[str] = field(default_factory=list)
+    in_flight: str = ""
+    greeted: bool = False
+
+    def wants(self, name: str) -> bool:
+        return self.wildcard or name in self.names
+
+    def plan(self, world: World) -> None:
+        self.world = world
+        wanted = world if self.wildcard else {name: world[name] for name in self.names if name in world}
+        self.upserts = [name for name, item in wanted.items() if self.sent.get(name) != item.version]
+        self.upserts.reverse()
+        self.removals = [name for name in self.sent.keys() | self.owed if name not in wanted]
+
+
+class Publisher:
+    """The server's role towards one client, for the life of one stream.
+
+    A type that the server does not know is a world without resources: offer it `{}`.
+    """
+
+    def __init__(self, max_resources: int = MAX_RESOURCES) -> None:
+        self._max_resources = max_resources
+        self._watches: dict[str, _Watch] = {}
+        self._nonces = 0
+
+    def handle(self, request: DeltaDiscoveryRequest) -> list[Outcome]:
+        """Raises PeerError: the request names no type. An answer to another response than the last is no answer."""
+        url = request.type_url
+        if not url:
+            raise PeerError("a discovery request without a type_url")
+        outcomes: list[Outcome] = []
+        if self._subscribe(request):
+            outcomes.append(Subscribed(url))
+        watch = self._watches[url]
+        if watch.in_flight and request.response_nonce == watch.in_flight:
+            outcomes.append(_answer(request))
+            watch.in_flight = ""
+        return outcomes
+
+    def offer(self, type_url: str, world: World) -> DeltaDiscoveryResponse | None:
+        """`world` is what the client shall end with; returns the first response towards it, as `next` does.
+
+        The mapping must not change afterwards. Does nothing for a type that the client never asked for.
+        """
+        watch = self._watches.get(type_url)
+        if watch is None:
+            return None
+        watch.plan(world)
+        return self.next(type_url)
+
+    def next(self, type_url: str) -> DeltaDiscoveryResponse | None:
+        """The next part of the last offer; None while a response is unanswered, or when the client has it all."""
+        watch = self._watches.get(type_url)
+        if watch is None or watch.in_flight or not (watch.upserts or watch.removals or not watch.greeted):
+            return None
+        self._nonces += 1
+        watch.in_flight, watch.greeted = str(self._nonces), True
+        response = DeltaDiscoveryResponse(type_url=type_url, nonce=watch.in_flight)
+        self._fill(response, watch)
+        return response
+
+    def _fill(self, response: DeltaDiscoveryResponse, watch: _Watch) -> None:
+        for _ in range(min(self._max_resources, len(watch.upserts))):
+            name = watch.upserts.pop()
+            response.resources.append(_resource(name, watch.world[name]))
+            watch.sent[name] = watch.world[name].version
+            watch.owed.discard(name)
+        if watch.upserts:
+            return  # removals last: a DENY that goes before its successor has come would widen access
+        response.removed_resources.extend(watch.removals)
+        for name in watch.removals:
+            watch.sent.pop(name, None)
+            watch.owed.discard(name)
+        watch.removals = []
+
+    def _subscribe(self, request: DeltaDiscoveryRequest) -> bool:
+        """Whether the client's interest changed. The first request of a type that names nothing asks for everything."""
+        watch = self._watches.get(request.type_url)
+        subscribe = set(request.resource_names_subscribe)
+        unsubscribe = set(request.resource_names_unsubscribe)
+        if watch is None:
+            watch = self._watches[request.type_url] = _Watch(wildcard=not subscribe)
+            _apply_names(watch, subscribe, unsubscribe)
+            held = request.initial_resource_versions
+            watch.sent = {name: version for name, version in held.items() if watch.wants(name)}
+            watch.owed -= watch.sent.keys()
+            return True
+        _apply_names(watch, subscribe, unsubscribe)
+        return bool(subscribe or unsubscribe)
+
+
+def _apply_names(watch: _Watch, subscribe: set[str], unsubscribe: set[str]) -> None:
+    """A name asked for again is sent again; one given up under a wildcard too, since the client may have dropped it."""
+    named = subscribe - {WILDCARD}
+    given_up = unsubscribe - {WILDCARD}
+    watch.wildcard = (watch.wildcard or WILDCARD in subscribe) and WILDCARD not in unsubscribe
+    watch.names = (watch.names | named) - given_up
+    watch.owed = (watch.owed | named) - given_up
+    if watch.wildcard:
+        watch.owed |= given_up
+    for name in named | given_up:
+        watch.sent.pop(name, None)
+    if WILDCARD in unsubscribe:
+        watch.sent = {name: version for name, version in watch.sent.items() if name in watch.names}
+
+
+def _answer(request: DeltaDiscoveryRequest) -> Acked | Nacked:
+    if request.HasField("error_detail"):
+        return Nacked(request.type_url, request.response_nonce, request.error_detail.message)
+    return Acked(request.type_url, request.response_nonce)
+
+
+def _resource(name: str, item: Versioned) -> Resource:
+    resource = Resource(name=name, version=item.version)
+    resource.resource.type_url = item.type_url
+    resource.resource.value = item.data
+    return resource
