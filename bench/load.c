@@ -1,0 +1,371 @@
+/* load: the benchmark's load generator and its counterpart, one binary, one thread, epoll.
+ *
+ *   load serve PORT                          echo on PORT; a connection whose first byte is 'S' is a sink, 'D' a source
+ *   load rr HOST PORT SIZE CONNS SECONDS     one request of SIZE bytes outstanding on each connection
+ *   load crr HOST PORT CONNS SECONDS         connect, one byte each way, close
+ *   load send|recv HOST PORT CONNS SECONDS   bulk towards / from the server
+ *   load hold HOST PORT CONNS                opens CONNS connections, one byte each way on each, then waits for EOF on stdin
+ *
+ * Prints one JSON object: operations or bytes, seconds, latency quantiles in microseconds, errors, own CPU seconds.
+ * Latency is taken from the moment before the write (rr) or the connect (crr) until the answer was read.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BATCH = 256, MAX_FD = 1 << 16, BUFFER = 1 << 18, WARM_UP_PERCENT = 10 };
+
+static char buffer[BUFFER];
+
+static void die(const char *what)
+{
+	fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static double cpu_s(void)
+{
+	struct rusage r;
+	getrusage(RUSAGE_SELF, &r);
+	return (double)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) + (double)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 1e6;
+}
+
+/* --- histogram: log-linear, 64 steps per power of two, hence within 1.6 % ------------------------------------------ */
+
+enum { STEPS = 64, STEP_BITS = 6 };
+static uint64_t bins[64 * STEPS], samples, largest;
+static double sum;
+
+static void record(uint64_t ns)
+{
+	if (!ns)
+		ns = 1;
+	int power = 63 - __builtin_clzll(ns);
+	uint64_t step = power >= STEP_BITS ? ns >> (power - STEP_BITS) : ns << (STEP_BITS - power);
+	bins[power * STEPS + (step & (STEPS - 1))]++;
+	samples++;
+	sum += (double)ns;
+	if (ns > largest)
+		largest = ns;
+}
+
+static double quantile_us(double q)
+{
+	uint64_t rank = (uint64_t)(q * (double)samples), seen = 0;
+	for (int i = 0; i < 64 * STEPS; i++) {
+		seen += bins[i];
+		if (seen > rank) {
+			double step = STEPS + i % STEPS, scale = (double)(1ull << (i / STEPS));
+			return step * scale / STEPS / 1e3;
+		}
+	}
+	return (double)largest / 1e3;
+}
+
+static void report(const char *what, double seconds, uint64_t bytes, uint64_t errors)
+{
+	printf("{\"case\":\"%s\",\"ops\":%lu,\"bytes\":%lu,\"seconds\":%.4f,\"mean_us\":%.2f,\"p50_us\":%.2f,\"p90_us\":%.2f,"
+	       "\"p99_us\":%.2f,\"p999_us\":%.2f,\"max_us\":%.1f,\"errors\":%lu,\"cpu_s\":%.3f}\n",
+	       what, samples, bytes, seconds, samples ? sum / (double)samples / 1e3 : 0, quantile_us(.5), quantile_us(.9),
+	       quantile_us(.99), quantile_us(.999), (double)largest / 1e3, errors, cpu_s());
+	fflush(stdout);
+}
+
+/* --- sockets ------------------------------------------------------------------------------------------------------- */
+
+static struct sockaddr_in target;
+static int poller;
+
+static void watch(int fd, uint32_t events, int op)
+{
+	struct epoll_event e = {.events = events, .data.fd = fd};
+	if (fd >= MAX_FD || epoll_ctl(poller, op, fd, &e))
+		die("epoll_ctl");
+}
+
+static int new_socket(int flags)
+{
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | flags, 0), on = 1;
+	if (fd < 0 || setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on))
+		die("socket");
+	return fd;
+}
+
+static int connected(void)
+{
+	int fd = new_socket(0);
+	if (connect(fd, (struct sockaddr *)&target, sizeof target))
+		die("connect");
+	return fd;
+}
+
+static void exactly(int fd, size_t size, bool writing)
+{
+	for (size_t done = 0; done < size;) {
+		ssize_t n = writing ? write(fd, buffer, size - done) : read(fd, buffer, size - done);
+		if (n <= 0)
+			die(writing ? "write" : "read (closed by peer?)");
+		done += (size_t)n;
+	}
+}
+
+/* --- server -------------------------------------------------------------------------------------------------------- */
+
+/* A connection's role is its first byte: 'S' sink, 'D' source (fills us with data), anything else echo. */
+static char role[MAX_FD];
+
+static void forget(int fd)
+{
+	role[fd] = 0;
+	close(fd);
+}
+
+static void accept_all(int listener)
+{
+	for (int fd; (fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0;) {
+		int on = 1;
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+		watch(fd, EPOLLIN, EPOLL_CTL_ADD);
+	}
+}
+
+static void echo(int fd, ssize_t size)
+{
+	for (ssize_t done = 0; done < size;) {
+		ssize_t n = write(fd, buffer + done, (size_t)(size - done));
+		if (n < 0 && errno == EAGAIN)
+			continue; /* the client reads what it asked for: the queue empties soon */
+		if (n < 0) {
+			forget(fd);
+			return;
+		}
+		done += n;
+	}
+}
+
+static void serve_one(int fd)
+{
+	if (role[fd] == 'D') {
+		if (write(fd, buffer, sizeof buffer) < 0 && errno != EAGAIN)
+			forget(fd);
+		return;
+	}
+	ssize_t n = read(fd, buffer, sizeof buffer);
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (n <= 0) {
+		forget(fd);
+		return;
+	}
+	if (!role[fd]) {
+		role[fd] = *buffer == 'S' || *buffer == 'D' ? *buffer : 'E';
+		if (role[fd] == 'D')
+			watch(fd, EPOLLOUT, EPOLL_CTL_MOD);
+	}
+	if (role[fd] == 'E')
+		echo(fd, n);
+}
+
+static void serve(int port)
+{
+	int listener = new_socket(SOCK_NONBLOCK), on = 1;
+	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+	if (bind(listener, (struct sockaddr *)&any, sizeof any) || listen(listener, 8192))
+		die("listen");
+	watch(listener, EPOLLIN, EPOLL_CTL_ADD);
+	for (struct epoll_event ready[BATCH];;) {
+		int n = epoll_wait(poller, ready, BATCH, -1);
+		for (int i = 0; i < n; i++)
+			ready[i].data.fd == listener ? accept_all(listener) : serve_one(ready[i].data.fd);
+	}
+}
+
+/* --- clients ------------------------------------------------------------------------------------------------------- */
+
+static uint64_t started[MAX_FD];
+static uint32_t pending[MAX_FD];
+
+static void rr_one(int fd, size_t size, uint64_t end)
+{
+	for (uint64_t begin = now_ns(), warm = begin + (end - begin) / 100 * WARM_UP_PERCENT; begin < end;) {
+		exactly(fd, size, true);
+		exactly(fd, size, false);
+		uint64_t done = now_ns();
+		if (begin > warm)
+			record(done - begin);
+		begin = done;
+	}
+}
+
+static void rr_many(size_t size, int conns, uint64_t end)
+{
+	for (int i = 0; i < conns; i++) {
+		int fd = connected();
+		watch(fd, EPOLLIN, EPOLL_CTL_ADD);
+		exactly(fd, size, true);
+	}
+	struct epoll_event ready[BATCH];
+	for (uint64_t begin = now_ns(), warm = begin + (end - begin) / 100 * WARM_UP_PERCENT; now_ns() < end;) {
+		int n = epoll_wait(poller, ready, BATCH, 100);
+		for (int i = 0; i < n; i++) {
+			int fd = ready[i].data.fd;
+			ssize_t got = read(fd, buffer, sizeof buffer);
+			if (got <= 0)
+				die("read (closed by peer?)");
+			pending[fd] += (uint32_t)got;
+			if (pending[fd] < size)
+				continue;
+			uint64_t t = now_ns();
+			if (started[fd] > warm)
+				record(t - started[fd]);
+			pending[fd] = 0;
+			started[fd] = t;
+			exactly(fd, size, true);
+		}
+	}
+}
+
+static void crr_open(void)
+{
+	int fd = new_socket(SOCK_NONBLOCK);
+	started[fd] = now_ns();
+	pending[fd] = 0;
+	if (connect(fd, (struct sockaddr *)&target, sizeof target) && errno != EINPROGRESS)
+		die("connect");
+	watch(fd, EPOLLOUT, EPOLL_CTL_ADD);
+}
+
+static uint64_t crr_many(int conns, uint64_t end)
+{
+	uint64_t errors = 0;
+	for (int i = 0; i < conns; i++)
+		crr_open();
+	struct epoll_event ready[BATCH];
+	while (now_ns() < end && errors < 1000) {
+		int n = epoll_wait(poller, ready, BATCH, 100);
+		for (int i = 0; i < n; i++) {
+			int fd = ready[i].data.fd;
+			if (!pending[fd] && write(fd, "x", 1) == 1) {
+				pending[fd] = 1;
+				watch(fd, EPOLLIN, EPOLL_CTL_MOD);
+				continue;
+			}
+			if (pending[fd] && read(fd, buffer, 1) == 1)
+				record(now_ns() - started[fd]);
+			else
+				errors++;
+			close(fd);
+			crr_open();
+		}
+	}
+	return errors;
+}
+
+static uint64_t bulk(int conns, uint64_t end, bool sending)
+{
+	uint64_t bytes = 0;
+	for (int i = 0; i < conns; i++) {
+		int fd = connected();
+		*buffer = sending ? 'S' : 'D';
+		exactly(fd, 1, true);
+		watch(fd, sending ? EPOLLOUT : EPOLLIN, EPOLL_CTL_ADD);
+	}
+	struct epoll_event ready[BATCH];
+	while (now_ns() < end) {
+		int n = epoll_wait(poller, ready, BATCH, 100);
+		for (int i = 0; i < n; i++) {
+			int fd = ready[i].data.fd;
+			ssize_t moved = sending ? send(fd, buffer, sizeof buffer, MSG_DONTWAIT) : read(fd, buffer, sizeof buffer);
+			if (moved < 0 && errno == EAGAIN)
+				continue;
+			if (moved <= 0)
+				die("bulk connection closed by peer");
+			bytes += (uint64_t)moved;
+		}
+	}
+	return bytes;
+}
+
+static void hold(int conns)
+{
+	for (int i = 0; i < conns; i++) {
+		int fd = connected();
+		exactly(fd, 1, true);
+		exactly(fd, 1, false);
+	}
+	printf("{\"case\":\"hold\",\"ops\":%d}\n", conns);
+	fflush(stdout);
+	while (read(STDIN_FILENO, buffer, sizeof buffer) > 0)
+		;
+}
+
+static void client(const char *what, char **arg, int args)
+{
+	if (!inet_pton(AF_INET, arg[0], &target.sin_addr)) {
+		errno = EINVAL;
+		die(arg[0]);
+	}
+	target.sin_family = AF_INET;
+	target.sin_port = htons((uint16_t)atoi(arg[1]));
+	double seconds = atof(arg[args - 1]);
+	uint64_t begin = now_ns(), end = begin + (uint64_t)(seconds * 1e9), bytes = 0, errors = 0;
+	double measured = seconds;
+	if (!strcmp(what, "rr")) {
+		size_t size = (size_t)atoi(arg[2]);
+		atoi(arg[3]) == 1 ? rr_one(connected(), size, end) : rr_many(size, atoi(arg[3]), end);
+		measured = seconds * (100 - WARM_UP_PERCENT) / 100;
+	} else if (!strcmp(what, "crr")) {
+		errors = crr_many(atoi(arg[2]), end);
+	} else {
+		bytes = bulk(atoi(arg[2]), end, *what == 's');
+		measured = (double)(now_ns() - begin) / 1e9;
+	}
+	report(what, measured, bytes, errors);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct { const char *name; int args; } modes[] = {{"rr", 5}, {"crr", 4}, {"send", 4}, {"recv", 4}};
+	struct rlimit files;
+	getrlimit(RLIMIT_NOFILE, &files);
+	files.rlim_cur = files.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &files);
+	signal(SIGPIPE, SIG_IGN);
+	memset(buffer, 'x', sizeof buffer);
+	poller = epoll_create1(EPOLL_CLOEXEC);
+	if (argc == 3 && !strcmp(argv[1], "serve"))
+		serve(atoi(argv[2]));
+	if (argc == 5 && !strcmp(argv[1], "hold")) {
+		target = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[3]))};
+		inet_pton(AF_INET, argv[2], &target.sin_addr);
+		hold(atoi(argv[4]));
+		return 0;
+	}
+	for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+		if (argc == modes[i].args + 2 && !strcmp(argv[1], modes[i].name)) {
+			client(argv[1], argv + 2, modes[i].args);
+			return 0;
+		}
+	fprintf(stderr, "load: see the head of load.c for its arguments\n");
+	return 2;
+}
