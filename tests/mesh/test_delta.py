@@ -1,0 +1,368 @@
+"""The conversation told from both sides, and the promise that ties them together."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mesh.delta import Acked, Nacked, Publisher, Subscribed, Subscriber, Versioned
+from mesh.errors import PeerError
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status
+from tests.playbook import nothing, play
+
+T, U = "type/T", "type/U"
+NODE = Node(id="ztunnel~1")
+
+
+def item(version, type_url=T):
+    return Versioned(version, type_url, b"data " + version.encode())
+
+
+def world(**versions):
+    return {name: item(version) for name, version in versions.items()}
+
+
+def request(type_url=T, nonce="", why=None, subscribe=(), unsubscribe=(), **held):
+    error = Status(message=why) if why else None
+    return DeltaDiscoveryRequest(
+        type_url=type_url,
+        response_nonce=nonce,
+        error_detail=error,
+        resource_names_subscribe=subscribe,
+        resource_names_unsubscribe=unsubscribe,
+        initial_resource_versions=held,
+    )
+
+
+def response(nonce, removed=(), type_url=T, **versions):
+    made = DeltaDiscoveryResponse(type_url=type_url, nonce=nonce, removed_resources=removed)
+    for name, version in versions.items():
+        resource = Resource(name=name, version=version)
+        resource.resource.type_url = type_url
+        resource.resource.value = b"data " + version.encode()
+        made.resources.append(resource)
+    return made
+
+
+class Server:
+    """What a server does around a Publisher: offers the world when asked or changed, goes on when answered."""
+
+    def __init__(self, max_resources=500, **versions):
+        self.publisher, self.world = Publisher(max_resources), world(**versions)
+
+    def handle(self, event):
+        if isinstance(event, dict):
+            self.world = event
+            return self.said(self.publisher.offer(T, event))
+        commands = self.publisher.handle(event)
+        for outcome in list(commands):
+            if isinstance(outcome, Subscribed):
+                commands += self.said(self.publisher.offer(event.type_url, self.world if event.type_url == T else {}))
+            else:
+                commands += self.said(self.publisher.next(event.type_url))
+        return commands
+
+    def said(self, response):
+        return [] if response is None else [response]
+
+
+class Client:
+    """What a client does around a Subscriber that refuses every version in `bad`."""
+
+    def __init__(self, *bad, held=None):
+        self.bad, self.subscriber = bad, Subscriber(NODE, [T], held)
+
+    def handle(self, event):
+        if event == "connect":
+            return self.subscriber.start()
+        batch = self.subscriber.receive(event)
+        refused = [(name, f"{version} is bad") for name, version, _ in batch.upserts if version in self.bad]
+        return [self.subscriber.settle(batch, refused)]
+
+
+def hello(**held):
+    first = request(**held)
+    first.node.CopyFrom(NODE)
+    return first
+
+
+def test_a_server_sends_everything_once_then_only_what_changed():
+    assert (
+        play(Server(a="1", b="1"))
+        >> request()
+        << Subscribed(T)
+        << response("1", a="1", b="1")
+        >> request(nonce="1")
+        << Acked(T, "1")
+        >> world(a="2", b="1")
+        << response("2", a="2")
+        >> request(nonce="2")
+        << Acked(T, "2")
+        >> world(a="2")
+        << response("3", removed=["b"])
+    )
+
+
+def test_an_empty_world_is_said_too_so_that_the_client_gets_ready():
+    assert play(Server()) >> request() << Subscribed(T) << response("1") >> request(nonce="1") << Acked(T, "1")
+
+
+def test_a_client_that_comes_back_is_told_only_the_difference():
+    assert (
+        play(Server(a="1", b="2"))
+        >> request(a="1", b="1", gone="9")
+        << Subscribed(T)
+        << response("1", removed=["gone"], b="2")
+    )
+
+
+def test_a_large_world_goes_out_in_parts_and_removals_last():
+    assert (
+        play(Server(max_resources=2, a="1", b="1", c="1"))
+        >> request(old="1")
+        << Subscribed(T)
+        << response("1", a="1", b="1")
+        >> request(nonce="1")
+        << Acked(T, "1")
+        << response("2", removed=["old"], c="1")
+    )
+
+
+def test_while_an_answer_is_due_nothing_more_is_sent_and_then_the_latest_world():
+    assert (
+        play(Server(a="1"))
+        >> request()
+        << Subscribed(T)
+        << response("1", a="1")
+        >> world(a="2")
+        << nothing
+        >> world(a="3")
+        << nothing
+        >> request(nonce="1")
+        << Acked(T, "1")
+        << response("2", a="3")
+    )
+
+
+def test_what_was_refused_is_not_sent_again_until_it_changes():
+    assert (
+        play(Server(a="bad", b="1"))
+        >> request()
+        << Subscribed(T)
+        << response("1", a="bad", b="1")
+        >> request(nonce="1", why="a: bad")
+        << Nacked(T, "1", "a: bad")
+        >> world(a="bad", b="1")
+        << nothing
+        >> world(a="good", b="1")
+        << response("2", a="good")
+    )
+
+
+def test_an_answer_to_an_older_response_answers_nothing():
+    assert (
+        play(Server(a="1"))
+        >> request(nonce="of an earlier stream")
+        << Subscribed(T)
+        << response("1", a="1")
+        >> request(nonce="of an earlier stream", why="late")
+        << nothing
+        >> request(nonce="1")
+        << Acked(T, "1")
+        >> request(nonce="1")
+        << nothing
+    )
+
+
+def test_a_type_nobody_serves_is_an_empty_world():
+    assert play(Server(a="1")) >> request(U) << Subscribed(U) << response("1", type_url=U)
+
+
+def test_a_request_without_a_type_is_the_clients_fault():
+    with pytest.raises(PeerError, match="type_url"):
+        Publisher().handle(request(""))
+
+
+def test_nothing_is_offered_of_a_type_the_client_never_asked_for():
+    assert Publisher().offer(T, world(a="1")) is None
+    assert Publisher().next(T) is None
+
+
+def test_named_resources_only_and_the_absent_ones_are_said_to_be_absent():
+    assert (
+        play(Server(a="1", b="1"))
+        >> request(subscribe=["a", "x"])
+        << Subscribed(T)
+        << response("1", removed=["x"], a="1")
+        >> request(nonce="1", subscribe=["b"])
+        << Subscribed(T)
+        << Acked(T, "1")
+        << response("2", b="1")
+        >> request(nonce="2", unsubscribe=["a"])
+        << Subscribed(T)
+        << Acked(T, "2")
+        >> world(a="2", b="1")
+        << nothing
+        >> request(subscribe=["b"])
+        << Subscribed(T)
+        << response("3", b="1")
+    )
+
+
+def test_on_demand_starts_with_nothing():
+    assert (
+        play(Server(a="1", b="1"))
+        >> request(subscribe=["*"], unsubscribe=["*"])
+        << Subscribed(T)
+        << response("1")
+        >> request(nonce="1", subscribe=["b"])
+        << Subscribed(T)
+        << Acked(T, "1")
+        << response("2", b="1")
+    )
+
+
+def test_a_name_given_up_under_a_wildcard_is_sent_again():
+    assert (
+        play(Server(a="1"))
+        >> request(subscribe=["*", "a", "x"])
+        << Subscribed(T)
+        << response("1", removed=["x"], a="1")
+        >> request(nonce="1", unsubscribe=["a", "x"])
+        << Subscribed(T)
+        << Acked(T, "1")
+        << response("2", removed=["x"], a="1")
+    )
+
+
+def test_a_client_acknowledges_what_it_took_and_resumes_from_there():
+    assert (
+        play(Client())
+        >> "connect"
+        << hello()
+        >> response("1", a="1", b="1")
+        << request(nonce="1")
+        >> response("2", removed=["b"], a="2")
+        << request(nonce="2")
+        >> "connect"
+        << hello(a="2")
+    )
+
+
+def test_a_client_says_what_it_refused_and_keeps_the_older_version_on_record():
+    assert (
+        play(Client("bad", "worse"))
+        >> "connect"
+        << hello()
+        >> response("1", a="1")
+        << request(nonce="1")
+        >> response("2", a="bad", b="worse", c="1")
+        << request(nonce="2", why="a: bad is bad; b: worse is bad")
+        >> "connect"
+        << hello(a="1", c="1")
+    )
+
+
+def test_a_client_starts_from_what_it_held_in_an_earlier_life():
+    assert play(Client(held={T: {"a": "1"}})) >> "connect" << hello(a="1")
+
+
+def test_a_client_is_in_step_once_every_type_was_acknowledged():
+    client = Subscriber(NODE, [T, U])
+    client.settle(client.receive(response("1", a="bad")), [("a", "bad")])
+    client.settle(client.receive(response("2", type_url=U)))
+    assert not client.synced
+    client.settle(client.receive(response("3", a="1")))
+    assert client.synced
+
+
+def test_a_type_nobody_asked_for_is_acknowledged_and_not_applied():
+    client = Subscriber(NODE, [T])
+    batch = client.receive(response("1", type_url=U, a="1"))
+    assert not batch.wanted
+    assert client.settle(batch) == request(U, nonce="1")
+
+
+def test_a_resource_of_another_type_than_announced_is_refused():
+    client = Subscriber(NODE, [T])
+    odd = response("1", a="1")
+    odd.resources[0].resource.type_url = U
+    batch = client.receive(odd)
+    assert batch.upserts == []
+    assert client.settle(batch) == request(nonce="1", why="a: is of type type/U")
+
+
+def test_a_name_twice_in_a_response_counts_once_and_is_not_removed():
+    client = Subscriber(NODE, [T])
+    twice = response("1", removed=["a"], a="1")
+    twice.resources.extend(response("1", a="2").resources)
+    batch = client.receive(twice)
+    assert (batch.upserts, batch.removed) == ([("a", "2", b"data 2")], [])
+
+
+worlds = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(["1", "2", "3", "bad"]))
+moves = st.lists(worlds | st.sampled_from(["disconnect", "deliver", "answer"]), max_size=25)
+
+
+class Link:
+    """A Subscriber and a Publisher with a wire between them that keeps order and may break at any point."""
+
+    def __init__(self):
+        self.subscriber, self.world = Subscriber(NODE, [T]), {}
+        self.installed, self.taken = {}, {}
+        self.connect()
+
+    def connect(self):
+        self.publisher, self.to_client = Publisher(max_resources=2), []
+        self.to_server = self.subscriber.start()
+
+    def push(self, response):
+        self.to_client += [response] if response else []
+
+    def publish(self, world):
+        self.world = {name: item(version) for name, version in world.items()}
+        self.push(self.publisher.offer(T, self.world))
+
+    def deliver(self):
+        batch = self.subscriber.receive(self.to_client.pop(0))
+        for name in batch.removed:
+            self.installed.pop(name, None)
+        refused = [(name, "bad") for name, version, _ in batch.upserts if version == "bad"]
+        self.installed.update((name, version) for name, version, _ in batch.upserts if version != "bad")
+        self.to_server.append(self.subscriber.settle(batch, refused))
+
+    def answer(self):
+        for outcome in self.publisher.handle(self.to_server.pop(0)):
+            again = isinstance(outcome, Subscribed)
+            self.push(self.publisher.offer(T, self.world) if again else self.publisher.next(T))
+
+    def play(self, move):
+        if isinstance(move, dict):
+            self.publish(move)
+        elif move == "disconnect":
+            self.connect()
+        elif move == "deliver" and self.to_client:
+            self.deliver()
+        elif move == "answer" and self.to_server:
+            self.answer()
+
+    def settle(self):
+        for _ in range(100):
+            if self.to_server:
+                self.answer()
+            elif self.to_client:
+                self.deliver()
+
+
+@settings(max_examples=80, deadline=None)
+@given(moves)
+def test_whatever_happens_the_client_ends_with_the_servers_world_minus_what_it_refused(story):
+    link = Link()
+    for move in story:
+        link.play(move)
+    link.settle()
+    assert not link.to_client
+    assert not link.to_server
+    assert dict(link.subscriber.held(T)) == link.installed
+    good = {name: item.version for name, item in link.world.items() if item.version != "bad"}
+    assert {name: version for name, version in link.installed.items() if name in good} == good
+    assert link.installed.keys() <= link.world.keys()
