@@ -1,0 +1,45 @@
+"""The applications in a pod: nginx, an iperf3 server and a socat echo, unmodified, knowing nothing of a mesh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+HTTP_PORT: Final = 8080
+IPERF_PORT: Final = 5201
+ECHO_PORT: Final = 7007
+
+_NGINX: Final = """\
+daemon off;
+master_process off;
+pid {dir}/nginx.pid;
+error_log {dir}/nginx-error.log warn;
+events {{ worker_connections 512; }}
+http {{
+  log_format lab '$remote_addr $request_method $uri $status $request_length';
+  access_log {dir}/nginx-access.log lab;
+  client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;
+  uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
+  keepalive_requests 1000000;
+  default_type text/plain;
+  client_max_body_size 64m;
+  server {{
+    listen {port};
+    location / {{ return 200 "$remote_addr {name}\\n"; }}
+    location /one {{ access_log off; return 200 "1"; }}
+  }}
+}}
+"""
+
+
+def commands(name: str, directory: Path) -> dict[str, list[str]]:
+    """Process name -> command line. `GET /` and `POST /` answer with the address of the client that nginx saw."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = directory / "nginx.conf"
+    config.write_text(_NGINX.format(dir=directory, port=HTTP_PORT, name=name))
+    echo = f"TCP-LISTEN:{ECHO_PORT},fork,reuseaddr,backlog=128,nodelay"
+    return {
+        f"nginx-{name}": ["nginx", "-e", str(directory / "nginx-error.log"), "-c", str(config)],
+        f"iperf3-{name}": ["iperf3", "-s", "-p", str(IPERF_PORT), "--forceflush"],
+        f"echo-{name}": ["socat", echo, "EXEC:cat"],
+    }

@@ -1,0 +1,323 @@
+"""The lab as a whole: brought up step by step, used, taken down from any state.
+
+`Cluster` is what the demo, the tests and the benchmark drive. Its state is a JSON file, so that another process can
+go on with the same lab; taking it down needs only the name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import apps, daemons, documents, needs, netns, processes
+from lab.documents import PodSpec
+from lab.layout import MOST_NODES, MOST_PODS, NETNS, ROOT, Layout, node_name, service_address, underlay_address
+from lab.processes import Process, wait_until
+from lab.runtime import Added, Runtime, Sandbox
+from mesh.errors import OperatorError
+
+Say = Callable[[str], None]
+READY_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A running pod. `took_s`: each plugin's ADD."""
+
+    name: str
+    namespace: str
+    node: str
+    ip: str
+    service_account: str
+    sandbox: Sandbox
+    took_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def netns(self) -> str:
+        return self.sandbox.netns
+
+    @property
+    def identity(self) -> str:
+        return f"spiffe://cluster.local/ns/{self.namespace}/sa/{self.service_account}"
+
+    @property
+    def uid(self) -> str:
+        return f"Kubernetes//Pod/{self.namespace}/{self.name}"
+
+
+class Cluster:
+    """One lab that is up or on its way. Not for two processes at once."""
+
+    def __init__(self, layout: Layout, say: Say = lambda _: None) -> None:
+        self.layout, self.say = layout, say
+        self.nodes: list[str] = []
+        self.pods: dict[str, Pod] = {}
+        self.daemons: dict[str, Process] = {}
+        self._vips = 0
+
+    # Up and down ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def up(cls, name: str, nodes: int = 2, pods: int = 2, say: Say = lambda _: None) -> Cluster:
+        """A working mesh with pods `web-1`… spread over the nodes. Raises OperatorError; then nothing is left."""
+        needs.require_all()
+        if not 1 <= nodes <= MOST_NODES or not 0 <= pods <= MOST_PODS:
+            raise OperatorError(f"a lab has 1 to {MOST_NODES} nodes and 0 to {MOST_PODS} pods")
+        cluster = cls(Layout(name), say)
+        _claim(cluster.layout)
+        try:
+            cluster._build(nodes, pods)
+        except BaseException:
+            down(cluster.layout)
+            raise
+        return cluster
+
+    @classmethod
+    def attach(cls, name: str) -> Cluster:
+        """The lab of that name. Raises OperatorError: it is not up."""
+        cluster = cls(Layout(name))
+        try:
+            state = json.loads(cluster.layout.state.read_text())
+        except (FileNotFoundError, ValueError):
+            raise OperatorError(f"lab {name} is not up: `meshctl lab up --name {name}`") from None
+        except PermissionError:
+            needs.require_root()
+            raise
+        cluster.nodes, cluster._vips = state["nodes"], state["vips"]
+        cluster.pods = {key: Pod(**{**pod, "sandbox": Sandbox(**pod["sandbox"])}) for key, pod in state["pods"].items()}
+        latest = {p.name: p for p in processes.recorded(cluster.layout)}
+        cluster.daemons = {key: latest[key] for key in state["daemons"]}
+        return cluster
+
+    def down(self) -> None:
+        down(self.layout)
+
+    def _build(self, nodes: int, pods: int) -> None:
+        self.say(f"fabric and {nodes} nodes as network namespaces")
+        self._make_network(nodes)
+        self.say("configuration: namespace shop (ambient), service web")
+        self.apply("namespace-shop", documents.namespace("shop", documents.AMBIENT))
+        self.say("control plane, then one agent and one tunnel per node")
+        self.start_controlplane()
+        self._start_nodes()
+        if pods:
+            self.say(f"{pods} pods through ptp, host-local and {needs.OUR_PLUGIN}")
+            self.add_service("web", {80: apps.HTTP_PORT, apps.ECHO_PORT: apps.ECHO_PORT})
+        for number in range(1, pods + 1):
+            self.add_pod(PodSpec(f"web-{number}", self.nodes[(number - 1) % nodes], app="web"))
+
+    def _make_network(self, nodes: int) -> None:
+        self.nodes = [node_name(number) for number in range(1, nodes + 1)]
+        netns.create_fabric(self.layout)
+        netns.create_host(self.layout, self.layout.control, "control", 0)
+        for number, node in enumerate(self.nodes, 1):
+            netns.create_host(self.layout, self.layout.node_netns(node), node, number)
+        for number, node in enumerate(self.nodes, 1):
+            netns.route_between(self.layout, node, number, range(1, nodes + 1))
+            for directory in (self.layout.run_dir(node), daemons.state_dir(self.layout, node)):
+                directory.mkdir(parents=True, mode=0o700)
+            Runtime(self.layout, node).install(number, self.layout.run_dir(node))
+            self.apply(f"node-{node}", documents.node(node, underlay_address(number)))
+
+    # Daemons --------------------------------------------------------------------------------------------------------
+
+    def start_controlplane(self) -> None:
+        for directory in (self.layout.run_dir(daemons.CONTROL), daemons.state_dir(self.layout, daemons.CONTROL)):
+            directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+        self._started(daemons.start_controlplane(self.layout))
+
+    def _start_nodes(self) -> None:
+        for node in self.nodes:
+            self._record(daemons.start_agent(self.layout, node))
+        for node in self.nodes:
+            daemons.issue_token(self.layout, node)
+            self._record(daemons.start_tunnel(self.layout, node))
+        for process in list(self.daemons.values()):
+            self._wait_up(process)
+        for node in self.nodes:
+            wait_until(f"{node}'s tunnel is ready", lambda node=node: self.tunnel_ready(node), READY_S)
+
+    def start_agent(self, node: str) -> None:
+        self._started(daemons.start_agent(self.layout, node))
+
+    def start_tunnel(self, node: str) -> None:
+        self._started(daemons.start_tunnel(self.layout, node))
+        wait_until(f"{node}'s tunnel is ready", lambda: self.tunnel_ready(node), READY_S)
+
+    def tunnel_ready(self, node: str) -> bool:
+        """Its readiness port says so: configuration, certificates and the agent's connection are there."""
+        return self.http_status(self.layout.node_netns(node), "127.0.0.1:15021/healthz/ready") == 200
+
+    def _started(self, process: Process) -> None:
+        self._record(process)
+        self._wait_up(process)
+
+    def _record(self, process: Process) -> None:
+        self.daemons[process.name] = process
+        self._save()
+
+    def _wait_up(self, process: Process) -> None:
+        wait_until(f"{process.name} is up", lambda: daemons.is_up(self.layout, process), READY_S)
+
+    def ask(self, daemon: str, target: str, method: str = "GET") -> Any:
+        """JSON from an admin socket: `ask("ztunnel-node1", "/config_dump")`."""
+        return daemons.ask(daemons.admin_socket(self.layout, self.daemons[daemon]), target, method)[1]
+
+    # Configuration --------------------------------------------------------------------------------------------------
+
+    def apply(self, name: str, document: documents.Document | str) -> Path:
+        return documents.write(self.layout.config, name, document)
+
+    def remove(self, name: str) -> None:
+        documents.remove(self.layout.config, name)
+
+    def add_service(self, name: str, ports: dict[int, int], namespace: str = "shop") -> str:
+        """Its virtual address."""
+        self._vips += 1
+        vip = service_address(self._vips - 1)
+        self.apply(f"service-{namespace}-{name}", documents.service(namespace, name, vip, ports))
+        return str(vip)
+
+    # Pods -----------------------------------------------------------------------------------------------------------
+
+    def add_pod(self, spec: PodSpec, *, with_apps: bool = True) -> Pod:
+        """Starts a pod as kubelet and runtime do. Raises CniRefused: it may not start, and nothing of it is left."""
+        account = documents.service_account(spec.namespace, spec.account)
+        self.apply(f"serviceaccount-{spec.namespace}-{spec.account}", account)
+        sandbox = self._sandbox(spec)
+        document = documents.pod(spec, sandbox.uid)
+        self.apply(f"pod-{spec.namespace}-{spec.name}", document)
+        netns.create(sandbox.netns)
+        try:
+            added = Runtime(self.layout, spec.node).add(sandbox)
+        except BaseException:
+            self._forget(spec.namespace, spec.name, sandbox)
+            raise
+        netns.prefer_cubic(sandbox.netns)
+        return self._running(spec, sandbox, added, document, with_apps)
+
+    def _running(
+        self, spec: PodSpec, sandbox: Sandbox, added: Added, document: documents.Document, with_apps: bool
+    ) -> Pod:
+        pod = Pod(spec.name, spec.namespace, spec.node, added.ip, spec.account, sandbox, added.took_s)
+        self.pods[spec.name] = pod
+        self._save()
+        if with_apps:
+            for name, argv in apps.commands(spec.name, self.layout.dir / "pods" / spec.name).items():
+                self.start_in(pod, name, argv)
+            wait_until(f"nginx of {spec.name} answers", lambda: self._serves(pod), READY_S)
+        host = underlay_address(self.nodes.index(spec.node) + 1)
+        self.apply(f"pod-{spec.namespace}-{spec.name}", documents.running(document, added.ip, host))
+        return pod
+
+    def delete_pod(self, name: str) -> None:
+        """Kills what runs in it, then DEL, as a runtime does."""
+        pod = self.pods.pop(name)
+        processes.end(p for p in processes.recorded(self.layout) if p.netns == pod.netns and p.alive)
+        try:
+            Runtime(self.layout, pod.node).delete(pod.sandbox)
+        finally:
+            self._forget(pod.namespace, name, pod.sandbox)
+            self._save()
+
+    def _forget(self, namespace: str, name: str, sandbox: Sandbox) -> None:
+        netns.delete(sandbox.netns)
+        self.remove(f"pod-{namespace}-{name}")
+
+    def _sandbox(self, spec: PodSpec) -> Sandbox:
+        space = self.layout.pod_netns(spec.namespace, spec.name)
+        return Sandbox(uuid.uuid4().hex, space, spec.namespace, spec.name, str(uuid.uuid4()))
+
+    def _serves(self, pod: Pod) -> bool:
+        # From the pod to itself over loopback, which never enters the mesh: like a readiness probe of type exec.
+        return self.http_status(pod.netns, f"127.0.0.1:{apps.HTTP_PORT}/one") == 200
+
+    # Commands -------------------------------------------------------------------------------------------------------
+
+    def start_in(self, pod: Pod, name: str, argv: list[str]) -> Process:
+        """A long-running application in a pod."""
+        return processes.start(self.layout, name, pod.netns, argv)
+
+    def exec(
+        self, pod: Pod, argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command in a pod to its end."""
+        env = processes.environment(self.layout, {})
+        command = [*netns.inside(pod.netns), *argv]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, timeout=timeout_s)
+
+    def http_status(self, space: str, url: str) -> int:
+        """0: nobody answers."""
+        command = ["curl", "-s", "-o", "/dev/null", "-m", "2", "-w", "%{http_code}", f"http://{url}"]
+        env = processes.environment(self.layout, {})
+        done = subprocess.run([*netns.inside(space), *command], capture_output=True, text=True, env=env)
+        return int(done.stdout or 0)
+
+    def pod(self, name: str) -> Pod:
+        """By `NAME` or `NAMESPACE/NAME`. Raises OperatorError."""
+        pod = self.pods.get(name.rpartition("/")[2])
+        if pod is None or name not in (pod.name, f"{pod.namespace}/{pod.name}"):
+            known = ", ".join(sorted(self.pods)) or "none"
+            raise OperatorError(f"lab {self.layout.name} has no pod {name}; there are: {known}")
+        return pod
+
+    def _save(self) -> None:
+        state = {
+            "name": self.layout.name,
+            "nodes": self.nodes,
+            "run_dirs": {owner: str(self.layout.run_dir(owner)) for owner in [*self.nodes, daemons.CONTROL]},
+            "vips": self._vips,
+            "pods": {name: asdict(pod) for name, pod in self.pods.items()},
+            "daemons": sorted(self.daemons),
+        }
+        aside = self.layout.state.with_suffix(".new")
+        aside.write_text(json.dumps(state, indent=1))
+        os.replace(aside, self.layout.state)
+
+
+def _claim(layout: Layout) -> None:
+    """The lab's directory, made by exactly one. Raises OperatorError: somebody has it."""
+    ROOT.mkdir(mode=0o700, exist_ok=True)
+    if not NETNS.exists():
+        (ROOT / ".made-netns-dir").touch()
+    try:
+        layout.dir.mkdir(mode=0o700)
+    except FileExistsError:
+        raise OperatorError(f"lab {layout.name} exists: `meshctl lab down --name {layout.name}` first") from None
+    for directory in (layout.config, layout.logs, layout.dir / "tmp", layout.dir / "pods"):
+        directory.mkdir()
+
+
+def down(layout: Layout) -> bool:
+    """Takes away whatever there is of a lab, in any state; False: there was nothing. Idempotent.
+
+    Processes first, because a namespace lives as long as somebody in it; the directory last, because it is what
+    tells the next `down` that there is work left.
+    """
+    found = processes.all_of(layout)
+    processes.end(found)
+    spaces = [name for name in netns.names() if layout.owns_netns(name)]
+    for space in spaces:
+        netns.delete(space)
+    existed = layout.dir.is_dir()
+    shutil.rmtree(layout.dir, ignore_errors=True)
+    _leave_the_machine_as_it_was()
+    return bool(found or spaces or existed)
+
+
+def _leave_the_machine_as_it_was() -> None:
+    """The last lab takes the shared directories with it, /run/netns only if it was a lab that made it."""
+    others = [p for p in ROOT.iterdir() if p.is_dir()] if ROOT.is_dir() else []
+    if others or not ROOT.is_dir():
+        return
+    if (ROOT / ".made-netns-dir").exists() and not netns.names():
+        subprocess.run(["umount", str(NETNS)], capture_output=True)
+        NETNS.rmdir()
+    shutil.rmtree(ROOT, ignore_errors=True)

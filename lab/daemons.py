@@ -1,0 +1,165 @@
+"""The mesh's daemons in a lab: which settings they get, when they count as up, how they are asked.
+
+The settings are those of ARCHITECTURE.md; nothing else reaches a daemon.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from lab.layout import Layout, underlay_address
+from lab.needs import REPOSITORY
+from lab.netns import inside
+from lab.processes import Process, environment, start
+from mesh.errors import OperatorError, PeerError
+
+CONTROL: Final = "control"
+_START_S: Final = 20.0
+
+
+def command(package: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"{package}.main", *arguments]
+
+
+def control_settings(layout: Layout) -> dict[str, str]:
+    return {
+        **_common(layout, CONTROL),
+        "NODEMESH_CONFIG_DIR": str(layout.config),
+        "CONTROLPLANE_ADDR": "0.0.0.0:15012",
+        "CONTROLPLANE_SANS": underlay_address(0),
+    }
+
+
+def agent_settings(layout: Layout, node: str) -> dict[str, str]:
+    return {
+        **_common(layout, node),
+        "NODE_NAME": node,
+        "NODEMESH_PODS_DIR": str(layout.config),
+        "ZDS_SOCKET": str(zds_socket(layout, node)),
+    }
+
+
+def tunnel_settings(layout: Layout, node: str) -> dict[str, str]:
+    server = f"https://{underlay_address(0)}:15012"
+    return {
+        **_common(layout, node),
+        "NODE_NAME": node,
+        "XDS_ADDRESS": server,
+        "CA_ADDRESS": server,
+        "XDS_ROOT_CA": str(root_certificate(layout)),
+        "CA_ROOT_CA": str(root_certificate(layout)),
+        "AUTH_TOKEN": str(token_path(layout, node)),
+        "INPOD_UDS": str(zds_socket(layout, node)),
+        "NODEMESH_ACCESS_LOG": str(layout.access_log(node)),
+    }
+
+
+def _common(layout: Layout, owner: str) -> dict[str, str]:
+    settings = {
+        "NODEMESH_RUN_DIR": str(layout.run_dir(owner)),
+        "NODEMESH_STATE_DIR": str(state_dir(layout, owner)),
+        "LOG_FORMAT": "json",
+        "LOG_LEVEL": os.environ.get("LOG_LEVEL", "info"),
+    }
+    return {**settings, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+
+
+def state_dir(layout: Layout, owner: str) -> Path:
+    return layout.node_dir(owner) / "state"
+
+
+def root_certificate(layout: Layout) -> Path:
+    return state_dir(layout, CONTROL) / "ca" / "root-cert.pem"
+
+
+def token_path(layout: Layout, node: str) -> Path:
+    return layout.node_dir(node) / "join-token"
+
+
+def zds_socket(layout: Layout, node: str) -> Path:
+    return layout.run_dir(node) / "ztunnel-zds.sock"
+
+
+def issue_token(layout: Layout, node: str) -> None:
+    """A join token from the control plane's own command, readable by root only."""
+    done = subprocess.run(
+        [*inside(layout.control), *command("controlplane", "token", "create", "--node", node)],
+        env=environment(layout, control_settings(layout)),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise OperatorError(f"controlplane token create failed: {done.stderr.strip()}")
+    path = token_path(layout, node)
+    path.touch(0o600)
+    path.write_text(done.stdout.strip())
+
+
+def start_controlplane(layout: Layout) -> Process:
+    return start(layout, "controlplane", layout.control, command("controlplane", "run"), control_settings(layout))
+
+
+def start_agent(layout: Layout, node: str) -> Process:
+    return start(
+        layout, f"nodeagent-{node}", layout.node_netns(node), command("nodeagent", "run"), agent_settings(layout, node)
+    )
+
+
+def start_tunnel(layout: Layout, node: str) -> Process:
+    return start(
+        layout, f"ztunnel-{node}", layout.node_netns(node), command("ztunnel", "run"), tunnel_settings(layout, node)
+    )
+
+
+def admin_socket(layout: Layout, process: Process) -> Path:
+    """`nodeagent-node1` answers at node1's RUN/nodeagent.sock."""
+    daemon, _, node = process.name.partition("-")
+    return layout.run_dir(node or CONTROL) / f"{daemon}.sock"
+
+
+def ask(path: Path, target: str, method: str = "GET", timeout_s: float = 5.0) -> tuple[int, Any]:
+    """(status, JSON body) from an admin socket. Raises PeerError: nobody answers."""
+    connection = http.client.HTTPConnection("localhost", timeout=timeout_s)
+    connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.sock.settimeout(timeout_s)
+        connection.sock.connect(str(path))
+        connection.request(method, target)
+        response = connection.getresponse()
+        body = response.read()
+        return response.status, json.loads(body) if body else None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise PeerError(f"{path}: {error}") from error
+    finally:
+        connection.close()
+
+
+def is_up(layout: Layout, process: Process) -> bool:
+    """Whether the daemon answers. Raises OperatorError with its last words when it has ended instead."""
+    if not process.alive:
+        raise OperatorError(f"{process.name} ended while starting: {last_words(layout, process.name)}")
+    try:
+        return ask(admin_socket(layout, process), "/status")[0] == 200
+    except PeerError:
+        return False
+
+
+def last_words(layout: Layout, name: str) -> str:
+    lines = layout.log(name).read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+def stop(process: Process, deadline_s: float = 15.0) -> None:
+    """As a service manager would: SIGTERM, a deadline, SIGKILL. Raises OperatorError when it came to that."""
+    process.signal(signal.SIGTERM)
+    if not process.wait(deadline_s):
+        process.kill()
+        raise OperatorError(f"{process.name} did not end within {deadline_s:g} s of SIGTERM")

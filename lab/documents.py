@@ -1,0 +1,132 @@
+"""The lab's configuration: Kubernetes and Istio documents as a kubelet and an operator would leave them.
+
+One document per file, replaced atomically, so that a watcher never reads half of one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+Document = dict[str, Any]
+AMBIENT: Final = {"istio.io/dataplane-mode": "ambient"}
+OUT_OF_MESH: Final = {"istio.io/dataplane-mode": "none"}
+
+
+@dataclass(frozen=True, slots=True)
+class PodSpec:
+    """What a person asks for; `service_account` and `app` default to the name."""
+
+    name: str
+    node: str
+    namespace: str = "shop"
+    service_account: str = ""
+    app: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def account(self) -> str:
+        return self.service_account or self.name
+
+
+def write(directory: Path, name: str, document: Document | str) -> Path:
+    """Replaces `name`.yaml as a whole. Text is written as it is, for documents that are meant to be wrong."""
+    path = directory / f"{name}.yaml"
+    text = document if isinstance(document, str) else yaml.safe_dump(document, sort_keys=False)
+    # A leading dot: the watchers look at *.yaml only.
+    aside = directory / f".{name}.new"
+    aside.write_text(text)
+    os.replace(aside, path)
+    return path
+
+
+def remove(directory: Path, name: str) -> None:
+    (directory / f"{name}.yaml").unlink(missing_ok=True)
+
+
+def namespace(name: str, labels: dict[str, str]) -> Document:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def node(name: str, address: str) -> Document:
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": f"zone-{name}"}},
+        "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+    }
+
+
+def service_account(namespace: str, name: str) -> Document:
+    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}}
+
+
+def service(namespace: str, name: str, vip: IPv4Address, ports: dict[int, int]) -> Document:
+    """`ports`: the Service's port -> the pods'. Selects pods with label `app: NAME`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "clusterIP": str(vip),
+            "clusterIPs": [str(vip)],
+            "selector": {"app": name},
+            "ports": [{"name": f"tcp-{p}", "port": p, "targetPort": t, "protocol": "TCP"} for p, t in ports.items()],
+        },
+    }
+
+
+def pod(spec: PodSpec, uid: str) -> Document:
+    """As the API server has it when the runtime is about to start it: bound to a node, without a status."""
+    labels = {"app": spec.app or spec.name, **spec.labels}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": spec.name, "namespace": spec.namespace, "uid": uid, "labels": labels},
+        "spec": {
+            "nodeName": spec.node,
+            "serviceAccountName": spec.account,
+            "containers": [{"name": "app", "image": "lab"}],
+        },
+    }
+
+
+def running(document: Document, ip: str, host_ip: str) -> Document:
+    """What the kubelet adds once the pod runs."""
+    status = {
+        "phase": "Running",
+        "podIP": ip,
+        "podIPs": [{"ip": ip}],
+        "hostIP": host_ip,
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }
+    return {**document, "status": status}
+
+
+def strict(namespace: str) -> Document:
+    return _istio("PeerAuthentication", namespace, "default", {"mtls": {"mode": "STRICT"}})
+
+
+def authorization(namespace: str, name: str, action: str, app: str, rules: list[Document]) -> Document:
+    """`rules` in the notation of AuthorizationPolicy; selects pods with label `app: APP`."""
+    spec = {"selector": {"matchLabels": {"app": app}}, "action": action, "rules": rules}
+    return _istio("AuthorizationPolicy", namespace, name, spec)
+
+
+def deny_from(namespace: str, name: str, app: str, principal: str) -> Document:
+    rule = {"from": [{"source": {"principals": [principal]}}]}
+    return authorization(namespace, name, "DENY", app, [rule])
+
+
+def _istio(kind: str, namespace: str, name: str, spec: Document) -> Document:
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }

@@ -1,0 +1,76 @@
+"""`meshctl lab …`: the lab's command line. Owns no exit codes but those of the commands it runs; errors are raised."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import click
+
+from lab import cluster, needs, netns, processes
+from lab.cluster import Cluster
+from lab.layout import DEFAULT_NAME, Layout
+
+_name = click.option("--name", default=DEFAULT_NAME, show_default=True, help="Which lab; several may be up.")
+
+
+@click.group()
+def lab() -> None:
+    """A cluster in one kernel: real daemons, plugins and applications in network namespaces."""
+
+
+@lab.command()
+@_name
+@click.option("--nodes", default=2, show_default=True, help="How many nodes.")
+@click.option("--pods", default=2, show_default=True, help="How many pods, spread over the nodes.")
+def up(name: str, nodes: int, pods: int) -> None:
+    """Brings a mesh up: control plane, nodes, pods web-1…, Service web."""
+    began = time.monotonic()
+    made = Cluster.up(name, nodes, pods, lambda line: click.echo(f"  {line}", err=True))
+    click.echo(f"lab {name} is up after {time.monotonic() - began:.1f} s; configuration: {made.layout.config}")
+
+
+@lab.command()
+@_name
+@click.option("-o", "--output", type=click.Choice(["short", "json", "yaml"]), default="short")
+def status(name: str, output: str) -> None:
+    """Who runs where, with which address."""
+    from lab import status as report
+
+    needs.require_root()
+    text, healthy = report.describe(Cluster.attach(name), output)
+    click.echo(text)
+    raise SystemExit(0 if healthy else 1)
+
+
+@lab.command(name="exec", context_settings={"ignore_unknown_options": True})
+@_name
+@click.argument("where", metavar="POD|NODE")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(name: str, where: str, command: tuple[str, ...]) -> None:
+    """Runs a command inside a pod or on a node: exec web-1 -- curl -s 10.96.0.10"""
+    needs.require_root()
+    attached = Cluster.attach(name)
+    hosts = {node: attached.layout.node_netns(node) for node in attached.nodes} | {"control": attached.layout.control}
+    space = hosts.get(where) or attached.pod(where).netns
+    argv = [*netns.inside(space), *command]
+    os.execvpe(argv[0], argv, {**os.environ, **processes.environment(attached.layout, {})})
+
+
+@lab.command()
+@_name
+def down(name: str) -> None:
+    """Takes everything of a lab away; also what a crash left. Idempotent."""
+    needs.require_root()
+    there_was = cluster.down(Layout(name))
+    click.echo(f"lab {name} is down" if there_was else f"lab {name}: nothing to take away")
+
+
+@lab.command()
+@click.option("--name", default="nmdemo", show_default=True, help="The demo's own lab.")
+@click.option("--keep-going", is_flag=True, help="Run the later steps after a failed one, too.")
+def demo(name: str, keep_going: bool) -> None:
+    """The main job, shown working: every line is measured now. Exit code 1 when one is not as it should be."""
+    from lab import demo as show
+
+    raise SystemExit(show.run(name, keep_going))

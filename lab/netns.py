@@ -1,0 +1,99 @@
+"""Network namespaces, their links and routes, by iproute2 in batches: one process per namespace, not per command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable
+
+from lab.layout import NETNS, UNDERLAY, Layout, pod_range, underlay_address
+from lab.needs import search_path
+from mesh.errors import OperatorError
+
+BRIDGE = "br0"
+
+
+def run(*command: str, stdin: str = "") -> str:
+    """stdout of a program that must succeed. Raises OperatorError with its own words."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, env={"PATH": search_path()})
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise OperatorError(f"{' '.join(command)} failed: {said}")
+    return done.stdout
+
+
+def batch(netns: str, lines: Iterable[str]) -> None:
+    run("ip", "-n", netns, "-batch", "-", stdin="\n".join(lines) + "\n")
+
+
+def inside(netns: str) -> list[str]:
+    """What to put before a command so that it runs in the namespace; the pid stays that of the command."""
+    return ["nsenter", f"--net={NETNS / netns}", "--"]
+
+
+def names() -> list[str]:
+    return sorted(os.listdir(NETNS)) if NETNS.is_dir() else []
+
+
+def create(netns: str, sysctls: Iterable[str] = ()) -> None:
+    run("ip", "netns", "add", netns)
+    run("ip", "-n", netns, "link", "set", "lo", "up")
+    if settings := list(sysctls):
+        run(*inside(netns), "sysctl", "-qw", *settings)
+
+
+def delete(netns: str) -> None:
+    """The namespace loses its name; it goes away with its last process."""
+    subprocess.run(["ip", "netns", "del", netns], capture_output=True, env={"PATH": search_path()})
+
+
+def create_fabric(layout: Layout) -> None:
+    """The wire between the hosts: a bridge in a namespace of its own."""
+    create(layout.fabric)
+    batch(layout.fabric, [f"link add {BRIDGE} type bridge", f"link set {BRIDGE} up"])
+
+
+def plug_in(layout: Layout, netns: str, port: str, address: str) -> None:
+    """A host's `eth0` on the fabric."""
+    run("ip", "-n", layout.fabric, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", netns)
+    batch(layout.fabric, [f"link set {port} master {BRIDGE} up"])
+    batch(netns, ["link set eth0 up", f"addr add {address}/{UNDERLAY.prefixlen} dev eth0"])
+
+
+def create_host(layout: Layout, netns: str, port: str, number: int) -> None:
+    # rp_filter off as every CNI guide asks: replies to preserved source addresses come in by another way.
+    quiet = ["net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0"]
+    create(netns, quiet)
+    plug_in(layout, netns, port, underlay_address(number))
+
+
+def route_between(layout: Layout, node: str, number: int, others: Iterable[int]) -> None:
+    """Node `number` learns where the other nodes' pods are. No NAT anywhere: addresses stay the pods' own."""
+    batch(
+        layout.node_netns(node),
+        [f"route add {pod_range(o)} via {underlay_address(o)} dev eth0{_cubic()}" for o in others if o != number],
+    )
+
+
+def prefer_cubic(netns: str) -> None:
+    """Every route of a pod asks for cubic where the machine's default is BBR, whose software pacing halves both
+    contenders on a veth and hides the difference. A namespace may not choose by sysctl; a route may."""
+    if not _cubic():
+        return
+    routes = run("ip", "-n", netns, "-4", "route", "show").splitlines()
+    batch(netns, [f"route replace {_without_notes(route)} congctl cubic" for route in routes])
+
+
+def _without_notes(route: str) -> str:
+    return route.replace(" linkdown", "").strip()
+
+
+def _cubic() -> str:
+    def read(name: str) -> str:
+        with open(f"/proc/sys/net/ipv4/{name}", encoding="ascii") as file:
+            return file.read()
+
+    if read("tcp_congestion_control").strip() == "bbr" and "cubic" in read("tcp_available_congestion_control"):
+        return " congctl cubic"
+    return ""
+

@@ -1,0 +1,181 @@
+"""The part of a container runtime that calls CNI: a chain of plugins, each exec'ed in the node's namespace.
+
+Follows the CNI specification 1.1 (sections 2 to 4) as libcni does: parameters in the environment, configuration on
+stdin, `prevResult` handed from plugin to plugin, DEL in reverse order. Owns the cached results of its attachments.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from lab import needs
+from lab.layout import MARK, NETNS, Layout, pod_range
+from lab.netns import inside
+from mesh.errors import MeshError
+
+VERSION: Final = "1.0.0"  # what Debian's ptp speaks; the list's version is the primary's
+INTERFACE: Final = "eth0"
+PLUGIN_TIMEOUT_S: Final = 90.0
+
+Result = dict[str, Any]
+
+
+class CniRefused(MeshError):
+    """A plugin failed. `code` and `msg` are its own; 999 when it printed no CNI error."""
+
+    def __init__(self, plugin: str, code: int, msg: str, details: str = "") -> None:
+        super().__init__(f"{plugin} refused with code {code}: {msg}" + (f" ({details})" if details else ""))
+        self.plugin, self.code, self.msg = plugin, code, msg
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A pod as a runtime knows it: one container id, one network namespace."""
+
+    container_id: str
+    netns: str
+    namespace: str
+    name: str
+    uid: str
+
+    @property
+    def args(self) -> str:
+        return (
+            f"IgnoreUnknown=1;K8S_POD_NAMESPACE={self.namespace};K8S_POD_NAME={self.name};"
+            f"K8S_POD_INFRA_CONTAINER_ID={self.container_id};K8S_POD_UID={self.uid}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """`took_s`: plugin name -> wall time of its ADD, fork and exec included."""
+
+    result: Result
+    took_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ip(self) -> str:
+        return str(self.result["ips"][0]["address"]).split("/")[0]
+
+
+class Runtime:
+    """One node's runtime. Its network list is on disk beside the cached results, as in /etc/cni/net.d."""
+
+    def __init__(self, layout: Layout, node: str) -> None:
+        self._node_netns = layout.node_netns(node)
+        self._dir = layout.node_dir(node) / "cni"
+        self._lab = layout.name
+
+    def install(self, number: int, agent_run_dir: Path) -> None:
+        """Writes the conflist: the real ptp and host-local, then ours."""
+        self._dir.mkdir(parents=True, exist_ok=True)
+        plugins = [primary(number, self._dir / "ipam"), ours(agent_run_dir)]
+        conflist = {"cniVersion": VERSION, "name": "nodemesh-lab", "plugins": plugins}
+        self._conflist.write_text(json.dumps(conflist, indent=1))
+
+    @property
+    def _conflist(self) -> Path:
+        return self._dir / "10-nodemesh-lab.conflist"
+
+    def add(self, sandbox: Sandbox) -> Added:
+        """Runs the chain. Raises CniRefused after a DEL of everything, as kubelet and containerd do."""
+        took: dict[str, float] = {}
+        result: Result = {}
+        try:
+            for plugin in self._plugins():
+                began = time.perf_counter()
+                result = self._call("ADD", plugin, sandbox, result or None)
+                took[str(plugin["type"])] = time.perf_counter() - began
+        except CniRefused:
+            self.delete(sandbox)
+            raise
+        self._cache(sandbox).write_text(json.dumps(result))
+        return Added(result, took)
+
+    def check(self, sandbox: Sandbox) -> None:
+        """Raises CniRefused: something is not as ADD left it."""
+        for plugin in self._plugins():
+            self._call("CHECK", plugin, sandbox, self._cached(sandbox))
+
+    def delete(self, sandbox: Sandbox) -> None:
+        """Reverse order, every plugin gets its turn; the first failure is raised at the end."""
+        failures: list[CniRefused] = []
+        for plugin in reversed(self._plugins()):
+            try:
+                self._call("DEL", plugin, sandbox, self._cached(sandbox))
+            except CniRefused as refused:
+                failures.append(refused)
+        self._cache(sandbox).unlink(missing_ok=True)
+        if failures:
+            raise failures[0]
+
+    def _plugins(self) -> list[dict[str, Any]]:
+        plugins = json.loads(self._conflist.read_text())["plugins"]
+        assert isinstance(plugins, list)
+        return plugins
+
+    def _cache(self, sandbox: Sandbox) -> Path:
+        return self._dir / f"{sandbox.container_id}-{INTERFACE}.json"
+
+    def _cached(self, sandbox: Sandbox) -> Result | None:
+        try:
+            return dict(json.loads(self._cache(sandbox).read_text()))
+        except FileNotFoundError:
+            return None
+
+    def _call(self, command: str, plugin: dict[str, Any], sandbox: Sandbox, previous: Result | None) -> Result:
+        config = {"cniVersion": VERSION, "name": "nodemesh-lab", **plugin}
+        if previous is not None:
+            config["prevResult"] = previous
+        kind = str(plugin["type"])
+        done = subprocess.run(
+            [*inside(self._node_netns), str(needs.plugin_path(kind))],
+            input=json.dumps(config),
+            env=self._environment(command, sandbox),
+            capture_output=True,
+            text=True,
+            timeout=PLUGIN_TIMEOUT_S,
+        )
+        if done.returncode:
+            raise _refusal(kind, done.stdout, done.stderr)
+        return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+
+    def _environment(self, command: str, sandbox: Sandbox) -> dict[str, str]:
+        return {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": sandbox.container_id,
+            "CNI_NETNS": str(NETNS / sandbox.netns),
+            "CNI_IFNAME": INTERFACE,
+            "CNI_ARGS": sandbox.args,
+            "CNI_PATH": ":".join(str(path) for path in needs.cni_path()),
+            "PATH": needs.search_path(),
+            MARK: self._lab,
+        }
+
+
+def primary(number: int, leases: Path) -> dict[str, Any]:
+    """Debian's ptp with host-local: a routed veth per pod, addresses from the node's range, no masquerading."""
+    ipam = {
+        "type": "host-local",
+        "dataDir": str(leases),
+        "ranges": [[{"subnet": str(pod_range(number))}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    return {"type": "ptp", "ipMasq": False, "mtu": 1500, "ipam": ipam}
+
+
+def ours(agent_run_dir: Path) -> dict[str, Any]:
+    return {"type": needs.OUR_PLUGIN, "run_dir": str(agent_run_dir)}
+
+
+def _refusal(kind: str, stdout: str, stderr: str) -> CniRefused:
+    try:
+        said = json.loads(stdout)
+        return CniRefused(kind, int(said["code"]), str(said["msg"]), str(said.get("details", "")))
+    except (ValueError, KeyError, TypeError):
+        return CniRefused(kind, 999, (stderr or stdout).strip() or "no reason given")

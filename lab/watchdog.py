@@ -1,0 +1,46 @@
+"""Takes a lab down when the process that uses it is gone, however it went.
+
+Lives outside the lab (no mark, the machine's namespace), so that `down` does not end it half way.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import sys
+
+from lab import cluster
+from lab.layout import MARK, Layout
+from lab.needs import REPOSITORY
+
+
+def guard(layout: Layout) -> None:
+    """From now on the end of the calling process, even by SIGKILL, is the end of the lab.
+
+    A pipe tells: its writing end is ours alone and closes with us. Returns once the watchdog runs.
+    """
+    watched, ours = os.pipe()
+    said, says = os.pipe()
+    env = {key: value for key, value in os.environ.items() if key != MARK} | {"PYTHONPATH": str(REPOSITORY)}
+    null = os.open(os.devnull, os.O_RDWR)
+    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in ((watched, 0), (says, 1), (null, 2))]
+    command = [sys.executable, "-m", "lab.watchdog", layout.name]
+    os.posix_spawn(sys.executable, command, env, file_actions=actions, setsid=True)
+    for fd in (watched, says, null):
+        os.close(fd)
+    os.read(said, 1)
+    os.close(said)
+    # `ours` stays open on purpose, and is not inherited (PEP 446).
+
+
+def main() -> None:
+    layout = Layout(sys.argv[1])
+    os.write(1, b"!")
+    os.close(1)
+    select.select([0], [], [])
+    cluster.down(layout)
+
+
+if __name__ == "__main__":
+    main()

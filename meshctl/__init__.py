@@ -1,0 +1,1 @@
+"""The command line. Speaks to processes through their admin sockets and owns no state."""
