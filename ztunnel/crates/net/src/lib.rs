@@ -1,1 +1,7 @@
 //! placeholder
+
+mod csr;
+pub mod identity;
+pub mod pool;
+pub mod relay;
+pub mod tunnel;
