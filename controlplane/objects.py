@@ -1,0 +1,211 @@
+"""Configuration documents as typed values: what was written, checked, nothing derived.
+
+Owns the shape of every accepted kind. Reading it from a document is `translate/kubernetes.py` and `translate/istio.py`;
+what it means for the mesh is `translate/{workloads,services,policies}.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mesh.model import (
+    Action,
+    AppProtocol,
+    IPAddress,
+    IPFamilies,
+    IPNetwork,
+    LoadBalancing,
+    Locality,
+    Rule,
+)
+
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """What no document says. `trust_domain` in full, also when it is the default."""
+
+    cluster_id: str = "Kubernetes"
+    trust_domain: str = "cluster.local"
+    root_namespace: str = "istio-system"
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """`created`: RFC 3339, "" when unknown; among equals the oldest object wins, unknown last."""
+
+    name: str
+    namespace: str = ""
+    labels: Labels = field(default_factory=dict)
+    annotations: Labels = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def age_order(self) -> tuple[bool, str, str, str]:
+        return (not self.created, self.created, self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    meta: Meta
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    meta: Meta
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    meta: Meta
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """`ports`: container port by name. `ready` is false only when the Ready condition says so, or it is going away."""
+
+    meta: Meta
+    owner: Owner | None
+    node: str
+    service_account: str
+    host_network: bool
+    ports: Mapping[str, int]
+    phase: str
+    ips: tuple[IPAddress, ...]
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """`target`: a number, or the name of a container port."""
+
+    name: str
+    number: int
+    target: int | str
+    protocol: AppProtocol
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesService:
+    meta: Meta
+    selector: Labels
+    cluster_ips: tuple[IPAddress, ...]
+    ports: tuple[ServicePort, ...]
+    load_balancing: LoadBalancing | None
+    ip_families: IPFamilies
+    external_name: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SliceEndpoint:
+    addresses: tuple[IPAddress, ...]
+    ready: bool
+    pod: str
+    node: str
+    zone: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSlice:
+    """`ports`: number by port name."""
+
+    meta: Meta
+    service: str
+    ports: Mapping[str, int]
+    endpoints: tuple[SliceEndpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A WorkloadEntry's spec, also inline in a ServiceEntry. Exactly one of `address` and `hostname` is set."""
+
+    address: IPAddress | None
+    hostname: str
+    ports: Mapping[str, int]
+    labels: Labels
+    network: str
+    locality: Locality | None
+    weight: int | None
+    service_account: str
+
+    @property
+    def text(self) -> str:
+        return str(self.address) if self.address else self.hostname
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadEntry:
+    meta: Meta
+    endpoint: Endpoint
+
+
+class Resolution(StrEnum):
+    NONE = "NONE"
+    STATIC = "STATIC"
+    DNS = "DNS"
+    DNS_ROUND_ROBIN = "DNS_ROUND_ROBIN"
+    DYNAMIC_DNS = "DYNAMIC_DNS"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEntry:
+    """`selector` None: the endpoints are inline."""
+
+    meta: Meta
+    hosts: tuple[str, ...]
+    addresses: tuple[IPNetwork, ...]
+    ports: tuple[ServicePort, ...]
+    resolution: Resolution
+    endpoints: tuple[Endpoint, ...]
+    selector: Labels | None
+    subject_alt_names: tuple[str, ...]
+    namespace_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationPolicy:
+    """Rules are already layer 4. `action` None: another engine's (CUSTOM, AUDIT, or attached to a waypoint)."""
+
+    meta: Meta
+    selector: Labels
+    action: Action | None
+    rules: tuple[Rule, ...]
+    dry_run: bool
+
+
+class MtlsMode(StrEnum):
+    UNSET = "UNSET"
+    DISABLE = "DISABLE"
+    PERMISSIVE = "PERMISSIVE"
+    STRICT = "STRICT"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAuthentication:
+    meta: Meta
+    selector: Labels
+    mode: MtlsMode
+    port_modes: Mapping[int, MtlsMode]
+
+
+Object = (
+    Namespace
+    | Node
+    | ServiceAccount
+    | Pod
+    | KubernetesService
+    | EndpointSlice
+    | WorkloadEntry
+    | ServiceEntry
+    | AuthorizationPolicy
+    | PeerAuthentication
+)

@@ -1,0 +1,48 @@
+"""All objects in force, sorted by kind and indexed the way that the translation asks for them. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TypeVar
+
+from controlplane.objects import (
+    AuthorizationPolicy,
+    EndpointSlice,
+    KubernetesService,
+    Labels,
+    Namespace,
+    Node,
+    Object,
+    PeerAuthentication,
+    Pod,
+    ServiceEntry,
+    WorkloadEntry,
+)
+
+T = TypeVar("T")
+
+
+def selects(selector: Labels, labels: Labels) -> bool:
+    return all(labels.get(name) == value for name, value in selector.items())
+
+
+class Inventory:
+    """Order is that of namespace and name, so that equal objects give an equal world."""
+
+    def __init__(self, objects: Iterable[Object]) -> None:
+        self._objects = sorted(objects, key=lambda each: (each.meta.namespace, each.meta.name))
+        self.namespaces = {each.meta.name: each for each in self._of(Namespace)}
+        self.nodes = {each.meta.name: each for each in self._of(Node)}
+        self.pods = self._of(Pod)
+        self.services = self._of(KubernetesService)
+        self.workload_entries = self._of(WorkloadEntry)
+        self.service_entries = self._of(ServiceEntry)
+        self.authorization_policies = self._of(AuthorizationPolicy)
+        self.peer_authentications = self._of(PeerAuthentication)
+        self.slices: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
+        for each in self._of(EndpointSlice):
+            self.slices[each.meta.namespace, each.service].append(each)
+
+    def _of(self, kind: type[T]) -> list[T]:
+        return [each for each in self._objects if isinstance(each, kind)]

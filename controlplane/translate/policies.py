@@ -1,0 +1,113 @@
+"""AuthorizationPolicy and PeerAuthentication objects to policies, and which of them a workload carries. Pure.
+
+PeerAuthentication becomes DENY policies under istiod's names: the static one refuses whoever has no identity; a
+workload's own with per-port modes replaces it. DISABLE counts as PERMISSIVE: a tunnel is never refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from controlplane.objects import AuthorizationPolicy, Labels, Mesh, MtlsMode, PeerAuthentication
+from controlplane.translate.inventory import Inventory, selects
+from mesh.model import Action, Comparison, Match, Policy, Rule, Scope, StringMatch
+
+STATIC_STRICT: Final = "istio_converted_static_strict"
+CONVERTED: Final = "converted_peer_authentication_"
+_NOBODY: Final = (StringMatch(Comparison.PRESENCE),)
+
+
+class Policies:
+    """Compiled once per world; `of` answers per workload."""
+
+    def __init__(self, inventory: Inventory, mesh: Mesh) -> None:
+        self._root = mesh.root_namespace
+        self._selecting = [each for each in inventory.authorization_policies if each.action and each.selector]
+        self._modes = sorted(inventory.peer_authentications, key=lambda each: each.meta.age_order)
+        self.all: dict[str, Policy] = {}
+        for policy in (static_strict(self._root), *self._authorizations(inventory), *self._converted()):
+            self.all[policy.key] = policy
+
+    def of(self, namespace: str, labels: Labels) -> tuple[str, ...]:
+        """The selector-scoped policies of a workload, "namespace/name"; the root namespace selects everywhere."""
+        chosen = [
+            f"{each.meta.namespace}/{each.meta.name}"
+            for each in self._selecting
+            if each.meta.namespace in (namespace, self._root) and selects(each.selector, labels)
+        ]
+        return (*sorted(chosen), *self._transport(namespace, labels))
+
+    def _authorizations(self, inventory: Inventory) -> Iterable[Policy]:
+        for each in inventory.authorization_policies:
+            if each.action:
+                yield _policy(each, each.action, self._root)
+
+    def _transport(self, namespace: str, labels: Labels) -> tuple[str, ...]:
+        """What PeerAuthentication demands. Of several in one place only the oldest counts."""
+        inherited = self._inherited(namespace)
+        own = self._oldest(
+            lambda each: bool(each.selector) and each.meta.namespace == namespace and selects(each.selector, labels)
+        )
+        if own is None or namespace == self._root:
+            return (f"{self._root}/{STATIC_STRICT}",) if inherited is MtlsMode.STRICT else ()
+        converted = convert(own, inherited)
+        if converted:
+            return (converted.key,)
+        return (f"{self._root}/{STATIC_STRICT}",) if _or(own.mode, inherited) is MtlsMode.STRICT else ()
+
+    def _inherited(self, namespace: str) -> MtlsMode:
+        """The namespace's mode, else the mesh's."""
+        mode = MtlsMode.UNSET
+        for where in (namespace, self._root):
+            found = self._oldest(lambda each, where=where: not each.selector and each.meta.namespace == where)  # type: ignore[misc]
+            mode = _or(mode, found.mode if found else MtlsMode.UNSET)
+        return mode
+
+    def _oldest(self, fits: Callable[[PeerAuthentication], bool]) -> PeerAuthentication | None:
+        return next(filter(fits, self._modes), None)
+
+    def _converted(self) -> Iterable[Policy]:
+        for each in self._modes:
+            if each.selector and each.meta.namespace != self._root:
+                policy = convert(each, self._inherited(each.meta.namespace))
+                if policy:
+                    yield policy
+
+
+def _or(mode: MtlsMode, inherited: MtlsMode) -> MtlsMode:
+    return inherited if mode is MtlsMode.UNSET else mode
+
+
+def _policy(policy: AuthorizationPolicy, action: Action, root: str) -> Policy:
+    about = policy.meta
+    general = Scope.GLOBAL if about.namespace == root else Scope.NAMESPACE
+    scope = Scope.WORKLOAD_SELECTOR if policy.selector else general
+    return Policy(about.name, about.namespace, scope, action, policy.rules, policy.dry_run)
+
+
+def static_strict(root: str) -> Policy:
+    """Always there, so that a workload that begins to need it never names a policy which is still on its way."""
+    return _deny(STATIC_STRICT, root, Match(not_principals=_NOBODY))
+
+
+def convert(policy: PeerAuthentication, inherited: MtlsMode) -> Policy | None:
+    """The workload's policy when its ports differ from the rest of it, else None. Bug to avoid: istio#54146."""
+    strict = _or(policy.mode, inherited) is MtlsMode.STRICT
+    wanted = {
+        port: _or(mode, _or(policy.mode, inherited)) is MtlsMode.STRICT for port, mode in policy.port_modes.items()
+    }
+    exceptions = tuple(sorted(port for port, is_strict in wanted.items() if is_strict is not strict))
+    if not exceptions:
+        return None
+    match = (
+        Match(not_principals=_NOBODY, not_destination_ports=exceptions)
+        if strict
+        else Match(not_principals=_NOBODY, destination_ports=exceptions)
+    )
+    return _deny(CONVERTED + policy.meta.name, policy.meta.namespace, match)
+
+
+def _deny(name: str, namespace: str, match: Match) -> Policy:
+    rule: Rule = ((match,),)
+    return Policy(name, namespace, Scope.WORKLOAD_SELECTOR, Action.DENY, (rule,))

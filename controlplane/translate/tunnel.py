@@ -1,0 +1,199 @@
+"""The world to what node tunnels hold: resources of `istio.workload` and `istio.security`. Pure.
+
+A resource's version is a hash of its content, so a tunnel that reconnects is sent only what differs, also after a
+restart of the control plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import Final
+
+from google.protobuf.message import Message
+
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Versioned
+from mesh.gen import authorization_pb2 as security
+from mesh.gen import workload_pb2 as wire
+from mesh.model import (
+    AccountMatch,
+    Comparison,
+    IPNetwork,
+    Match,
+    Policy,
+    Port,
+    Service,
+    StringMatch,
+    Vip,
+    Workload,
+    World,
+)
+
+_STRINGS: Final = ("namespaces", "principals")
+_NETWORKS: Final = ("source_ips", "destination_ips")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Resources:
+    """What is pushed of one world: by type URL and name."""
+
+    world: World
+    by_type: Mapping[str, Mapping[str, Versioned]]
+
+
+def translate(world: World, previous: Resources | None = None) -> Resources:
+    """Serializes what differs from `previous` and takes the rest from there."""
+    addresses: dict[str, Versioned] = {}
+    authorizations: dict[str, Versioned] = {}
+    old = previous.world if previous else World()
+    held = previous.by_type if previous else {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}}
+    for uid, workload in world.workloads.items():
+        if not (workload.addresses or workload.hostname):
+            continue  # not started yet: nobody can reach it, but its certificate can be issued
+        same = old.workloads.get(uid) == workload
+        addresses[uid] = held[ADDRESS_TYPE][uid] if same else _address(_workload(workload))
+    for key, service in world.services.items():
+        same = old.services.get(key) == service
+        addresses[key] = held[ADDRESS_TYPE][key] if same else _address(_service(service))
+    for key, policy in world.policies.items():
+        same = old.policies.get(key) == policy
+        authorizations[key] = held[AUTHORIZATION_TYPE][key] if same else _versioned(AUTHORIZATION_TYPE, _policy(policy))
+    return Resources(
+        world,
+        {ADDRESS_TYPE: MappingProxyType(addresses), AUTHORIZATION_TYPE: MappingProxyType(authorizations)},
+    )
+
+
+def _versioned(type_url: str, message: Message) -> Versioned:
+    data = message.SerializeToString(deterministic=True)
+    return Versioned(blake2b(data, digest_size=12).hexdigest(), type_url, data)
+
+
+def _address(message: wire.Workload | wire.Service) -> Versioned:
+    if isinstance(message, wire.Workload):
+        return _versioned(ADDRESS_TYPE, wire.Address(workload=message))
+    return _versioned(ADDRESS_TYPE, wire.Address(service=message))
+
+
+def _workload(workload: Workload) -> wire.Workload:
+    message = wire.Workload(
+        uid=workload.uid,
+        name=workload.name,
+        namespace=workload.namespace,
+        addresses=[address.packed for address in workload.addresses],
+        hostname=workload.hostname,
+        network=workload.network,
+        tunnel_protocol=wire.TunnelProtocol.HBONE if workload.hbone else wire.TunnelProtocol.NONE,
+        trust_domain=workload.trust_domain,
+        service_account=workload.service_account,
+        node=workload.node,
+        canonical_name=workload.canonical_name,
+        canonical_revision=workload.canonical_revision,
+        workload_type=wire.WorkloadType.Value(workload.workload_type),
+        workload_name=workload.workload_name,
+        native_tunnel=workload.native_tunnel,
+        services={key: wire.PortList(ports=_ports(ports)) for key, ports in workload.services.items()},
+        authorization_policies=workload.policies,
+        status=wire.WorkloadStatus.HEALTHY if workload.healthy else wire.WorkloadStatus.UNHEALTHY,
+        cluster_id=workload.cluster_id,
+        network_mode=wire.NetworkMode.HOST_NETWORK if workload.host_network else wire.NetworkMode.STANDARD,
+    )
+    if workload.locality:
+        place = workload.locality
+        message.locality.CopyFrom(wire.Locality(region=place.region, zone=place.zone, subzone=place.subzone))
+    if workload.capacity is not None:
+        message.capacity.value = workload.capacity
+    return message
+
+
+def _ports(ports: Iterable[Port]) -> list[wire.Port]:
+    return [
+        wire.Port(
+            service_port=port.service_port,
+            target_port=port.target_port,
+            app_protocol=wire.AppProtocol.Value(port.protocol),
+        )
+        for port in ports
+    ]
+
+
+def _service(service: Service) -> wire.Service:
+    message = wire.Service(
+        name=service.name,
+        namespace=service.namespace,
+        hostname=service.hostname,
+        addresses=[_vip(vip) for vip in service.vips],
+        ports=_ports(service.ports),
+        subject_alt_names=service.subject_alt_names,
+        ip_families=wire.IPFamilies.Value(service.ip_families),
+        canonical=service.canonical,
+        visibility=wire.Service.NAMESPACE if service.namespace_only else wire.Service.PUBLIC,
+    )
+    balancing = service.load_balancing
+    if balancing:
+        spread = wire.LoadBalancing(
+            routing_preference=[wire.LoadBalancing.Scope.Value(scope) for scope in balancing.scopes],
+            mode=wire.LoadBalancing.Mode.Value(balancing.mode),
+            health_policy=wire.LoadBalancing.ALLOW_ALL
+            if balancing.allow_unhealthy
+            else wire.LoadBalancing.ONLY_HEALTHY,
+        )
+        message.load_balancing.CopyFrom(spread)
+    return message
+
+
+def _vip(vip: Vip) -> wire.NetworkAddress:
+    """A single address travels without a length, as older tunnels expect it."""
+    address = wire.NetworkAddress(network=vip.network, address=vip.prefix.network_address.packed)
+    if vip.prefix.num_addresses > 1:
+        address.length = vip.prefix.prefixlen
+    return address
+
+
+def _policy(policy: Policy) -> security.Authorization:
+    return security.Authorization(
+        name=policy.name,
+        namespace=policy.namespace,
+        scope=security.Scope.Value(policy.scope),
+        action=security.Action.Value(policy.action),
+        rules=[
+            security.Rule(clauses=[security.Clause(matches=[_match(match) for match in clause]) for clause in rule])
+            for rule in policy.rules
+        ],
+        dry_run=policy.dry_run,
+    )
+
+
+def _match(match: Match) -> security.Match:
+    message = security.Match(
+        destination_ports=match.destination_ports,
+        not_destination_ports=match.not_destination_ports,
+        service_accounts=_accounts(match.service_accounts),
+        not_service_accounts=_accounts(match.not_service_accounts),
+    )
+    for name in _STRINGS:
+        for attribute in (name, f"not_{name}"):
+            getattr(message, attribute).extend(map(_string, getattr(match, attribute)))
+    for name in _NETWORKS:
+        for attribute in (name, f"not_{name}"):
+            getattr(message, attribute).extend(map(_network, getattr(match, attribute)))
+    return message
+
+
+def _string(match: StringMatch) -> security.StringMatch:
+    message = security.StringMatch()
+    if match.comparison is Comparison.PRESENCE:
+        message.presence.SetInParent()
+    else:
+        setattr(message, match.comparison, match.value)
+    return message
+
+
+def _network(network: IPNetwork) -> security.Address:
+    return security.Address(address=network.network_address.packed, length=network.prefixlen)
+
+
+def _accounts(accounts: tuple[AccountMatch, ...]) -> list[security.ServiceAccountMatch]:
+    return [security.ServiceAccountMatch(namespace=a.namespace, serviceAccount=a.service_account) for a in accounts]

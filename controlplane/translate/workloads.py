@@ -1,0 +1,224 @@
+"""Pods, WorkloadEntries, ServiceEntry endpoints and EndpointSlices to workloads, named and filled as by istiod. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from controlplane.objects import (
+    Endpoint,
+    EndpointSlice,
+    Labels,
+    Mesh,
+    Meta,
+    Pod,
+    Resolution,
+    ServiceEntry,
+    SliceEndpoint,
+    WorkloadEntry,
+)
+from controlplane.translate.inventory import Inventory
+from controlplane.translate.policies import Policies
+from controlplane.translate.services import Offered, Services
+from mesh.ids import make_uid, pod_uid
+from mesh.model import IPAddress, Locality, Port, Workload, WorkloadType
+
+DATAPLANE_MODE: Final = "istio.io/dataplane-mode"
+SIDECAR_STATUS: Final = "sidecar.istio.io/status"
+REDIRECTION: Final = "ambient.istio.io/redirection"
+NATIVE_TUNNEL: Final = "networking.istio.io/tunnel"
+NETWORK: Final = "topology.istio.io/network"
+# Nodes must be able to start what the mesh itself needs.
+EXCLUDED_NAMESPACES: Final = frozenset({"kube-system"})
+FINISHED: Final = frozenset({"Succeeded", "Failed"})
+_TOPOLOGY: Final = ("topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone")
+_NAME_LABELS: Final = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
+_REVISION_LABELS: Final = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
+_CRON_JOB: Final = re.compile(r"(.+)-\d{8,10}")
+DEFAULT_TRUST_DOMAIN: Final = "cluster.local"
+
+Served = dict[str, tuple[Port, ...]]
+
+
+def enrolled(pod: Pod, namespace_labels: Labels) -> bool:
+    """Whether the node agent brings this pod into the mesh. Must agree with the agent, or traffic is lost."""
+    if pod.host_network or pod.meta.namespace in EXCLUDED_NAMESPACES or SIDECAR_STATUS in pod.meta.annotations:
+        return False
+    mode = pod.meta.labels.get(DATAPLANE_MODE, namespace_labels.get(DATAPLANE_MODE))
+    return mode == "ambient"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workloads:
+    """Builds every workload of one world."""
+
+    inventory: Inventory
+    mesh: Mesh
+    services: Services
+    policies: Policies
+    network: str
+
+    def all(self) -> Iterator[Workload]:
+        sliced = Slices(self.inventory, self.services)
+        for pod in self.inventory.pods:
+            if pod.phase not in FINISHED:
+                yield self._pod(pod, sliced.of_pod[pod.meta.namespace, pod.meta.name])
+        for entry in self.inventory.workload_entries:
+            yield self._workload_entry(entry)
+        for service_entry in self.inventory.service_entries:
+            yield from self._inline(service_entry)
+        for each, endpoint, address, served in sliced.outside():
+            yield self._outside(each, endpoint, address, served)
+
+    def _pod(self, pod: Pod, sliced: Served) -> Workload:
+        about = pod.meta
+        namespace = self.inventory.namespaces.get(about.namespace)
+        native = about.labels.get(NATIVE_TUNNEL) == "http"
+        name, kind = _owner(pod)
+        return replace(
+            self._base(about, about.labels, name),
+            uid=pod_uid(self.mesh.cluster_id, about.namespace, about.name),
+            addresses=pod.ips,
+            network=about.labels.get(NETWORK, self.network),
+            service_account=pod.service_account,
+            node=pod.node,
+            hbone=native or enrolled(pod, namespace.meta.labels if namespace else {}),
+            native_tunnel=native,
+            host_network=pod.host_network,
+            healthy=pod.ready,
+            workload_type=kind,
+            locality=self._locality(pod.node),
+            services={**self.services.of(about.namespace, about.labels, pod.ports), **sliced},
+        )
+
+    def _base(self, about: Meta, labels: Labels, workload_name: str) -> Workload:
+        trust_domain = self.mesh.trust_domain
+        return Workload(
+            uid="",
+            name=about.name,
+            namespace=about.namespace,
+            cluster_id=self.mesh.cluster_id,
+            network=self.network,
+            trust_domain="" if trust_domain == DEFAULT_TRUST_DOMAIN else trust_domain,
+            canonical_name=_first(labels, _NAME_LABELS, workload_name),
+            canonical_revision=_first(labels, _REVISION_LABELS, "latest"),
+            workload_name=workload_name,
+            policies=self.policies.of(about.namespace, labels),
+        )
+
+    def _locality(self, node: str) -> Locality | None:
+        found = self.inventory.nodes.get(node)
+        parts = [found.meta.labels.get(name, "") if found else "" for name in _TOPOLOGY]
+        return Locality(*parts) if any(parts) else None
+
+    def _workload_entry(self, entry: WorkloadEntry) -> Workload:
+        about, endpoint = entry.meta, entry.endpoint
+        labels = {**about.labels, **endpoint.labels}
+        return replace(
+            self._endpoint(about, labels, endpoint),
+            uid=make_uid(self.mesh.cluster_id, "networking.istio.io", "WorkloadEntry", about.namespace, about.name),
+            services=self.services.of(about.namespace, labels, endpoint.ports),
+        )
+
+    def _endpoint(self, about: Meta, labels: Labels, endpoint: Endpoint) -> Workload:
+        native = labels.get(NATIVE_TUNNEL) == "http"
+        return replace(
+            self._base(about, labels, about.name),
+            addresses=(endpoint.address,) if endpoint.address else (),
+            hostname=endpoint.hostname,
+            network=endpoint.network or labels.get(NETWORK, self.network),
+            service_account=endpoint.service_account or "default",
+            hbone=native or about.annotations.get(REDIRECTION) == "enabled",
+            native_tunnel=native,
+            locality=endpoint.locality,
+            capacity=endpoint.weight,
+        )
+
+    def _inline(self, entry: ServiceEntry) -> Iterator[Workload]:
+        about = entry.meta
+        for endpoint, offered in _entry_endpoints(entry, self.services.of_entry[about.namespace, about.name]):
+            yield replace(
+                self._endpoint(about, {**about.labels, **endpoint.labels}, endpoint),
+                uid=make_uid(
+                    self.mesh.cluster_id,
+                    "networking.istio.io",
+                    "ServiceEntry",
+                    about.namespace,
+                    about.name,
+                    endpoint.text,
+                ),
+                services={each.service.key: each.serve(endpoint.ports) for each in offered},
+            )
+
+    def _outside(self, each: EndpointSlice, endpoint: SliceEndpoint, address: IPAddress, served: Served) -> Workload:
+        about = replace(each.meta, name=each.service)
+        return replace(
+            self._base(about, {}, each.service),
+            uid=make_uid(
+                self.mesh.cluster_id, "discovery.k8s.io", "EndpointSlice", about.namespace, each.meta.name, str(address)
+            ),
+            addresses=(address,),
+            node=endpoint.node,
+            healthy=endpoint.ready,
+            locality=self._locality(endpoint.node) or (Locality(zone=endpoint.zone) if endpoint.zone else None),
+            services=served,
+        )
+
+
+class Slices:
+    """Endpoints that EndpointSlices name for services without a selector: pods, and addresses that are no pod's."""
+
+    def __init__(self, inventory: Inventory, services: Services) -> None:
+        self.of_pod: dict[tuple[str, str], Served] = defaultdict(dict)
+        self._outside: list[tuple[EndpointSlice, SliceEndpoint, IPAddress, Served]] = []
+        self._by_address = {address: pod for pod in inventory.pods if not pod.host_network for address in pod.ips}
+        for offered in services.offered:
+            if not offered.selector and not offered.by_port_name:
+                for each in inventory.slices.get((offered.service.namespace, offered.service.name), ()):
+                    self._take(each, offered)
+
+    def outside(self) -> Iterable[tuple[EndpointSlice, SliceEndpoint, IPAddress, Served]]:
+        return self._outside
+
+    def _take(self, each: EndpointSlice, offered: Offered) -> None:
+        ports = ((port, each.ports.get(port.name)) for port in offered.ports)
+        served = {offered.service.key: tuple(Port(p.number, target, p.protocol) for p, target in ports if target)}
+        balancing = offered.service.load_balancing
+        for endpoint in each.endpoints:
+            for address in endpoint.addresses:
+                pod = self._by_address.get(address)
+                if not (pod or endpoint.pod):
+                    self._outside.append((each, endpoint, address, served))
+                elif endpoint.ready or (balancing and balancing.allow_unhealthy):
+                    where = (pod.meta.namespace, pod.meta.name) if pod else (each.meta.namespace, endpoint.pod)
+                    self.of_pod[where].update(served)
+
+
+def _entry_endpoints(entry: ServiceEntry, own: list[Offered]) -> Iterator[tuple[Endpoint, list[Offered]]]:
+    """Inline endpoints serve all hosts; without any, resolution DNS makes each host its own endpoint."""
+    for endpoint in entry.endpoints:
+        yield endpoint, own
+    by_name = entry.resolution in (Resolution.DNS, Resolution.DNS_ROUND_ROBIN)
+    if by_name and not entry.endpoints and entry.selector is None:
+        for offered in own:
+            host = offered.service.hostname
+            yield Endpoint(None, host, {}, {}, "", None, None, ""), [offered]
+
+
+def _owner(pod: Pod) -> tuple[str, WorkloadType]:
+    """A ReplicaSet's name is its Deployment's and the template's hash; a CronJob's Job ends with the minute."""
+    owner = pod.owner
+    template = pod.meta.labels.get("pod-template-hash", "")
+    if owner and owner.kind == "ReplicaSet" and template and owner.name.endswith(f"-{template}"):
+        return owner.name.removesuffix(f"-{template}"), WorkloadType.DEPLOYMENT
+    if owner and owner.kind == "Job":
+        cron = _CRON_JOB.fullmatch(owner.name)
+        return (cron[1], WorkloadType.CRONJOB) if cron else (owner.name, WorkloadType.JOB)
+    return pod.meta.name, WorkloadType.POD
+
+
+def _first(labels: Labels, names: Iterable[str], default: str) -> str:
+    return next((labels[name] for name in names if labels.get(name)), default)
