@@ -5,6 +5,18 @@
 //! What a CONNECT means (authority, headers of HBONE, status codes) is the owner's affair.
 
 mod connection;
+mod fields;
+mod flow;
+mod frame;
+mod frames;
+mod guard;
+mod heads;
+mod hpack;
+mod huffman;
+mod receive;
+mod settings;
+mod static_table;
+mod streams;
 
 pub use connection::Connection;
 
