@@ -1,0 +1,154 @@
+"""A core without a data path that keeps the promises of `ztunnel/_core.pyi`; `test_core_contract.py` holds both to it."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import DecodeError, Message
+
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from mesh.gen.authorization_pb2 import Authorization
+from mesh.gen.workload_pb2 import Address
+from mesh.ids import SpiffeId
+
+MESSAGES: dict[str, type[Message]] = {ADDRESS_TYPE: Address, AUTHORIZATION_TYPE: Authorization}
+KEYS = {"network", "cluster_id", "trust_domain", "node_name", "workers", "packet_mark", "orig_src", "ipv6"} | {
+    "connect_timeout_s",
+    "handshake_timeout_s",
+    "pool_idle_s",
+    "access_log",
+    "log_level",
+}
+LEVELS = ("error", "warn", "info", "debug", "trace")
+
+
+class NamespaceGone(Exception):
+    pass
+
+
+class AddressTaken(Exception):
+    pass
+
+
+class FakeCore:
+    """`refuses_pods[uid]`: what enrolling that pod raises. `tell` puts an event into the mailbox."""
+
+    def __init__(self, config: bytes = b"{}"):
+        unknown = json.loads(config).keys() - KEYS
+        if unknown:
+            raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
+        self.refuses_pods: dict[str, Exception] = {}
+        self.tables: dict[str, dict[str, bytes]] = {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}}
+        self.enrolled: dict[str, tuple[int, int]] = {}
+        self.keys: dict[str, ec.EllipticCurvePrivateKey] = {}
+        self.chains: dict[str, list[str]] = {}
+        self.failures: list[tuple[str, str]] = []
+        self.level = "info"
+        self._events: list[tuple[str, str, str]] = []
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._open = True
+
+    def tell(self, kind: str, subject: str = "", detail: str = "") -> None:
+        self._events.append((kind, subject, detail))
+        os.eventfd_write(self._bell, 1)
+
+    def fileno(self) -> int:
+        self._alive()
+        return self._bell
+
+    def take(self) -> list[tuple[str, str, str]]:
+        self._alive()
+        if self._events:
+            os.eventfd_read(self._bell)
+        events, self._events = self._events, []
+        return events
+
+    def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]:
+        self._alive()
+        if type_url not in MESSAGES:
+            raise ValueError(f"unknown type {type_url}")
+        table, refused = self.tables[type_url], []
+        for name in removed:
+            table.pop(name, None)
+        for name, data in upserts:
+            try:
+                MESSAGES[type_url].FromString(data)
+            except DecodeError:
+                refused.append((name, "cannot be decoded"))
+            else:
+                table[name] = data
+        return refused
+
+    def enrol(self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int) -> None:
+        self._alive()
+        if uid in self.refuses_pods:
+            raise self.refuses_pods[uid]
+        status = os.fstat(netns_fd)
+        self.enrolled[uid] = (status.st_dev, status.st_ino)
+
+    def withdraw(self, uid: str) -> None:
+        self._alive()
+        self.enrolled.pop(uid, None)
+
+    def pods(self) -> list[str]:
+        self._alive()
+        return list(self.enrolled)
+
+    def new_key(self, identity: str) -> bytes:
+        self._alive()
+        SpiffeId.parse(identity)
+        self.keys[identity] = key = ec.generate_private_key(ec.SECP256R1())
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
+        request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, True)
+        return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def install_chain(self, identity: str, chain: list[str]) -> tuple[float, float]:
+        self._alive()
+        leaf = x509.load_pem_x509_certificate(chain[0].encode())
+        if identity not in self.keys or leaf.public_key() != self.keys[identity].public_key():
+            raise ValueError("the certificate is not for the last key")
+        self.chains[identity] = chain
+        return leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+
+    def certificate_failed(self, identity: str, why: str) -> None:
+        self._alive()
+        self.failures.append((identity, why))
+
+    def forget_identity(self, identity: str) -> None:
+        self._alive()
+        self.keys.pop(identity, None)
+        self.chains.pop(identity, None)
+
+    def drain(self, deadline_s: float) -> None:
+        self._alive()
+        self.enrolled.clear()
+        self.tell("drained")
+
+    def metrics(self) -> bytes:
+        self._alive()
+        return b'istio_build{component="ztunnel",tag="fake"} 1\n'
+
+    def dump(self) -> bytes:
+        self._alive()
+        shown: dict[str, Any] = {"workloads": [], "services": [], "policies": [], "certificates": []}
+        return json.dumps({**shown, "workloadState": {}}).encode()
+
+    def set_log_level(self, level: str) -> None:
+        self._alive()
+        if level not in LEVELS:
+            raise ValueError(f"{level!r} is not a level")
+        self.level = level
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._bell)
+
+    def _alive(self) -> None:
+        if not self._open:
+            raise RuntimeError("the core is closed")

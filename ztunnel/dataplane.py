@@ -1,0 +1,102 @@
+"""The only module that crosses into Rust (door 4): opens the core, keeps its calls off the loop, hears its bell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from mesh.errors import LocalError, OperatorError
+
+
+class Native(Protocol):
+    """What this package uses of `ztunnel._core.Core`; see `_core.pyi` for the contracts."""
+
+    def fileno(self) -> int: ...
+    def take(self) -> list[tuple[str, str, str]]: ...
+    def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]: ...
+    def enrol(self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int) -> None: ...
+    def withdraw(self, uid: str) -> None: ...
+    def pods(self) -> list[str]: ...
+    def new_key(self, identity: str) -> bytes: ...
+    def install_chain(self, identity: str, chain: list[str]) -> tuple[float, float]: ...
+    def certificate_failed(self, identity: str, why: str) -> None: ...
+    def forget_identity(self, identity: str) -> None: ...
+    def drain(self, deadline_s: float) -> None: ...
+    def metrics(self) -> bytes: ...
+    def dump(self) -> bytes: ...
+    def set_log_level(self, level: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class PodGone(Exception):
+    """The pod's network namespace no longer exists: forget the pod."""
+
+
+class Dataplane:
+    """The core as asyncio sees it: what builds, binds or signs runs in a thread, the rest is quick and called directly.
+
+    `namespace_gone` is the core's own exception class, so that no other module needs the extension.
+    """
+
+    def __init__(self, core: Native, namespace_gone: type[Exception]) -> None:
+        self.core = core
+        self._namespace_gone = namespace_gone
+
+    async def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]:
+        """(name, why) of each refused resource."""
+        try:
+            return await asyncio.to_thread(self.core.apply, type_url, upserts, removed)
+        except ValueError as error:
+            raise LocalError(f"the core does not know the type {type_url}") from error
+
+    async def enrol(self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int) -> None:
+        """Raises PodGone, or whatever the core says of a pod that can be tried again."""
+        try:
+            await asyncio.to_thread(self.core.enrol, uid, name, namespace, service_account, netns_fd)
+        except self._namespace_gone as error:
+            raise PodGone(str(error) or "its network namespace is gone") from error
+
+    async def withdraw(self, uid: str) -> None:
+        await asyncio.to_thread(self.core.withdraw, uid)
+
+    async def new_key(self, identity: str) -> str:
+        """A certificate request, PEM. Raises ValueError."""
+        return (await asyncio.to_thread(self.core.new_key, identity)).decode()
+
+    async def install_chain(self, identity: str, chain: list[str]) -> tuple[float, float]:
+        """(not_before, not_after), Unix seconds. Raises ValueError."""
+        return await asyncio.to_thread(self.core.install_chain, identity, chain)
+
+    async def metrics(self) -> bytes:
+        return await asyncio.to_thread(self.core.metrics)
+
+    async def dump(self) -> bytes:
+        return await asyncio.to_thread(self.core.dump)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.core.close)
+
+    def listen(self, handle: Callable[[str, str, str], None]) -> None:
+        """`handle(kind, subject, detail)` for every event, on the running loop, until `stop_listening`."""
+
+        def rung() -> None:
+            for event in self.core.take():
+                handle(*event)
+
+        asyncio.get_running_loop().add_reader(self.core.fileno(), rung)
+
+    def stop_listening(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.core.fileno())
+
+
+def open_core(config: bytes) -> Dataplane:
+    """Starts the core's threads. Raises OperatorError: the extension is not built, or it refuses the configuration."""
+    try:
+        from ztunnel import _core
+    except ImportError as error:
+        raise OperatorError(f"the native core cannot be loaded ({error}); build it with `make setup`") from None
+    try:
+        return Dataplane(_core.Core(config), _core.NamespaceGone)
+    except (ValueError, OSError) as error:
+        raise OperatorError(f"the native core does not start: {error}") from None

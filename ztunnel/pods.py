@@ -1,0 +1,124 @@
+"""The pods that the node agent handed over: which are served, which wait for another try.
+
+Owns the descriptors of waiting pods. Does not own the socket to the agent (`zds`) or the listeners (the core).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import Final
+
+from mesh import log
+from ztunnel.dataplane import Dataplane, PodGone
+from ztunnel.metrics import Metrics
+
+RETRY_S: Final = 5.0
+
+_log = log.get("pods")
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """Whom a network namespace belongs to, as door 2 says it."""
+
+    uid: str
+    name: str
+    namespace: str
+    service_account: str
+
+
+@dataclass(slots=True)
+class _Waiting:
+    pod: Pod
+    netns_fd: int
+    why: str
+
+
+class Pods:
+    def __init__(self, dataplane: Dataplane, metrics: Metrics) -> None:
+        self._dataplane = dataplane
+        self._metrics = metrics
+        self._served: dict[str, Pod] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._turn = asyncio.Lock()  # a retry must not overtake a withdrawal of the same pod
+
+    @property
+    def served(self) -> list[str]:
+        return list(self._served)
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """uid to why it is not served yet."""
+        return {uid: entry.why for uid, entry in self._waiting.items()}
+
+    async def add(self, pod: Pod, netns_fd: int) -> str:
+        """Takes the descriptor over. Returns "" or why the pod is not served; it stays waiting unless it is gone."""
+        async with self._turn:
+            self._forget_waiting(pod.uid)
+            return await self._enrol(pod, netns_fd)
+
+    async def withdraw(self, uid: str) -> None:
+        """Unknown uid: nothing happens."""
+        async with self._turn:
+            await self._withdraw(uid)
+
+    async def keep_only(self, named: set[str]) -> None:
+        """The agent's snapshot is complete: what it did not name is no longer there."""
+        async with self._turn:
+            for uid in (self._served.keys() | self._waiting.keys()) - named:
+                await self._withdraw(uid)
+
+    def knows(self, uid: str) -> bool:
+        return uid in self._served or uid in self._waiting
+
+    async def run(self) -> None:
+        """Tries waiting pods again, for ever."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            await self.retry()
+
+    async def retry(self) -> None:
+        async with self._turn:
+            for entry in list(self._waiting.values()):
+                del self._waiting[entry.pod.uid]
+                await self._enrol(entry.pod, entry.netns_fd)
+
+    def close(self) -> None:
+        """Gives the waiting pods' descriptors back."""
+        for uid in list(self._waiting):
+            self._forget_waiting(uid)
+
+    async def _enrol(self, pod: Pod, netns_fd: int) -> str:
+        try:
+            await self._dataplane.enrol(pod.uid, pod.name, pod.namespace, pod.service_account, netns_fd)
+        except PodGone as error:
+            os.close(netns_fd)
+            self._served.pop(pod.uid, None)
+            _log.warning(log.POD_REFUSED, uid=pod.uid, why=str(error))
+            return str(error)
+        except Exception as error:  # whatever binding in a foreign namespace may raise, the agent is told and we retry
+            why = str(error) or type(error).__name__
+            self._served.pop(pod.uid, None)
+            self._waiting[pod.uid] = _Waiting(pod, netns_fd, why)
+            _log.warning(log.POD_REFUSED, uid=pod.uid, why=why, retry_s=RETRY_S)
+            return why
+        os.close(netns_fd)
+        if pod.uid not in self._served:
+            self._metrics.count("workload_manager_proxies_started_total")
+            _log.info(log.POD_ENROLLED, uid=pod.uid, name=pod.name, namespace=pod.namespace)
+        self._served[pod.uid] = pod
+        return ""
+
+    async def _withdraw(self, uid: str) -> None:
+        self._forget_waiting(uid)
+        await self._dataplane.withdraw(uid)
+        if self._served.pop(uid, None):
+            self._metrics.count("workload_manager_proxies_stopped_total")
+            _log.info(log.POD_WITHDRAWN, uid=uid)
+
+    def _forget_waiting(self, uid: str) -> None:
+        entry = self._waiting.pop(uid, None)
+        if entry:
+            os.close(entry.netns_fd)

@@ -1,0 +1,154 @@
+"""One running tunnel: the parts, what connects them, and the order in which they begin and end.
+
+Configuration before pods: no pod is served until policies and addresses are in force. At the end the agent's
+connection goes first, so that no new pod is handed to a tunnel that is leaving; then the core drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Final
+
+from mesh import log
+from ztunnel.admin import Answers, extend_dump
+from ztunnel.dataplane import Dataplane
+from ztunnel.identity import CaClient, Certificates
+from ztunnel.lastgood import LastGood
+from ztunnel.metrics import Metrics
+from ztunnel.pods import Pods
+from ztunnel.settings import Settings
+from ztunnel.xds import XdsClient
+from ztunnel.zds import ZdsClient
+
+_DRAIN_SLACK_S: Final = 2.0
+
+_log = log.get("ztunnel")
+
+
+class Tunnel:
+    def __init__(self, settings: Settings, dataplane: Dataplane, version: str) -> None:
+        self._settings = settings
+        self._dataplane = dataplane
+        self._version = version
+        self._metrics = Metrics()
+        self._store = LastGood(settings.state_dir) if settings.state_dir else None
+        self._xds = XdsClient(settings, dataplane, self._metrics, self._store)
+        self._authority = CaClient(settings)
+        self._certificates = Certificates(dataplane, self._authority, self._metrics)
+        self._pods = Pods(dataplane, self._metrics)
+        self._zds = ZdsClient(settings.zds_socket, self._pods)
+        self._stopping = asyncio.Event()
+        self._cutting = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    def stop(self) -> None:
+        """Drain and end; asked a second time, end without draining."""
+        (self._cutting if self._stopping.is_set() else self._stopping).set()
+
+    async def run(self) -> bool:
+        """Until `stop`. True: drained; false: cut short. Raises OperatorError: a person has to act."""
+        self._dataplane.listen(self._heard)
+        try:
+            await self._xds.restore()
+            async with asyncio.TaskGroup() as tasks:
+                rest = [tasks.create_task(work) for work in self._standing_work()]
+                enrolment = tasks.create_task(self._enrolment())
+                await self._stopping.wait()
+                enrolment.cancel()
+                clean = await self._drain()
+                for task in rest:
+                    task.cancel()
+            return clean
+        finally:
+            self._dataplane.stop_listening()
+            self._pods.close()
+            await self._authority.close()
+            if self._store:
+                await self._store.flush()
+
+    def _standing_work(self) -> list[Coroutine[Any, Any, None]]:
+        work = [self._xds.run(), self._certificates.run(), self._pods.run()]
+        return [*work, self._store.run()] if self._store else work
+
+    async def _enrolment(self) -> None:
+        await self._xds.in_force.wait()
+        await self._zds.run()
+
+    async def _drain(self) -> bool:
+        deadline_s = self._settings.drain_deadline_s
+        _log.info(log.STOPPING, deadline_s=deadline_s)
+        self._dataplane.core.drain(deadline_s)
+        waits = [asyncio.create_task(event.wait()) for event in (self._drained, self._cutting)]
+        await asyncio.wait(waits, timeout=deadline_s + _DRAIN_SLACK_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in waits:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*waits)
+        return self._drained.is_set()
+
+    def _heard(self, kind: str, subject: str, detail: str) -> None:
+        match kind:
+            case "need_certificate":
+                self._certificates.needed(subject, detail)
+            case "identity_unused":
+                self._certificates.unused(subject)
+            case "drained":
+                self._drained.set()
+            case _:
+                _log.error("fault in the core", kind=kind, where=subject, why=detail)
+
+    def answers(self) -> Answers:
+        """What the HTTP doors serve."""
+        return Answers(self.status, self.pending, self.metrics, self.dump, self._set_log_level, self.stop)
+
+    def pending(self) -> list[str]:
+        """What readiness waits for."""
+        waits = {
+            "draining": self._stopping.is_set(),
+            "xds": not self._xds.in_force.is_set(),
+            "zds": not self._zds.snapshot,
+            "pods": bool(self._pods.waiting),
+        }
+        return [name for name, waiting in waits.items() if waiting]
+
+    def status(self) -> dict[str, Any]:
+        rotation = self._certificates.rotation
+        return {
+            "version": self._version,
+            "node": self._settings.node_name,
+            "ready": not self.pending(),
+            "pending": self.pending(),
+            "xds": {
+                "address": self._settings.xds.target,
+                "connected": self._xds.connected,
+                "error": self._xds.last_error,
+                "resources": self._xds.resources(),
+            },
+            "zds": {
+                "socket": str(self._settings.zds_socket),
+                "connected": self._zds.connected,
+                "pods": sorted(self._pods.served),
+                "waiting": self._pods.waiting,
+            },
+            "certificates": {"expiries": rotation.expiries(), "troubles": rotation.troubles()},
+        }
+
+    async def metrics(self) -> bytes:
+        """The core's series, then the shell's."""
+        self._metrics.set("nodemesh_xds_connected", self._xds.connected)
+        self._metrics.set("nodemesh_zds_connected", self._zds.connected)
+        self._metrics.set("workload_manager_active_proxy_count", len(self._pods.served))
+        self._metrics.set("workload_manager_pending_proxy_count", len(self._pods.waiting))
+        for url, count in self._xds.resources().items():
+            self._metrics.set("nodemesh_xds_resources", count, url=url)
+        return await self._dataplane.metrics() + self._metrics.render()
+
+    async def dump(self) -> bytes:
+        extra = {"version": {"version": self._version}, "config": self._settings.public()}
+        return extend_dump(await self._dataplane.dump(), extra)
+
+    def _set_log_level(self, level: str) -> None:
+        self._dataplane.core.set_log_level(level)
+        log.configure(self._settings.log_format, level)

@@ -1,0 +1,173 @@
+"""The configuration stream: connects, applies what comes, acknowledges or refuses, reconnects for ever.
+
+Owns no protocol state (that is `mesh.delta`) and no tables (that is the core). What is in force survives every
+disconnect. Source: Istio's ztunnel, `src/xds/client.rs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from mesh import log
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber
+from mesh.errors import OperatorError
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
+from ztunnel.backoff import Backoff
+from ztunnel.channel import call_metadata, open_channel
+from ztunnel.dataplane import Dataplane
+from ztunnel.lastgood import LastGood
+from ztunnel.metrics import Metrics
+from ztunnel.settings import Settings
+
+TYPES: Final = (AUTHORIZATION_TYPE, ADDRESS_TYPE)  # policies are asked for first: addresses without them would widen
+_METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+_REFUSED_US: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+_NORMAL: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+_log = log.get("xds")
+
+
+class XdsClient:
+    """`in_force` is set once policies and addresses may be acted upon: from disk, or after the first full answer."""
+
+    def __init__(self, settings: Settings, dataplane: Dataplane, metrics: Metrics, store: LastGood | None) -> None:
+        self._settings = settings
+        self._dataplane = dataplane
+        self._metrics = metrics
+        self._store = store
+        self._subscriber = Subscriber(make_node(settings), TYPES)
+        self._backoff = Backoff()
+        self.in_force = asyncio.Event()
+        self.connected = False
+        self.last_error = ""
+
+    async def restore(self) -> None:
+        """Puts the stored configuration into force. What the core no longer takes will be asked for again."""
+        stored = self._store.load() if self._store else {}
+        held: dict[str, dict[str, str]] = {}
+        for url in TYPES:
+            items = stored.get(url, {})
+            refused = await self._dataplane.apply(url, [(name, item.data) for name, item in items.items()], [])
+            for name, why in refused:
+                _log.warning(log.CONFIG_REFUSED, type_url=url, name=name, why=why)
+            held[url] = {name: item.version for name, item in items.items() if name not in dict(refused)}
+        self._subscriber = Subscriber(make_node(self._settings), TYPES, held)
+        if stored:
+            self.in_force.set()
+            _log.info("last good configuration restored", resources=self.resources())
+
+    def resources(self) -> dict[str, int]:
+        """How many of each type are in force, by type URL."""
+        return {url: len(self._subscriber.held(url)) for url in TYPES}
+
+    async def run(self) -> None:
+        """For ever. Raises OperatorError: the very first connection shows that a person has to act."""
+        while True:
+            why = await self._attempt()
+            self.connected = False
+            wait_s = self._backoff.failed()
+            _log.warning(log.PEER_LOST, address=self._settings.xds.target, why=why, retry_s=round(wait_s, 3))
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self) -> str:
+        try:
+            await self._stream()
+        except grpc.aio.AioRpcError as error:
+            self._count_end(error.code(), error.details() or "")
+            self._give_up_if_unknown(error)
+            self.last_error = f"{error.code().name}: {error.details()}"
+        except OperatorError as error:
+            if not self.in_force.is_set():
+                raise
+            self.last_error = str(error)
+        else:
+            self._metrics.count("istio_xds_connection_terminations_total", reason="Complete")
+            self.last_error = "the server ended the stream"
+        return self.last_error
+
+    def _give_up_if_unknown(self, error: grpc.aio.AioRpcError) -> None:
+        """A node that nobody knows and that has nothing to serve yet is better told so than left waiting."""
+        if error.code() in _REFUSED_US and not self.in_force.is_set():
+            raise OperatorError(
+                f"the control plane at {self._settings.xds.target} refuses it: {error.details()}", where="AUTH_TOKEN"
+            ) from None
+
+    def _count_end(self, code: grpc.StatusCode, details: str) -> None:
+        going_away = "transport is closing" in details or "goaway" in details.lower()
+        if not self.connected:
+            reason = "ConnectionError"
+        elif code in _NORMAL or (code is grpc.StatusCode.UNAVAILABLE and going_away):
+            reason = "Reconnect"
+        else:
+            reason = "Error"
+        self._metrics.count("istio_xds_connection_terminations_total", reason=reason)
+
+    async def _stream(self) -> None:
+        endpoint = self._settings.xds
+        metadata = call_metadata(endpoint, self._settings.auth_token, self._settings.cluster_id)
+        async with open_channel(endpoint) as channel:
+            method: Any = channel.stream_stream(
+                _METHOD,
+                request_serializer=DeltaDiscoveryRequest.SerializeToString,
+                response_deserializer=DeltaDiscoveryResponse.FromString,
+            )
+            call = method(metadata=metadata)
+            for request in self._subscriber.start():
+                await call.write(request)
+            async for response in call:
+                self._heard(response)
+                await call.write(await self.take(response))
+
+    def _heard(self, response: DeltaDiscoveryResponse) -> None:
+        if not self.connected:
+            _log.info(log.PEER_CONNECTED, address=self._settings.xds.target)
+        self.connected, self.last_error = True, ""
+        self._backoff.worked()
+        self._metrics.count("istio_xds_message_total", url=response.type_url)
+        self._metrics.count("istio_xds_message_bytes_total", response.ByteSize(), url=response.type_url)
+
+    async def take(self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest:
+        """Applies one response; returns the answer to send. A type that we never asked for is acknowledged only."""
+        batch = self._subscriber.receive(response)
+        if not batch.wanted:
+            _log.error("a type that was not asked for", type_url=batch.type_url)
+            return self._subscriber.settle(batch)
+        upserts = [(name, data) for name, _, data in batch.upserts]
+        refused = await self._dataplane.apply(batch.type_url, upserts, batch.removed)
+        answer = self._subscriber.settle(batch, refused)
+        if self._store:
+            self._store.record(batch, refused)
+        self._report(batch.type_url, len(upserts) - len(refused), len(batch.removed), [*batch.malformed, *refused])
+        if self._subscriber.synced and not self.in_force.is_set():
+            self.in_force.set()
+            _log.info(log.READY, resources=self.resources())
+        return answer
+
+    def _report(self, type_url: str, taken: int, removed: int, refused: list[tuple[str, str]]) -> None:
+        if taken or removed:
+            _log.info(log.CONFIG_APPLIED, type_url=type_url, upserts=taken, removed=removed)
+        for name, why in refused:
+            _log.error(log.CONFIG_REFUSED, type_url=type_url, name=name, why=why)
+        if refused:
+            self._metrics.count("nodemesh_xds_refused_total", len(refused), url=type_url)
+
+
+def make_node(settings: Settings) -> Node:
+    """How Istio's ztunnel introduces itself; istiod reads its node type from the first word of the id."""
+    ip = settings.instance_ip or "1.1.1.1"
+    name, namespace = settings.pod_name, settings.pod_namespace
+    node = Node(id=f"ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local")
+    own: Mapping[str, str] = {
+        "NAME": name,
+        "NAMESPACE": namespace,
+        "INSTANCE_IPS": ip,
+        "NODE_NAME": settings.node_name,
+        "CLUSTER_ID": settings.cluster_id,
+    }
+    node.metadata.update({key: value for key, value in own.items() if value} | dict(settings.metadata))
+    return node
