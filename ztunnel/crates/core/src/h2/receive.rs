@@ -183,7 +183,9 @@ impl Connection {
             kind::RST_STREAM | kind::WINDOW_UPDATE => fixed(4),
             kind::PING => fixed(8),
             kind::SETTINGS if head.has(flag::ACK) => fixed(0),
-            kind::SETTINGS if !head.len.is_multiple_of(6) => Err(size_error("SETTINGS of a wrong length")),
+            kind::SETTINGS if !head.len.is_multiple_of(6) => {
+                Err(size_error("SETTINGS of a wrong length"))
+            }
             kind::SETTINGS if head.len > MAX_SETTINGS => Err(calm("SETTINGS too long")),
             kind::GOAWAY if head.len < GOAWAY_FIXED => Err(size_error("GOAWAY too short")),
             kind::GOAWAY => Ok(GOAWAY_FIXED),
