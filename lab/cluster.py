@@ -60,7 +60,7 @@ class Cluster:
         self.nodes: list[str] = []
         self.pods: dict[str, Pod] = {}
         self.daemons: dict[str, Process] = {}
-        self._vips = 0
+        self.vips: dict[str, str] = {}
 
     # Up and down ----------------------------------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class Cluster:
         except PermissionError:
             needs.require_root()
             raise
-        cluster.nodes, cluster._vips = state["nodes"], state["vips"]
+        cluster.nodes, cluster.vips = state["nodes"], state["vips"]
         cluster.pods = {key: Pod(**{**pod, "sandbox": Sandbox(**pod["sandbox"])}) for key, pod in state["pods"].items()}
         latest = {p.name: p for p in processes.recorded(cluster.layout)}
         cluster.daemons = {key: latest[key] for key in state["daemons"]}
@@ -142,13 +142,16 @@ class Cluster:
         for process in list(self.daemons.values()):
             self._wait_up(process)
         for node in self.nodes:
-            wait_until(f"{node}'s tunnel is ready", lambda node=node: self.tunnel_ready(node), READY_S)
+            self._wait_ready(node)
 
     def start_agent(self, node: str) -> None:
         self._started(daemons.start_agent(self.layout, node))
 
     def start_tunnel(self, node: str) -> None:
         self._started(daemons.start_tunnel(self.layout, node))
+        self._wait_ready(node)
+
+    def _wait_ready(self, node: str) -> None:
         wait_until(f"{node}'s tunnel is ready", lambda: self.tunnel_ready(node), READY_S)
 
     def tunnel_ready(self, node: str) -> bool:
@@ -180,8 +183,8 @@ class Cluster:
 
     def add_service(self, name: str, ports: dict[int, int], namespace: str = "shop") -> str:
         """Its virtual address."""
-        self._vips += 1
-        vip = service_address(self._vips - 1)
+        vip = service_address(len(self.vips))
+        self.vips[name] = str(vip)
         self.apply(f"service-{namespace}-{name}", documents.service(namespace, name, vip, ports))
         return str(vip)
 
@@ -273,7 +276,7 @@ class Cluster:
             "name": self.layout.name,
             "nodes": self.nodes,
             "run_dirs": {owner: str(self.layout.run_dir(owner)) for owner in [*self.nodes, daemons.CONTROL]},
-            "vips": self._vips,
+            "vips": self.vips,
             "pods": {name: asdict(pod) for name, pod in self.pods.items()},
             "daemons": sorted(self.daemons),
         }

@@ -68,9 +68,8 @@ def down(name: str) -> None:
 
 @lab.command()
 @click.option("--name", default="nmdemo", show_default=True, help="The demo's own lab.")
-@click.option("--keep-going", is_flag=True, help="Run the later steps after a failed one, too.")
-def demo(name: str, keep_going: bool) -> None:
+def demo(name: str) -> None:
     """The main job, shown working: every line is measured now. Exit code 1 when one is not as it should be."""
     from lab import demo as show
 
-    raise SystemExit(show.run(name, keep_going))
+    raise SystemExit(show.run(name))

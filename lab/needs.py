@@ -37,9 +37,15 @@ _FEATURES: Final = (
 )
 
 
+class NotPermitted(OperatorError):
+    """Only root may: `meshctl` ends with code 4."""
+
+    exit_code = 4
+
+
 def require_root() -> None:
     if os.geteuid() != 0:
-        raise OperatorError("the lab makes network namespaces and needs root: run it with sudo")
+        raise NotPermitted("the lab makes network namespaces and needs root: run it with sudo")
 
 
 def require_all() -> None:

@@ -96,4 +96,3 @@ def _cubic() -> str:
     if read("tcp_congestion_control").strip() == "bbr" and "cubic" in read("tcp_available_congestion_control"):
         return " congctl cubic"
     return ""
-

@@ -6,6 +6,7 @@ finds what a crash left, by the mark in the environment and by the namespaces th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -188,7 +189,5 @@ def _command(pid: int) -> str:
 
 
 def _reap(pid: int) -> None:
-    try:
+    with contextlib.suppress(ChildProcessError):  # somebody else's child: its parent or init reaps it
         os.waitpid(pid, 0)
-    except ChildProcessError:
-        pass  # somebody else's child: its parent or init reaps it

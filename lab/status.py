@@ -38,7 +38,12 @@ def describe(cluster: Cluster, output: str) -> tuple[str, bool]:
     daemons += [(d["name"], str(d["pid"]), "running" if d["running"] else "ENDED") for d in known["daemons"]]
     pods = [("NAMESPACE", "POD NAME", "NODE", "ADDRESS", "IDENTITY")]
     pods += [(p["namespace"], p["name"], p["node"], p["ip"], p["identity"]) for p in known["pods"]]
-    head = [f"lab            {known['name']}", f"configuration  {known['config']}", f"logs           {known['logs']}", ""]
+    head = [
+        f"lab            {known['name']}",
+        f"configuration  {known['config']}",
+        f"logs           {known['logs']}",
+        "",
+    ]
     return "\n".join([*head, *aligned(daemons), "", *aligned(pods)]), healthy
 
 

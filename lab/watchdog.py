@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import sys
 
 from lab import cluster
@@ -15,23 +14,29 @@ from lab.layout import MARK, Layout
 from lab.needs import REPOSITORY
 
 
-def guard(layout: Layout) -> None:
-    """From now on the end of the calling process, even by SIGKILL, is the end of the lab.
+class Guard:
+    """From its making on, the end of the calling process, even by SIGKILL, is the end of the lab.
 
-    A pipe tells: its writing end is ours alone and closes with us. Returns once the watchdog runs.
+    A pipe tells: its writing end is ours alone, is not inherited (PEP 446) and closes with us.
     """
-    watched, ours = os.pipe()
-    said, says = os.pipe()
-    env = {key: value for key, value in os.environ.items() if key != MARK} | {"PYTHONPATH": str(REPOSITORY)}
-    null = os.open(os.devnull, os.O_RDWR)
-    actions = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in ((watched, 0), (says, 1), (null, 2))]
-    command = [sys.executable, "-m", "lab.watchdog", layout.name]
-    os.posix_spawn(sys.executable, command, env, file_actions=actions, setsid=True)
-    for fd in (watched, says, null):
-        os.close(fd)
-    os.read(said, 1)
-    os.close(said)
-    # `ours` stays open on purpose, and is not inherited (PEP 446).
+
+    def __init__(self, layout: Layout) -> None:
+        watched, self._ours = os.pipe()
+        said, says = os.pipe()
+        env = {key: value for key, value in os.environ.items() if key != MARK} | {"PYTHONPATH": str(REPOSITORY)}
+        null = os.open(os.devnull, os.O_RDWR)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, target) for fd, target in ((watched, 0), (says, 1), (null, 2))]
+        command = [sys.executable, "-m", "lab.watchdog", layout.name]
+        self._pid = os.posix_spawn(sys.executable, command, env, file_actions=actions, setsid=True)
+        for fd in (watched, says, null):
+            os.close(fd)
+        os.read(said, 1)  # it watches from now on
+        os.close(said)
+
+    def release(self) -> None:
+        """Takes the lab down, if it still is up, and ends the watchdog."""
+        os.close(self._ours)
+        os.waitpid(self._pid, 0)
 
 
 def main() -> None:

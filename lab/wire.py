@@ -1,0 +1,99 @@
+"""What really is on the wire: a capture on the fabric's bridge, read back without anybody's dissector."""
+
+from __future__ import annotations
+
+import signal
+import struct
+import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Final
+
+from lab import netns, processes
+from lab.cluster import Cluster
+from lab.layout import PODS
+from lab.processes import Process, wait_until
+
+_RECORD: Final = struct.Struct("<IIII")
+_FILE_HEADER: Final = 24
+_SYN, _ACK = 0x02, 0x10
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A TCP packet over IPv4; `payload` as captured."""
+
+    src: IPv4Address
+    sport: int
+    dst: IPv4Address
+    dport: int
+    flags: int
+    payload: bytes
+
+    @property
+    def opens(self) -> bool:
+        return self.flags & (_SYN | _ACK) == _SYN
+
+    @property
+    def between_pods(self) -> bool:
+        return self.src in PODS and self.dst in PODS
+
+
+class Capture:
+    """Everything that crosses the fabric while the block runs; `packets` afterwards."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self._cluster, self._name = cluster, f"capture-{name}"
+        self._file = cluster.layout.dir / f"{self._name}.pcap"
+        self._process: Process | None = None
+
+    def __enter__(self) -> Capture:
+        # -Z root: else tcpdump drops to a user who may not write into the lab's directory.
+        command = ["tcpdump", "-i", netns.BRIDGE, "-s", "0", "-U", "--immediate-mode", "-Z", "root"]
+        layout = self._cluster.layout
+        self._process = processes.start(layout, self._name, layout.fabric, [*command, "-w", str(self._file), "tcp"])
+        wait_until("tcpdump listens", lambda: b"listening on" in layout.log(self._name).read_bytes(), 10.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process
+        self._settle()
+        self._process.signal(signal.SIGTERM)
+        if not self._process.wait(5.0):
+            self._process.kill()
+
+    def _settle(self) -> None:
+        """Until the file has not grown for a moment: tcpdump writes each packet as it takes it off the ring."""
+        size = -1
+        while size != (size := self._file.stat().st_size if self._file.exists() else 0):
+            time.sleep(0.1)
+
+    @property
+    def packets(self) -> list[Packet]:
+        return read(self._file)
+
+    def count(self, marker: bytes) -> int:
+        return self._file.read_bytes().count(marker)
+
+
+def read(path: Path) -> list[Packet]:
+    """TCP over IPv4 in a pcap file (little endian, Ethernet), in order; other packets are left out."""
+    data, offset, packets = path.read_bytes(), _FILE_HEADER, []
+    while offset + _RECORD.size <= len(data):
+        _, _, length, _ = _RECORD.unpack_from(data, offset)
+        offset += _RECORD.size
+        packet = parse(data[offset : offset + length])
+        packets += [packet] if packet else []
+        offset += length
+    return packets
+
+
+def parse(frame: bytes) -> Packet | None:
+    """None: not TCP over IPv4."""
+    if len(frame) < 54 or frame[12:14] != b"\x08\x00" or frame[23] != 6:
+        return None
+    ip = frame[14:]
+    tcp = ip[(ip[0] & 0x0F) * 4 :]
+    sport, dport = struct.unpack_from(">HH", tcp)
+    return Packet(IPv4Address(ip[12:16]), sport, IPv4Address(ip[16:20]), dport, tcp[13], tcp[(tcp[12] >> 4) * 4 :])

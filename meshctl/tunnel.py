@@ -1,0 +1,96 @@
+"""`meshctl workloads | services | policies | certificates | connections`: what one tunnel knows and does."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from meshctl import columns, views
+from meshctl.admin import Place
+
+
+def place_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Where to ask, how to answer: the same for every command. Hands over `place` and `output`."""
+
+    @functools.wraps(command)  # click keeps the other options on the function
+    def wrapped(run_dir: Path | None, lab: str, node: str, file: Path | None, **rest: Any) -> None:
+        if file and (run_dir or lab or node):
+            raise click.UsageError("--file goes without --run-dir, --lab and --node")
+        command(place=Place(run_dir, lab, node, file), **rest)
+
+    for option in (
+        click.option("--run-dir", type=click.Path(path_type=Path), help="The daemons' run directory."),
+        click.option("--lab", default="", metavar="NAME", help="A lab's tunnels instead of this machine's."),
+        click.option("--node", default="", metavar="NAME", help="Which node of the lab (its first)."),
+        click.option("-f", "--file", type=click.Path(path_type=Path), help="A config dump saved earlier."),
+        click.option("-o", "--output", type=click.Choice(columns.OUTPUTS), default="short", show_default=True),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def show(kind: str, header: tuple[str, ...], rows: list[list[str]], found: Any, output: str) -> None:
+    click.echo(columns.table(header, rows) if output == "short" else columns.document(kind, found, output))
+
+
+@click.command()
+@place_options
+@click.option("--address", default="", help="Only the workload with this address.")
+@click.option("--workload-namespace", default="", help="Only this namespace.")
+@click.option("--workload-node", default="", help="Only this node.")
+def workloads(place: Place, output: str, address: str, workload_namespace: str, workload_node: str) -> None:
+    """Every workload the tunnel knows, and how it would be reached."""
+    dump = place.config_dump()
+    found = [
+        w
+        for w in views.items(dump, "workloads", workload_namespace)
+        if (not address or address in (w.get("workloadIps") or [])) and workload_node in ("", w.get("node"))
+    ]
+    show("WorkloadList", views.WORKLOADS, views.workload_rows(found, dump), found, output)
+
+
+@click.command()
+@place_options
+@click.option("--service-namespace", default="", help="Only this namespace.")
+def services(place: Place, output: str, service_namespace: str) -> None:
+    """Every service: virtual addresses, waypoint, healthy and all endpoints."""
+    dump = place.config_dump()
+    found = views.items(dump, "services", service_namespace)
+    show("ServiceList", views.SERVICES, views.service_rows(found, dump), found, output)
+
+
+@click.command()
+@place_options
+@click.option("--policy-namespace", default="", help="Only this namespace.")
+def policies(place: Place, output: str, policy_namespace: str) -> None:
+    """Every layer-4 policy in force."""
+    found = views.items(place.config_dump(), "policies", policy_namespace)
+    show("PolicyList", views.POLICIES, views.policy_rows(found), found, output)
+
+
+@click.command()
+@place_options
+def certificates(place: Place, output: str) -> None:
+    """Every identity the tunnel holds, its certificates and their validity."""
+    found = views.items(place.config_dump(), "certificates")
+    rows = views.certificate_rows(found, datetime.now(UTC))
+    show("CertificateList", views.CERTIFICATES, rows, found, output)
+
+
+@click.command()
+@place_options
+@click.option("--direction", type=click.Choice(("inbound", "outbound")), default=None, help="Only one direction.")
+@click.option("--workload-namespace", default="", help="Only this namespace.")
+@click.option("--raw", is_flag=True, help="Addresses instead of names.")
+def connections(place: Place, output: str, direction: str | None, workload_namespace: str, raw: bool) -> None:
+    """Every open connection of this node's pods."""
+    dump = place.config_dump()
+    rows = views.connection_rows(dump, direction=direction or "", namespace=workload_namespace, raw=raw)
+    keys = ("workload", "direction", "local", "remote", "target", "protocol")
+    found = [dict(zip(keys, row, strict=True)) for row in rows]
+    show("ConnectionList", views.CONNECTIONS, rows, found, output)
