@@ -11,8 +11,16 @@ pub const HBONE_PORT: u16 = 15008;
 
 /// Ports of the tunnel itself (Istio's numbers): a target with one of them would be a loop or an admin door.
 /// Admin, outbound, inbound, HBONE, metrics, readiness, DNS, SOCKS5. Sorted.
-pub const ILLEGAL_PORTS: [u16; 8] =
-    [15000, OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT, 15020, 15021, 15053, 15080];
+pub const ILLEGAL_PORTS: [u16; 8] = [
+    15000,
+    OUTBOUND_PORT,
+    INBOUND_PORT,
+    HBONE_PORT,
+    15020,
+    15021,
+    15053,
+    15080,
+];
 
 /// Where the application wanted to go, before capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +62,15 @@ mod tests {
 
     #[test]
     fn loopback_hides_in_many_spellings() {
-        for ip in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::", "::ffff:0.0.0.0"] {
+        for ip in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "::1",
+            "::ffff:127.0.0.1",
+            "0.0.0.0",
+            "::",
+            "::ffff:0.0.0.0",
+        ] {
             assert!(is_own_host(ip.parse().unwrap()), "{ip}");
         }
         assert!(!is_own_host("10.0.0.1".parse().unwrap()));

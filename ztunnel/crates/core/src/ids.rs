@@ -19,7 +19,9 @@ pub enum BadId {
     TooLong,
     #[error("does not start with spiffe:// in lower case")]
     Scheme,
-    #[error("the trust domain is empty, longer than 255 bytes or has characters other than a-z 0-9 . - _")]
+    #[error(
+        "the trust domain is empty, longer than 255 bytes or has characters other than a-z 0-9 . - _"
+    )]
     TrustDomain,
     #[error("the path is not /ns/NAMESPACE/sa/SERVICE-ACCOUNT")]
     Path,
@@ -47,9 +49,13 @@ impl SpiffeId {
         let (trust_domain, path) = rest.split_once('/').unwrap_or((rest, ""));
         check_trust_domain(trust_domain)?;
         let mut parts = path.split('/');
-        let (Some("ns"), Some(namespace), Some("sa"), Some(account), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
-        else {
+        let (Some("ns"), Some(namespace), Some("sa"), Some(account), None) = (
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ) else {
             return Err(BadId::Path);
         };
         check_names(namespace, account)?;
@@ -63,7 +69,9 @@ impl SpiffeId {
 
     /// From its parts, with the same checks.
     pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, BadId> {
-        Self::parse(&format!("{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}"))
+        Self::parse(&format!(
+            "{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}"
+        ))
     }
 
     pub fn as_str(&self) -> &str {
@@ -102,7 +110,9 @@ impl fmt::Debug for SpiffeId {
 
 fn check_trust_domain(text: &str) -> Result<(), BadId> {
     let fits = (1..=MAX_TRUST_DOMAIN).contains(&text.len());
-    let clean = text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'));
+    let clean = text
+        .bytes()
+        .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'));
     (fits && clean).then_some(()).ok_or(BadId::TrustDomain)
 }
 
@@ -116,6 +126,8 @@ fn check_names(namespace: &str, account: &str) -> Result<(), BadId> {
 
 /// RFC 1123 §2.1 in Kubernetes' reading: lower case, 1 to 63 bytes, no hyphen at either end.
 fn is_label(text: &str) -> bool {
-    let inner = text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+    let inner = text
+        .bytes()
+        .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'));
     inner && (1..=MAX_LABEL).contains(&text.len()) && !text.starts_with('-') && !text.ends_with('-')
 }

@@ -1,13 +1,21 @@
-//! The snapshot: everything the tunnel knows of the mesh, immutable, replaced as a whole. Owns the indices; not what is
+//! The snapshot: everything the tunnel knows of the mesh, immutable, replaced as a whole. Owns the look-ups; not what is
 //! decided with them (`decide`, `authz`).
 //!
 //! `with` builds the next snapshot out of this one and shares with it what did not change.
 
+mod cow;
+mod decode;
+mod decode_policy;
+mod index;
 mod model;
 
+pub use index::Endpoint;
 pub use model::*;
 
 use bytes::Bytes;
+use decode::Unusable;
+use index::Index;
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -20,24 +28,22 @@ pub enum Kind {
     Authorization,
 }
 
-/// One snapshot. Cloning is cheap.
+/// One snapshot. Cloning costs a dozen atomic increments.
 #[derive(Clone, Debug)]
 pub struct Tables {
     network: Arc<str>,
     cluster: Arc<str>,
-}
-
-/// A workload as an endpoint of one service.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Endpoint {
-    pub workload: Arc<Workload>,
-    pub ports: Arc<[Port]>,
+    index: Index,
 }
 
 impl Tables {
     /// Nothing known yet. `network`, `cluster`: where this tunnel is.
     pub fn new(network: &str, cluster: &str) -> Self {
-        Self { network: network.into(), cluster: cluster.into() }
+        Self {
+            network: network.into(),
+            cluster: cluster.into(),
+            index: Index::default(),
+        }
     }
 
     pub fn network(&self) -> &str {
@@ -49,74 +55,153 @@ impl Tables {
     }
 
     /// The next snapshot, and (name, why) of every refused resource, whose old version stays. `upserts`: (resource name,
-    /// serialized message). Unknown names in `removed` are no error.
-    pub fn with(&self, kind: Kind, upserts: &[(String, Bytes)], removed: &[String]) -> (Self, Vec<(String, String)>) {
-        let _ = (kind, upserts, removed);
-        todo!()
+    /// serialized message). An unknown name in `removed` is no error.
+    pub fn with(
+        &self,
+        kind: Kind,
+        upserts: &[(String, Bytes)],
+        removed: &[String],
+    ) -> (Self, Vec<(String, String)>) {
+        let mut next = self.clone();
+        for name in removed {
+            match kind {
+                Kind::Address => next.index.remove_address(name),
+                Kind::Authorization => next.index.remove_policy(name),
+            }
+        }
+        let mut refused = Vec::new();
+        for (name, bytes) in upserts {
+            if let Err(why) = next.upsert(kind, name, bytes) {
+                refused.push((name.clone(), why.to_string()));
+            }
+        }
+        (next, refused)
+    }
+
+    fn upsert(&mut self, kind: Kind, name: &str, bytes: &Bytes) -> Result<(), Unusable> {
+        match kind {
+            Kind::Address => self.index.put_address(decode::address(name, bytes)?),
+            Kind::Authorization => self.index.put_policy(decode_policy::policy(name, bytes)?),
+        }
+        Ok(())
     }
 
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
-        let _ = uid;
-        todo!()
+        self.index.workloads.get(uid)
     }
 
-    /// `ip` is canonical.
+    /// Of several with one address: a pod with a tunnel, a pod, one with a tunnel, any. `ip` is canonical.
     pub fn workload_by_ip(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        let _ = (network, ip);
-        todo!()
+        let owners = self.index.by_ip.get(&ip);
+        owners.iter().find(|workload| *workload.network == *network)
     }
 
     /// One of this cluster before one of another.
     pub fn workload_by_name(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
-        let _ = (namespace, name);
-        todo!()
+        let named = self.index.by_name.get(name).iter();
+        let here = named.filter(|workload| *workload.namespace == *namespace);
+        here.min_by_key(|workload| *workload.cluster_id != *self.cluster)
     }
 
     /// `key`: `namespace/hostname`.
     pub fn service(&self, key: &str) -> Option<&Arc<Service>> {
-        let _ = key;
-        todo!()
+        self.index.services.get(key)
     }
 
-    /// The service of a virtual IP as a client in `client_namespace` sees it. `ip` is canonical.
-    pub fn service_by_vip(&self, network: &str, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
-        let _ = (network, ip, client_namespace);
-        todo!()
+    /// The service of a virtual IP as a client in `client_namespace` sees it: an exact address before ranges. `ip` is
+    /// canonical.
+    pub fn service_by_vip(
+        &self,
+        network: &str,
+        ip: IpAddr,
+        client_namespace: &str,
+    ) -> Option<&Arc<Service>> {
+        let host = Cidr::host(ip);
+        let exact = self.owners(network, host);
+        nearest(exact, client_namespace)
+            .or_else(|| self.service_by_range(network, ip, client_namespace))
     }
 
-    /// The service of a hostname as a client in `client_namespace` sees it.
+    /// The order of ranges is Istio's: own namespace, then the longest prefix, then canonical.
+    fn service_by_range(
+        &self,
+        network: &str,
+        ip: IpAddr,
+        client_namespace: &str,
+    ) -> Option<&Arc<Service>> {
+        let prefixes = self.index.range_prefixes(ip.is_ipv4());
+        let of_prefix = |prefix| {
+            let range = Cidr::new(ip, u32::from(prefix))?;
+            nearest(self.owners(network, range), client_namespace).map(|service| (prefix, service))
+        };
+        let best = prefixes.filter_map(of_prefix);
+        let rank = |(prefix, service): &(u8, &Arc<Service>)| {
+            (*service.namespace != *client_namespace, Reverse(*prefix))
+        };
+        best.min_by_key(rank).map(|(_, service)| service)
+    }
+
+    fn owners(&self, network: &str, range: Cidr) -> impl Iterator<Item = &Arc<Service>> {
+        let owns = move |vip: &Vip| *vip.network == *network && vip.range == range;
+        let group = self.index.by_vip.get(&range).iter();
+        group.filter(move |service| service.vips.iter().any(owns))
+    }
+
+    /// The service of a hostname as a client in `client_namespace` sees it. `hostname` is lower case.
     pub fn service_by_host(&self, hostname: &str, client_namespace: &str) -> Option<&Arc<Service>> {
-        let _ = (hostname, client_namespace);
-        todo!()
+        nearest(self.index.by_host.get(hostname).iter(), client_namespace)
     }
 
-    /// Endpoints of a service by their uid, healthy or not.
-    pub fn endpoints(&self, service: &str) -> impl Iterator<Item = &Endpoint> {
-        let _ = service;
-        std::iter::empty()
+    /// Endpoints of a service by their uid, healthy or not, whether the service has arrived or not.
+    pub fn endpoints(&self, service: &str) -> impl Iterator<Item = &Endpoint> + Clone {
+        self.index
+            .endpoints
+            .get(service)
+            .into_iter()
+            .flat_map(|set| set.values())
     }
 
     /// What is to be asked before somebody may reach this workload: global and namespace policies and those it names.
     /// Err: the name of one that has not arrived or was refused.
-    pub fn policies_for<'a>(&'a self, to: &'a Workload) -> impl Iterator<Item = Result<&'a Arc<Policy>, &'a Key>> {
-        let _ = to;
-        std::iter::empty()
+    pub fn policies_for<'a>(
+        &'a self,
+        to: &'a Workload,
+    ) -> impl Iterator<Item = Result<&'a Arc<Policy>, &'a Key>> {
+        let global = self.index.policies_by_namespace.get("").iter();
+        let local = self.index.policies_by_namespace.get(&*to.namespace).iter();
+        let named = to.authorization_policies.iter();
+        global
+            .chain(local)
+            .map(Ok)
+            .chain(named.map(|key| self.policy(key).ok_or(key)))
     }
 
     pub fn policy(&self, key: &str) -> Option<&Arc<Policy>> {
-        let _ = key;
-        todo!()
+        self.index.policies.get(key)
     }
 
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        std::iter::empty()
+        self.index.workloads.values()
     }
 
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        std::iter::empty()
+        self.index.services.values()
     }
 
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        std::iter::empty()
+        self.index.policies.values()
     }
 }
+
+/// Of the visible ones: the client's own namespace, then the canonical one, then the first by key.
+fn nearest<'a>(
+    services: impl Iterator<Item = &'a Arc<Service>>,
+    client_namespace: &str,
+) -> Option<&'a Arc<Service>> {
+    let foreign = |service: &Service| *service.namespace != *client_namespace;
+    let visible = services.filter(|service| !(service.namespace_only && foreign(service)));
+    visible.min_by_key(|service| (foreign(service), !service.canonical))
+}
+
+#[cfg(test)]
+mod tests;

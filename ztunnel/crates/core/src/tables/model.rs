@@ -10,6 +10,9 @@ use std::sync::Arc;
 /// `cluster/group/kind/namespace/name` of a workload, `namespace/hostname` of a service, `namespace/name` of a policy.
 pub type Key = Arc<str>;
 
+/// Services, each with a port mapping.
+pub type Memberships = Box<[(Key, Arc<[Port]>)]>;
+
 /// `istio.workload.Workload`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -32,7 +35,7 @@ pub struct Workload {
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The services that it is an endpoint of, with its own port mapping; sorted by key.
-    pub services: Box<[(Key, Arc<[Port]>)]>,
+    pub services: Memberships,
     /// Selector-scoped policies that apply here.
     pub authorization_policies: Box<[Key]>,
     pub healthy: bool,
@@ -51,7 +54,10 @@ impl Workload {
 
     /// Its port mapping as an endpoint of that service.
     pub fn ports_for(&self, service: &str) -> Option<&Arc<[Port]>> {
-        let at = self.services.binary_search_by(|(key, _)| (**key).cmp(service)).ok()?;
+        let at = self
+            .services
+            .binary_search_by(|(key, _)| (**key).cmp(service))
+            .ok()?;
         Some(&self.services[at].1)
     }
 }
@@ -96,7 +102,10 @@ pub struct Gateway {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
-    Address { network: Box<str>, ip: IpAddr },
+    Address {
+        network: Box<str>,
+        ip: IpAddr,
+    },
     /// Key of a service.
     Service(Key),
 }
@@ -142,11 +151,24 @@ impl Cidr {
     /// None: the prefix is longer than the address. An IPv4-mapped range of at least 96 bits becomes the v4 range.
     pub fn new(ip: IpAddr, prefix: u32) -> Option<Self> {
         let (ip, prefix) = match (ip, ip.to_canonical()) {
-            (IpAddr::V6(_), v4 @ IpAddr::V4(_)) if (96..=128).contains(&prefix) => (v4, prefix - 96),
+            (IpAddr::V6(_), v4 @ IpAddr::V4(_)) if (96..=128).contains(&prefix) => {
+                (v4, prefix - 96)
+            }
             _ => (ip, prefix),
         };
         let bits = if ip.is_ipv4() { 32 } else { 128 };
-        (prefix <= bits).then(|| Self { ip: mask(ip, prefix), prefix: prefix as u8 })
+        (prefix <= bits).then(|| Self {
+            ip: mask(ip, prefix),
+            prefix: prefix as u8,
+        })
+    }
+
+    /// The range of one address.
+    pub fn host(ip: IpAddr) -> Self {
+        Self {
+            ip,
+            prefix: if ip.is_ipv4() { 32 } else { 128 },
+        }
     }
 
     /// `ip` is canonical. A v4 address is in no v6 range and the other way round.
@@ -156,14 +178,18 @@ impl Cidr {
 
     /// Exactly one address.
     pub fn is_host(&self) -> bool {
-        self.prefix == if self.ip.is_ipv4() { 32 } else { 128 }
+        *self == Self::host(self.ip)
     }
 }
 
 fn mask(ip: IpAddr, prefix: u32) -> IpAddr {
     match ip {
-        IpAddr::V4(ip) => (ip.to_bits() & u32::MAX.checked_shl(32 - prefix).unwrap_or(0)).to_be_bytes().into(),
-        IpAddr::V6(ip) => (ip.to_bits() & u128::MAX.checked_shl(128 - prefix).unwrap_or(0)).to_be_bytes().into(),
+        IpAddr::V4(ip) => (ip.to_bits() & u32::MAX.checked_shl(32 - prefix).unwrap_or(0))
+            .to_be_bytes()
+            .into(),
+        IpAddr::V6(ip) => (ip.to_bits() & u128::MAX.checked_shl(128 - prefix).unwrap_or(0))
+            .to_be_bytes()
+            .into(),
     }
 }
 
@@ -279,7 +305,10 @@ pub struct Pair<T> {
 
 impl<T> Default for Pair<T> {
     fn default() -> Self {
-        Self { any: Box::default(), none: Box::default() }
+        Self {
+            any: Box::default(),
+            none: Box::default(),
+        }
     }
 }
 

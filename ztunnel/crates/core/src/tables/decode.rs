@@ -1,0 +1,347 @@
+//! Door 4's bytes to the model: every check happens here, so that whoever holds a `Workload` or a `Service` may trust it.
+//!
+//! Fails closed: what would be routed or judged by a value that is not understood is refused as a whole.
+
+use super::model::*;
+use crate::ids::{BadId, SpiffeId};
+use crate::wire::workload as pb;
+use prost::Message;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Why a resource is refused: one sentence for the NACK.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(super) enum Unusable {
+    #[error("not a message of this type: {0}")]
+    Undecodable(#[from] prost::DecodeError),
+    #[error("the content is of {0:?}, not of the resource's name")]
+    OtherName(String),
+    #[error("{0} is empty")]
+    Empty(&'static str),
+    #[error("{field} has {bytes} bytes instead of 4 or 16")]
+    Address { field: &'static str, bytes: usize },
+    #[error("{field}: a prefix of {length} bits is longer than the address")]
+    Prefix { field: &'static str, length: u32 },
+    #[error("{field}: {port} is not a port")]
+    Port { field: &'static str, port: u32 },
+    #[error("{field} has the unknown value {value}")]
+    Unknown { field: &'static str, value: i32 },
+    #[error("tunnel protocol LEGACY_ISTIO_MTLS is not spoken")]
+    LegacyMtls,
+    #[error("the identity is impossible: {0}")]
+    Identity(#[from] BadId),
+    #[error("a match carries the extension {0:?}, which is not understood")]
+    Extension(String),
+}
+
+/// One resource of type `istio.workload.Address`.
+pub(super) enum Address {
+    Workload(Workload),
+    Service(Service),
+}
+
+pub(super) fn address(name: &str, bytes: &[u8]) -> Result<Address, Unusable> {
+    let decoded = match pb::Address::decode(bytes)?.r#type {
+        Some(pb::address::Type::Workload(message)) => Address::Workload(workload(message)?),
+        Some(pb::address::Type::Service(message)) => Address::Service(service(message)?),
+        None => return Err(Unusable::Empty("type")),
+    };
+    let own = match &decoded {
+        Address::Workload(workload) => &workload.uid,
+        Address::Service(service) => &service.key,
+    };
+    same_name(name, own)?;
+    Ok(decoded)
+}
+
+/// A resource under a foreign name could never be taken back by its own.
+pub(super) fn same_name(name: &str, own: &str) -> Result<(), Unusable> {
+    (name == own)
+        .then_some(())
+        .ok_or_else(|| Unusable::OtherName(own.to_owned()))
+}
+
+pub(super) fn filled(field: &'static str, text: String) -> Result<Box<str>, Unusable> {
+    if text.is_empty() {
+        Err(Unusable::Empty(field))
+    } else {
+        Ok(text.into())
+    }
+}
+
+fn or(text: String, default: &str) -> Box<str> {
+    if text.is_empty() {
+        default.into()
+    } else {
+        text.into()
+    }
+}
+
+/// 4 or 16 bytes, network byte order; the result is canonical.
+pub(super) fn ip(field: &'static str, bytes: &[u8]) -> Result<IpAddr, Unusable> {
+    raw_ip(field, bytes).map(|ip| ip.to_canonical())
+}
+
+fn raw_ip(field: &'static str, bytes: &[u8]) -> Result<IpAddr, Unusable> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let v6 = || <[u8; 16]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| v6()).map_err(|_| Unusable::Address {
+        field,
+        bytes: bytes.len(),
+    })
+}
+
+pub(super) fn cidr(field: &'static str, bytes: &[u8], length: u32) -> Result<Cidr, Unusable> {
+    Cidr::new(raw_ip(field, bytes)?, length).ok_or(Unusable::Prefix { field, length })
+}
+
+/// 0 is no port here.
+fn port(field: &'static str, port: u32) -> Result<u16, Unusable> {
+    match u16::try_from(port) {
+        Ok(0) | Err(_) => Err(Unusable::Port { field, port }),
+        Ok(port) => Ok(port),
+    }
+}
+
+/// 0: None.
+fn optional_port(field: &'static str, number: u32) -> Result<Option<u16>, Unusable> {
+    if number == 0 {
+        Ok(None)
+    } else {
+        port(field, number).map(Some)
+    }
+}
+
+pub(super) fn known<T: TryFrom<i32>>(field: &'static str, value: i32) -> Result<T, Unusable> {
+    T::try_from(value).map_err(|_| Unusable::Unknown { field, value })
+}
+
+fn workload(message: pb::Workload) -> Result<Workload, Unusable> {
+    let trust_domain = or(message.trust_domain, "cluster.local");
+    let account = or(message.service_account, "default");
+    let host_network = known("network_mode", message.network_mode)?;
+    let status = known("status", message.status)?;
+    let locality = message.locality.unwrap_or_default();
+    Ok(Workload {
+        uid: filled("uid", message.uid)?.into(),
+        name: filled("name", message.name)?,
+        identity: SpiffeId::new(&trust_domain, &message.namespace, &account)?,
+        namespace: message.namespace.into(),
+        addresses: message
+            .addresses
+            .iter()
+            .map(|a| ip("addresses", a))
+            .collect::<Result<_, _>>()?,
+        hostname: message.hostname.into(),
+        network: message.network.into(),
+        protocol: protocol(message.tunnel_protocol)?,
+        waypoint: message
+            .waypoint
+            .map(|g| gateway("waypoint", g))
+            .transpose()?,
+        network_gateway: message
+            .network_gateway
+            .map(|g| gateway("network_gateway", g))
+            .transpose()?,
+        node: message.node.into(),
+        canonical_name: message.canonical_name.into(),
+        canonical_revision: message.canonical_revision.into(),
+        workload_type: workload_type(message.workload_type),
+        workload_name: message.workload_name.into(),
+        native_tunnel: message.native_tunnel,
+        application_tunnel: message
+            .application_tunnel
+            .map(application_tunnel)
+            .transpose()?,
+        services: memberships(message.services)?,
+        authorization_policies: message
+            .authorization_policies
+            .into_iter()
+            .map(Key::from)
+            .collect(),
+        healthy: matches!(status, pb::WorkloadStatus::Healthy),
+        cluster_id: or(message.cluster_id, "Kubernetes"),
+        locality: Locality {
+            region: locality.region.into(),
+            zone: locality.zone.into(),
+            subzone: locality.subzone.into(),
+        },
+        host_network: matches!(host_network, pb::NetworkMode::HostNetwork),
+        capacity: message.capacity.unwrap_or(1),
+    })
+}
+
+fn protocol(value: i32) -> Result<Protocol, Unusable> {
+    match known("tunnel_protocol", value)? {
+        pb::TunnelProtocol::None => Ok(Protocol::Tcp),
+        pb::TunnelProtocol::Hbone => Ok(Protocol::Hbone),
+        pb::TunnelProtocol::LegacyIstioMtls => Err(Unusable::LegacyMtls),
+    }
+}
+
+fn workload_type(value: i32) -> WorkloadType {
+    match pb::WorkloadType::try_from(value) {
+        Ok(pb::WorkloadType::Deployment) => WorkloadType::Deployment,
+        Ok(pb::WorkloadType::Cronjob) => WorkloadType::CronJob,
+        Ok(pb::WorkloadType::Pod) => WorkloadType::Pod,
+        Ok(pb::WorkloadType::Job) => WorkloadType::Job,
+        Err(_) => WorkloadType::Other,
+    }
+}
+
+fn application_tunnel(message: pb::ApplicationTunnel) -> Result<ApplicationTunnel, Unusable> {
+    let protocol: pb::application_tunnel::Protocol =
+        known("application_tunnel.protocol", message.protocol)?;
+    Ok(ApplicationTunnel {
+        proxy: matches!(protocol, pb::application_tunnel::Protocol::Proxy),
+        port: optional_port("application_tunnel.port", message.port)?,
+    })
+}
+
+fn memberships(
+    services: impl IntoIterator<Item = (String, pb::PortList)>,
+) -> Result<Memberships, Unusable> {
+    let one = |(key, list): (String, pb::PortList)| Ok((Key::from(key), ports(list.ports)?));
+    let mut all: Memberships = services
+        .into_iter()
+        .map(one)
+        .collect::<Result<_, Unusable>>()?;
+    all.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(all)
+}
+
+/// Of two mappings of one service port the last is in force, as in a map.
+fn ports(messages: Vec<pb::Port>) -> Result<Arc<[Port]>, Unusable> {
+    let mut all: Vec<Port> = Vec::with_capacity(messages.len());
+    for message in messages {
+        let service = port("service_port", message.service_port)?;
+        let target = optional_port("target_port", message.target_port)?;
+        all.retain(|other| other.service != service);
+        all.push(Port { service, target });
+    }
+    Ok(all.into())
+}
+
+fn gateway(field: &'static str, message: pb::GatewayAddress) -> Result<Gateway, Unusable> {
+    use pb::gateway_address::Destination as Wire;
+    let destination = match message.destination {
+        Some(Wire::Address(address)) => Destination::Address {
+            ip: ip(field, &address.address)?,
+            network: address.network.into(),
+        },
+        Some(Wire::Hostname(name)) => {
+            Destination::Service(service_key(&name.namespace, &name.hostname)?)
+        }
+        None => return Err(Unusable::Empty(field)),
+    };
+    Ok(Gateway {
+        destination,
+        hbone_port: port(field, message.hbone_mtls_port)?,
+    })
+}
+
+fn service_key(namespace: &str, hostname: &str) -> Result<Key, Unusable> {
+    match (namespace, hostname) {
+        ("", _) => Err(Unusable::Empty("namespace")),
+        (_, "") => Err(Unusable::Empty("hostname")),
+        _ => Ok(format!("{namespace}/{hostname}").into()),
+    }
+}
+
+fn service(message: pb::Service) -> Result<Service, Unusable> {
+    let visibility = known("visibility", message.visibility)?;
+    let identities = message
+        .subject_alt_names
+        .iter()
+        .filter_map(|text| SpiffeId::parse(text).ok());
+    Ok(Service {
+        key: service_key(&message.namespace, &message.hostname)?,
+        name: filled("name", message.name)?,
+        subject_alt_names: identities.collect(),
+        namespace: message.namespace.into(),
+        hostname: message.hostname.into(),
+        vips: message
+            .addresses
+            .into_iter()
+            .map(vip)
+            .collect::<Result<_, _>>()?,
+        ports: ports(message.ports)?,
+        waypoint: message
+            .waypoint
+            .map(|g| gateway("waypoint", g))
+            .transpose()?,
+        weighted_waypoints: message
+            .weighted_waypoints
+            .into_iter()
+            .map(weighted)
+            .collect::<Result<_, _>>()?,
+        balancing: message
+            .load_balancing
+            .map(balancing)
+            .transpose()?
+            .unwrap_or_default(),
+        ip_families: ip_families(known("ip_families", message.ip_families)?),
+        canonical: message.canonical,
+        namespace_only: matches!(visibility, pb::service::Visibility::Namespace),
+    })
+}
+
+fn vip(message: pb::NetworkAddress) -> Result<Vip, Unusable> {
+    let length = message.length.unwrap_or(8 * message.address.len() as u32);
+    Ok(Vip {
+        range: cidr("addresses", &message.address, length)?,
+        network: message.network.into(),
+    })
+}
+
+fn weighted(message: pb::WeightedWaypoint) -> Result<(Gateway, u32), Unusable> {
+    let destination = message
+        .destination
+        .ok_or(Unusable::Empty("weighted_waypoints.destination"))?;
+    Ok((
+        gateway("weighted_waypoints.destination", destination)?,
+        message.weight,
+    ))
+}
+
+fn balancing(message: pb::LoadBalancing) -> Result<Balancing, Unusable> {
+    use pb::load_balancing::{HealthPolicy, Mode as Wire};
+    let health: HealthPolicy = known("load_balancing.health_policy", message.health_policy)?;
+    Ok(Balancing {
+        mode: match known("load_balancing.mode", message.mode)? {
+            Wire::UnspecifiedMode => Mode::Standard,
+            Wire::Strict => Mode::Strict,
+            Wire::Failover => Mode::Failover,
+            Wire::Passthrough => Mode::Passthrough,
+        },
+        scopes: message
+            .routing_preference
+            .into_iter()
+            .map(locus)
+            .collect::<Result<_, _>>()?,
+        unhealthy_too: matches!(health, HealthPolicy::AllowAll),
+    })
+}
+
+fn locus(value: i32) -> Result<Locus, Unusable> {
+    use pb::load_balancing::Scope as Wire;
+    let field = "load_balancing.routing_preference";
+    Ok(match known(field, value)? {
+        Wire::UnspecifiedScope => return Err(Unusable::Unknown { field, value }),
+        Wire::Region => Locus::Region,
+        Wire::Zone => Locus::Zone,
+        Wire::Subzone => Locus::Subzone,
+        Wire::Node => Locus::Node,
+        Wire::Cluster => Locus::Cluster,
+        Wire::Network => Locus::Network,
+    })
+}
+
+fn ip_families(message: pb::IpFamilies) -> IpFamilies {
+    match message {
+        pb::IpFamilies::Automatic => IpFamilies::Automatic,
+        pb::IpFamilies::Ipv4Only => IpFamilies::V4Only,
+        pb::IpFamilies::Ipv6Only => IpFamilies::V6Only,
+        pb::IpFamilies::Dual => IpFamilies::Dual,
+    }
+}
