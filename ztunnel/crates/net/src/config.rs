@@ -1,0 +1,126 @@
+//! What the shell may say about a data path, as one JSON object. Owns its keys, defaults and ranges; nothing else reads JSON.
+
+use serde::Deserialize;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use crate::log::Level;
+
+/// Longest deadline that makes sense to configure, seconds: a day.
+const LONGEST_S: f64 = 86_400.0;
+const MOST_WORKERS: usize = 256;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub network: String,
+    pub cluster_id: String,
+    pub trust_domain: String,
+    pub node_name: String,
+    /// 0: one per core; see `worker_count`.
+    pub workers: usize,
+    /// `SO_MARK` of every socket of ours: what the redirection rules exempt.
+    pub packet_mark: u32,
+    /// Applications see their client's address.
+    pub orig_src: bool,
+    pub ipv6: bool,
+    pub connect_timeout_s: f64,
+    pub handshake_timeout_s: f64,
+    pub pool_idle_s: f64,
+    pub access_log: String,
+    pub log_level: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            network: String::new(),
+            cluster_id: "Kubernetes".into(),
+            trust_domain: "cluster.local".into(),
+            node_name: String::new(),
+            workers: 0,
+            packet_mark: 0x539,
+            orig_src: true,
+            ipv6: true,
+            connect_timeout_s: 10.0,
+            handshake_timeout_s: 5.0,
+            pool_idle_s: 300.0,
+            access_log: "stderr".into(),
+            log_level: "info".into(),
+        }
+    }
+}
+
+impl Config {
+    /// One sentence for the operator when a key is unknown, of a wrong type or out of range.
+    pub fn parse(json: &[u8]) -> Result<Self, String> {
+        let config: Self = serde_json::from_slice(json).map_err(|e| format!("the core's configuration: {e}"))?;
+        config.check().map_err(|why| format!("the core's configuration: {why}"))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        for (key, value) in [
+            ("connect_timeout_s", self.connect_timeout_s),
+            ("handshake_timeout_s", self.handshake_timeout_s),
+            ("pool_idle_s", self.pool_idle_s),
+        ] {
+            if !(value > 0.0 && value <= LONGEST_S) {
+                return Err(format!("{key} is {value}, which is not between 0 and {LONGEST_S} seconds"));
+            }
+        }
+        if self.workers > MOST_WORKERS {
+            return Err(format!("workers is {}, which is more than {MOST_WORKERS}", self.workers));
+        }
+        if self.access_log.is_empty() {
+            return Err("access_log is empty; it is \"stderr\", \"off\" or a path".into());
+        }
+        self.level().map(|_| ())
+    }
+
+    pub fn level(&self) -> Result<Level, String> {
+        self.log_level.parse()
+    }
+
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            given => given,
+        }
+    }
+
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_secs_f64(self.connect_timeout_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_object_means_every_default() {
+        let config = Config::parse(b"{}").expect("valid");
+        assert_eq!((config.packet_mark, config.trust_domain.as_str()), (0x539, "cluster.local"));
+        assert!(config.worker_count() >= 1);
+    }
+
+    #[test]
+    fn what_is_unknown_or_out_of_range_is_one_sentence() {
+        for (json, part) in [
+            (&br#"{"wrokers": 2}"#[..], "wrokers"),
+            (br#"{"workers": -1}"#, "workers"),
+            (br#"{"workers": 100000}"#, "workers is 100000"),
+            (br#"{"connect_timeout_s": 0}"#, "connect_timeout_s is 0"),
+            (br#"{"log_level": "loud"}"#, "loud"),
+            (br#"{"access_log": ""}"#, "access_log"),
+            (b"[]x", "configuration"),
+        ] {
+            let why = Config::parse(json).expect_err("refused");
+            assert!(!why.contains('\n'), "{why}");
+            if part != "workers" {
+                assert!(why.contains(part), "{why}");
+            }
+        }
+    }
+}

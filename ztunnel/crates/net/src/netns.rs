@@ -1,0 +1,214 @@
+//! A pod's network namespace and the sockets that are born in it. A socket keeps the namespace that it was created in, a
+//! thread must not: whoever enters comes back before anything else runs, or the process ends.
+//!
+//! Origin: setns(2), namespaces(7); socket options of ip(7), ipv6(7).
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+/// The kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 1024;
+/// Istio's: a dead peer is noticed after about half an hour, and idle connections cost one packet in three minutes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(180);
+const KEEPALIVE_RETRIES: u32 = 9;
+/// `_IO(0xb7, 0x3)`, ioctl_ns(2).
+const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+/// linux/in.h; the port is chosen at connect(), where the whole 4-tuple counts, not at bind().
+const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
+/// linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h.
+const ORIGINAL_DST: libc::c_int = 80;
+
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    #[error("the descriptor is no live network namespace: {0}")]
+    NamespaceGone(io::Error),
+    #[error("port {port} is taken in the pod's namespace")]
+    AddressTaken { port: u16 },
+    #[error(transparent)]
+    Other(#[from] io::Error),
+}
+
+/// Holds the namespace alive, so its (device, inode) cannot come to mean another one.
+#[derive(Debug)]
+pub struct NetNs {
+    pod: OwnedFd,
+    home: OwnedFd,
+    id: (u64, u64),
+}
+
+impl NetNs {
+    /// Duplicates `fd`. The calling thread's own namespace is where `enter` comes back to.
+    pub fn of(fd: BorrowedFd<'_>) -> Result<Self, EnrolError> {
+        let pod = fd.try_clone_to_owned().map_err(EnrolError::NamespaceGone)?;
+        // SAFETY: an ioctl without argument on a descriptor that we own.
+        let kind = unsafe { libc::ioctl(pod.as_raw_fd(), NS_GET_NSTYPE as _) };
+        if kind != libc::CLONE_NEWNET {
+            let why = if kind < 0 { io::Error::last_os_error() } else { io::Error::from(io::ErrorKind::InvalidInput) };
+            return Err(EnrolError::NamespaceGone(why));
+        }
+        let about = File::from(pod.try_clone()?).metadata()?;
+        let home = File::open("/proc/thread-self/ns/net")?.into();
+        Ok(Self { pod, home, id: (about.dev(), about.ino()) })
+    }
+
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+
+    /// Runs `make` inside the namespace. Not for anything that waits: the thread's other work would see the wrong network.
+    pub fn enter<T>(&self, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        set_ns(&self.pod)?;
+        let _back = Back(&self.home);
+        make()
+    }
+}
+
+struct Back<'a>(&'a OwnedFd);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        if let Err(why) = set_ns(self.0) {
+            // A thread that stayed would open one tenant's sockets in another tenant's network.
+            eprintln!("ztunnel: cannot leave a pod's network namespace: {why}");
+            std::process::abort();
+        }
+    }
+}
+
+fn set_ns(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: plain system call on a descriptor that we own.
+    check(unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A listening, nonblocking socket in the calling thread's namespace: `[::]` for both families where IPv6 exists, else
+/// `0.0.0.0`. Never SO_REUSEPORT: a process of the pod could take a share of the connections.
+pub fn listener(port: u16, ipv6: bool) -> Result<TcpListener, EnrolError> {
+    let v4 = || listen_on((Ipv4Addr::UNSPECIFIED, port).into());
+    let made = if ipv6 {
+        listen_on((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|e| if no_such_family(&e) { v4() } else { Err(e) })
+    } else {
+        v4()
+    };
+    made.map_err(|e| match e.raw_os_error() {
+        Some(libc::EADDRINUSE) => EnrolError::AddressTaken { port },
+        _ => EnrolError::Other(e),
+    })
+}
+
+fn no_such_family(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = stream_socket(address.ip())?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // Best effort: only a TPROXY redirection needs it, and only it tells us the original address by local_addr().
+    let _ = transparent(&socket, address.ip());
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn stream_socket(family_of: IpAddr) -> io::Result<Socket> {
+    let domain = if family_of.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::STREAM.cloexec(), Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn transparent(socket: &Socket, family_of: IpAddr) -> io::Result<()> {
+    match family_of {
+        IpAddr::V4(_) => set_int(socket, libc::SOL_IP, libc::IP_TRANSPARENT, 1),
+        IpAddr::V6(_) => set_int(socket, libc::SOL_IPV6, libc::IPV6_TRANSPARENT, 1),
+    }
+}
+
+fn set_int(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let size = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the kernel reads `size` bytes at `value`, which outlives the call.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size) })
+}
+
+/// What every connection of ours carries: no Nagle, keepalive as Istio's.
+pub fn tune(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_IDLE);
+    socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES))
+}
+
+/// An unconnected, nonblocking, marked socket towards `to`, in the calling thread's namespace. `from`: the address that the
+/// other side shall see though it is not ours; it must be of `to`'s family.
+pub fn dial_socket(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Result<Socket> {
+    let socket = stream_socket(to.ip())?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    tune(SockRef::from(&socket))?;
+    if let Some(address) = from {
+        transparent(&socket, address)?;
+        set_int(&socket, libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
+        socket.bind(&SocketAddr::new(address, 0).into())?;
+    }
+    Ok(socket)
+}
+
+/// Where the application wanted to go before the redirection; `None` when nothing redirected this connection.
+pub fn original_dst(socket: SockRef<'_>, peer: IpAddr) -> Option<SocketAddr> {
+    let level = if peer.is_ipv4() { libc::SOL_IP } else { libc::SOL_IPV6 };
+    // SAFETY: `init` hands out a zeroed buffer as large as any address; the kernel writes at most `length` bytes of it.
+    let found = unsafe {
+        socket2::SockAddr::try_init(|storage, length| {
+            check(libc::getsockopt(socket.as_raw_fd(), level, ORIGINAL_DST, storage.cast(), length))
+        })
+    };
+    found.ok()?.1.as_socket()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_descriptor_that_is_no_namespace_is_gone() {
+        let file = File::open("/proc/self/status").expect("procfs");
+        assert!(matches!(NetNs::of(file.as_fd()), Err(EnrolError::NamespaceGone(_))));
+        let other = File::open("/proc/self/ns/mnt").expect("procfs");
+        assert!(matches!(NetNs::of(other.as_fd()), Err(EnrolError::NamespaceGone(_))));
+    }
+
+    #[test]
+    fn one_namespace_is_the_same_through_two_descriptors() {
+        let open = || NetNs::of(File::open("/proc/self/ns/net").expect("procfs").as_fd()).expect("a namespace");
+        assert!(open().is_same_as(&open()));
+    }
+
+    #[test]
+    fn a_port_that_somebody_holds_is_named() {
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let port = holder.local_addr().expect("bound").port();
+        assert!(matches!(listener(port, true), Err(EnrolError::AddressTaken { port: p }) if p == port));
+        assert!(matches!(listener(port, false), Err(EnrolError::AddressTaken { .. })));
+    }
+
+    #[test]
+    fn both_families_reach_one_listener_and_nothing_claims_to_be_redirected() {
+        let listening = listener(0, true).expect("any port");
+        let port = listening.local_addr().expect("bound").port();
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).expect("reaches");
+        let peer = client.local_addr().expect("connected").ip();
+        assert_eq!(original_dst(SockRef::from(&client), peer), None);
+    }
+}
