@@ -1,0 +1,48 @@
+"""RUN/nodeagent.sock: what the agent knows, as JSON, for meshctl. Reads only."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from nodeagent.enrol.registry import Registry, describe
+from nodeagent.sockets import listen_on
+
+SHUTDOWN_S: Final = 1.0
+_dumps = partial(json.dumps, indent=1)
+
+
+class Admin:
+    def __init__(self, node: str, registry: Registry, tunnels: Callable[[], int]) -> None:
+        self._node, self._registry, self._tunnels = node, registry, tunnels
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, path: Path) -> None:
+        """Raises OperatorError."""
+        app = web.Application()
+        app.add_routes([web.get("/status", self._status), web.get("/pods", self._pods)])
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        await self._runner.setup()
+        await web.SockSite(self._runner, listen_on(path, socket.SOCK_STREAM)).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return web.json_response(self.status(), dumps=_dumps)
+
+    async def _pods(self, _: web.Request) -> web.Response:
+        return web.json_response([describe(pod) for pod in self._registry.pods], dumps=_dumps)
+
+    def status(self) -> dict[str, Any]:
+        """`ready`: an ADD would be served."""
+        states = Counter(pod.state.name for pod in self._registry.pods)
+        return {"node": self._node, "ready": self._tunnels() > 0, "tunnels": self._tunnels(), "pods": dict(states)}

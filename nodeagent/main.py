@@ -1,0 +1,131 @@
+"""The node agent's composition: who is made, in which order it opens its doors, and how it ends.
+
+Ends without touching a pod: rules, the plugin and its configuration stay, so that new pods wait for the next agent and
+running ones keep their tunnel. Doors open from the inside out: pods of an earlier agent, tunnels, admin, plugin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+from mesh import log
+from mesh.errors import LocalError, MeshError, OperatorError
+from mesh.ids import Uid
+from nodeagent import zds
+from nodeagent.admin import Admin
+from nodeagent.enrol import machine as m
+from nodeagent.enrol.executor import Namespace, NoTunnel, Pod
+from nodeagent.enrol.plugin_server import PluginServer
+from nodeagent.enrol.pods import FilePods
+from nodeagent.enrol.registry import Registry
+from nodeagent.enrol.store import Member, Store
+from nodeagent.redirect.redirection import Redirection
+from nodeagent.settings import Settings
+
+_log: Final = log.get("nodeagent")
+
+
+class TunnelOfNode:
+    """`executor.Tunnel` by ZDS."""
+
+    def __init__(self, server: zds.ZdsServer) -> None:
+        self._server = server
+
+    async def add(self, member: Member, namespace: Namespace) -> None:
+        try:
+            await self._server.add(_workload(member, namespace))
+        except zds.NotConnected as error:
+            raise NoTunnel(str(error)) from None
+
+    async def remove(self, uid: Uid) -> None:
+        await self._server.remove(uid)
+
+
+def _workload(member: Member, namespace: Namespace) -> zds.Workload:
+    return zds.Workload(member.uid, member.namespace, member.name, member.service_account, namespace)
+
+
+def _workload_of(pod: Pod) -> zds.Workload:
+    return _workload(pod.member, pod.namespace)
+
+
+class Agent:
+    """Raises OperatorError when a door cannot be opened."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._over = asyncio.Event()
+        self._bug: BaseException | None = None
+        kernel = Redirection(prove_capture=settings.canary)
+        self.registry = Registry(
+            settings.cluster, settings.node, FilePods(settings.pods_dir), Store(settings.state_dir), kernel
+        )
+        self._zds = zds.ZdsServer(self._snapshot, self._heard, lambda: self.registry.tell_all(m.TunnelLost))
+        self.registry.use(TunnelOfNode(self._zds))
+        self._admin = Admin(settings.node, self.registry, lambda: self._zds.connected)
+        self._plugin = PluginServer(self.registry, lambda: self._zds.connected > 0)
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises what a task of ours broke down with: a bug ends the agent."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._broke_down)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._over.set)
+        async with AsyncExitStack() as doors:
+            doors.push_async_callback(self.registry.stop)
+            self.registry.readopt()
+            doors.push_async_callback(self._zds.stop)
+            self._zds.start(self._settings.zds_socket)
+            doors.push_async_callback(self._admin.stop)
+            await self._admin.start(self._settings.admin_socket)
+            doors.push_async_callback(self._plugin.stop)
+            await self._plugin.start(self._settings.plugin_socket)
+            _log.info(log.READY, node=self._settings.node, pods=len(self.registry.pods))
+            await self._over.wait()
+            _log.info(log.STOPPING)
+        if self._bug is not None:
+            raise self._bug
+
+    def _snapshot(self) -> list[zds.Workload]:
+        return [_workload_of(pod) for pod in self.registry.snapshot()]
+
+    def _heard(self, uid: str, why: str | None) -> None:
+        """A tunnel's word on a pod of the snapshot."""
+        if why is None:
+            self.registry.tell(Uid(uid), m.Serving)
+            return
+        self.registry.tell(Uid(uid), lambda pod: m.Failed(pod, f"the tunnel refused it: {why}"))
+
+    def _broke_down(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is None or (isinstance(error, (MeshError, OSError)) and not isinstance(error, LocalError)):
+            loop.default_exception_handler(context)
+            return
+        _log.error("a task broke down", what=context.get("message"), why=repr(error))
+        self._bug = self._bug or error
+        self._over.set()
+
+
+async def serve(settings: Settings) -> None:
+    await Agent(settings).run()
+
+
+def main(variables: Mapping[str, str] = os.environ) -> None:
+    """Exit code 2: the operator has to help, one sentence says how."""
+    try:
+        settings = Settings.read(variables)
+        log.configure(settings.log_format, settings.log_level)
+        if os.geteuid() != 0:
+            raise OperatorError("the node agent enters network namespaces and has to run as root")
+        asyncio.run(serve(settings))
+    except OperatorError as error:
+        log.refuse("nodeagent", error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Which of a pod's TCP goes to the tunnel, as one value: `nft.py` writes it, `verify.py` reads it back. Door 5.
+
+Istio ambient's in-pod rules, rule for rule (istio/istio cni/pkg/iptables, cni/pkg/nftables), so that either agent can
+take the other's pods over. Two deliberate differences: all of 127.0.0.0/8 counts as loopback, and every rule that
+names an address stands twice, for IPv4 and IPv6, in one table, so that no family is ever captured without the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+OUTBOUND_PORT: Final = 15001
+INBOUND_PLAIN_PORT: Final = 15006
+HBONE_PORT: Final = 15008
+
+MARK_MASK: Final = 0xFFF
+TUNNEL_MARK: Final = 0x539
+"""On every packet of the tunnel's own sockets; without this exemption the tunnel would capture itself."""
+CONNECTION_MARK: Final = 0x111
+"""Remembers connections that the tunnel opened towards the application with the client's source address."""
+
+ROUTE_TABLE: Final = 100
+RULE_PREFERENCE: Final = 32764
+
+TABLE: Final = "nodemesh"
+
+PROBE_SOURCES: Final = ("169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
+"""What a node translates the kubelet's address into, IPv4 and IPv6; Istio's values."""
+
+
+class Chain(Enum):
+    """A base chain: name, type, hook, priority. Output marks need type `route`: the packet is routed again."""
+
+    MANGLE_IN = ("mangle-prerouting", "filter", "prerouting", -150)
+    MANGLE_OUT = ("mangle-output", "route", "output", -150)
+    NAT_IN = ("nat-prerouting", "nat", "prerouting", -100)
+    NAT_OUT = ("nat-output", "nat", "output", -100)
+
+    def __init__(self, label: str, kind: str, hook: str, priority: int) -> None:
+        self.label, self.kind, self.hook, self.priority = label, kind, hook, priority
+
+
+class Field(Enum):
+    """What a rule looks at. Marks are compared under MARK_MASK; a DPORT implies TCP."""
+
+    PROTOCOL = "meta l4proto"
+    OUT_INTERFACE = "oifname"
+    SOURCE_4 = "ip saddr"
+    SOURCE_6 = "ip6 saddr"
+    DESTINATION_4 = "ip daddr"
+    DESTINATION_6 = "ip6 daddr"
+    DPORT = "tcp dport"
+    MARK = "meta mark"
+    CONNECTION_MARK = "ct mark"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    field: Field
+    value: str | int
+    equal: bool = True
+
+
+class Verb(Enum):
+    ACCEPT = "accept"
+    REDIRECT = "redirect"
+    REMEMBER = "connection mark := CONNECTION_MARK"
+    RESTORE = "packet mark := connection mark"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    verb: Verb
+    port: int = 0
+    """Only of REDIRECT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    chain: Chain
+    when: tuple[Match, ...]
+    then: Action
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A pod's variant. `ingress_mode`: plaintext that comes in is not captured, HBONE is (a gateway's pod).
+    `exempt_probes`: connections from PROBE_SOURCES pass by; only where the node translates the kubelet's address."""
+
+    ingress_mode: bool = False
+    exempt_probes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`rules` in order, per chain the first that decides wins. With them belongs, for each family that the namespace
+    has: packets marked CONNECTION_MARK are looked up in ROUTE_TABLE, where every destination is local."""
+
+    rules: tuple[Rule, ...]
+
+
+_ACCEPT: Final = Action(Verb.ACCEPT)
+_TCP: Final = Match(Field.PROTOCOL, "tcp")
+_NOT_TUNNEL: Final = Match(Field.MARK, TUNNEL_MARK, equal=False)
+_NOT_LOOPBACK: Final = (
+    Match(Field.DESTINATION_4, "127.0.0.0/8", equal=False),
+    Match(Field.DESTINATION_6, "::1", equal=False),
+)
+
+
+def make_plan(options: Options) -> Plan:
+    inbound = () if options.ingress_mode else (*_probes(options, Chain.NAT_IN), *_capture_inbound())
+    outbound = (*_probes(options, Chain.NAT_OUT), *_leave_outbound(), *_capture_outbound())
+    return Plan((*_keep_replies(), *inbound, *outbound))
+
+
+def _keep_replies() -> tuple[Rule, ...]:
+    """The application answers to the client's address; its packets must reach the tunnel over lo, not the wire.
+
+    The tunnel's connection arrives over lo with its mark: the connection remembers. The reply gets the mark back and
+    the policy route delivers it locally. Also in ingress mode: HBONE needs it (istio/istio#58577).
+    """
+    arrives = (Match(Field.MARK, TUNNEL_MARK),)
+    belongs = (Match(Field.CONNECTION_MARK, CONNECTION_MARK),)
+    return (
+        Rule(Chain.MANGLE_IN, arrives, Action(Verb.REMEMBER)),
+        Rule(Chain.MANGLE_OUT, belongs, Action(Verb.RESTORE)),
+    )
+
+
+def _probes(options: Options, chain: Chain) -> tuple[Rule, ...]:
+    if not options.exempt_probes:
+        return ()
+    fields = (Field.SOURCE_4, Field.SOURCE_6) if chain is Chain.NAT_IN else (Field.DESTINATION_4, Field.DESTINATION_6)
+    return tuple(
+        Rule(chain, (Match(f, source), _TCP), _ACCEPT) for f, source in zip(fields, PROBE_SOURCES, strict=True)
+    )
+
+
+def _capture_inbound() -> tuple[Rule, ...]:
+    """All but HBONE, which the tunnel accepts itself, and all but the tunnel's own connections over lo."""
+    not_hbone = Match(Field.DPORT, HBONE_PORT, equal=False)
+    catch = Action(Verb.REDIRECT, INBOUND_PLAIN_PORT)
+    return tuple(Rule(Chain.NAT_IN, (here, not_hbone, _NOT_TUNNEL), catch) for here in _NOT_LOOPBACK)
+
+
+def _leave_outbound() -> tuple[Rule, ...]:
+    """First packets of connections already judged, and the pod calling its own address over lo."""
+    judged = Rule(Chain.NAT_OUT, (_TCP, Match(Field.MARK, CONNECTION_MARK)), _ACCEPT)
+    over_lo = Match(Field.OUT_INTERFACE, "lo")
+    return (judged, *(Rule(Chain.NAT_OUT, (over_lo, here), _ACCEPT) for here in _NOT_LOOPBACK))
+
+
+def _capture_outbound() -> tuple[Rule, ...]:
+    catch = Action(Verb.REDIRECT, OUTBOUND_PORT)
+    return tuple(Rule(Chain.NAT_OUT, (_TCP, here, _NOT_TUNNEL), catch) for here in _NOT_LOOPBACK)

@@ -1,0 +1,48 @@
+"""The agent's settings, all from its environment; names and defaults in ARCHITECTURE.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from mesh import log
+from mesh.settings import Env
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    node: str
+    cluster: str
+    run_dir: Path
+    state_dir: Path
+    pods_dir: Path
+    zds_socket: Path
+    canary: bool
+    log_format: str
+    log_level: str
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> Self:
+        """Raises OperatorError."""
+        env = Env(variables)
+        return cls(
+            node=env.text("NODE_NAME"),
+            cluster=env.text("CLUSTER_ID", "Kubernetes"),
+            run_dir=env.path("NODEMESH_RUN_DIR", "/run/nodemesh"),
+            state_dir=env.path("NODEMESH_STATE_DIR", "/var/lib/nodemesh"),
+            pods_dir=env.path("NODEMESH_PODS_DIR", "/etc/nodemesh/config"),
+            zds_socket=env.path("ZDS_SOCKET", "/var/run/ztunnel/ztunnel.sock"),
+            canary=env.flag("NODEMESH_CANARY", True),
+            log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
+            log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
+        )
+
+    @property
+    def plugin_socket(self) -> Path:
+        return self.run_dir / "cni.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.run_dir / "nodeagent.sock"
