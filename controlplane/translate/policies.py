@@ -58,11 +58,11 @@ class Policies:
 
     def _inherited(self, namespace: str) -> MtlsMode:
         """The namespace's mode, else the mesh's."""
-        mode = MtlsMode.UNSET
-        for where in (namespace, self._root):
-            found = self._oldest(lambda each, where=where: not each.selector and each.meta.namespace == where)  # type: ignore[misc]
-            mode = _or(mode, found.mode if found else MtlsMode.UNSET)
-        return mode
+        return _or(self._general(namespace), self._general(self._root))
+
+    def _general(self, namespace: str) -> MtlsMode:
+        found = self._oldest(lambda each: not each.selector and each.meta.namespace == namespace)
+        return found.mode if found else MtlsMode.UNSET
 
     def _oldest(self, fits: Callable[[PeerAuthentication], bool]) -> PeerAuthentication | None:
         return next(filter(fits, self._modes), None)

@@ -1,4 +1,7 @@
-"""Pods, WorkloadEntries, ServiceEntry endpoints and EndpointSlices to workloads, named and filled as by istiod. Pure."""
+"""Pods, WorkloadEntries, ServiceEntry endpoints and EndpointSlices to workloads, named and filled as istiod does.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,10 @@ def enrolled(pod: Pod, namespace_labels: Labels) -> bool:
     """Whether the node agent brings this pod into the mesh. Must agree with the agent, or traffic is lost."""
     if pod.host_network or pod.meta.namespace in EXCLUDED_NAMESPACES or SIDECAR_STATUS in pod.meta.annotations:
         return False
-    mode = pod.meta.labels.get(DATAPLANE_MODE, namespace_labels.get(DATAPLANE_MODE))
-    return mode == "ambient"
+    if pod.meta.labels.get("app") == "ztunnel":
+        return False
+    modes = (pod.meta.labels.get(DATAPLANE_MODE), namespace_labels.get(DATAPLANE_MODE))
+    return modes[0] == "ambient" or (modes[0] != "none" and modes[1] == "ambient")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,106 @@
+"""Which node is calling: join tokens, issued by the operator, of which only the hash is kept.
+
+Owns STATE/tokens: one file per node, mode 0600, written atomically. A token proves the node; what a node may then have
+is the CA's decision. Expiry and revocation take effect at the next call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from controlplane.private_files import private_directory, write_private
+from mesh.errors import OperatorError, PeerError
+
+TOKEN_BYTES: Final = 32
+MAX_TOKEN_CHARS: Final = 512
+BEARER: Final = "Bearer "
+_NODE: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """`expires`: Unix seconds."""
+
+    node: str
+    sha256: str
+    expires: float
+
+
+class Tokens:
+    """Raises OperatorError where the state directory is not ours or not private."""
+
+    def __init__(self, state: Path, now: Callable[[], float] = time.time) -> None:
+        self._directory = state / "tokens"
+        self._now = now
+
+    def create(self, node: str, ttl_s: float) -> str:
+        """A fresh 256-bit token for the node; replaces its old one. The text is not kept."""
+        _require_node(node)
+        private_directory(self._directory)
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+        content = {"node": node, "sha256": _digest(token), "expires": self._now() + ttl_s}
+        write_private(self._directory / node, json.dumps(content).encode(), replace=True)
+        return token
+
+    def revoke(self, node: str) -> None:
+        _require_node(node)
+        try:
+            (self._directory / node).unlink()
+        except FileNotFoundError:
+            raise OperatorError(f"node {node} has no join token") from None
+
+    def all(self) -> Iterator[JoinToken]:
+        """Every readable one, expired ones included, by node."""
+        if not self._directory.exists():
+            return
+        private_directory(self._directory)
+        for name in sorted(os.listdir(self._directory)):
+            if _NODE.fullmatch(name):
+                yield _load(self._directory / name)
+
+    def node_of(self, authorization: str | bytes | None) -> str:
+        """The node that a call's `authorization` proves. Raises PeerError with the sentence to answer.
+
+        Compares in constant time with every token. One file read per node and call: calls are rare, revocation is not
+        allowed to wait for a cache.
+        """
+        text = authorization.decode("latin-1") if isinstance(authorization, bytes) else authorization
+        if not text or not text.startswith(BEARER) or len(text) > MAX_TOKEN_CHARS:
+            raise PeerError("a join token is required: authorization: Bearer TOKEN")
+        digest = _digest(text.removeprefix(BEARER).strip())
+        found = None
+        for token in self.all():
+            if hmac.compare_digest(token.sha256, digest):
+                found = token
+        if found is None:
+            raise PeerError("the join token is not known here; create one with: controlplane token create --node NAME")
+        if found.expires <= self._now():
+            raise PeerError(f"the join token of node {found.node} has expired")
+        return found.node
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode("latin-1", "replace")).hexdigest()
+
+
+def _require_node(node: str) -> None:
+    if not _NODE.fullmatch(node):
+        raise OperatorError(f"{node!r} is not a node's name: lower-case letters, digits, '-' and '.', at most 253")
+
+
+def _load(path: Path) -> JoinToken:
+    try:
+        content = json.loads(path.read_bytes())
+        return JoinToken(path.name, str(content["sha256"]), float(content["expires"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OperatorError("is not a join token written by `controlplane token create`", where=str(path)) from None

@@ -1,0 +1,199 @@
+"""The control plane's command line and composition: sources, store, push, doors. Decides what an error does to us."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from controlplane import admin, server
+from controlplane.attest import Tokens
+from controlplane.ca import load_authority
+from controlplane.push import Board
+from controlplane.settings import Settings, load
+from controlplane.sources.base import Contents, Source
+from controlplane.sources.files import FileSource
+from controlplane.store import Store
+from controlplane.validate import Finding, Level
+from mesh import log
+from mesh.errors import OperatorError
+from mesh.settings import parse_duration
+
+STOP_GRACE_S: Final = 1.0
+SOCKET: Final = "controlplane.sock"
+_log: Final = log.get("controlplane")
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """The control plane of a mesh: reads configuration, feeds the node tunnels, issues their certificates."""
+    if context.invoked_subcommand is None:
+        context.invoke(run)
+
+
+@cli.command()
+def run() -> None:
+    """Serve until SIGTERM (the default command)."""
+    settings = load(os.environ)
+    log.configure(settings.log_format, settings.log_level)
+    asyncio.run(serve(settings))
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def check(directory: Path) -> None:
+    """Validate the documents in DIRECTORY; exit code 1 if any is refused."""
+    store = Store(load(os.environ).mesh)
+    store.update(FileSource(directory).read())
+    for finding in store.findings:
+        click.echo(finding)
+    errors = sum(finding.level is Level.ERROR for finding in store.findings)
+    counts = ", ".join(f"{number} {kind}" for kind, number in store.counts.items()) or "nothing"
+    click.echo(f"{counts} accepted; {errors} errors, {len(store.findings) - errors} warnings")
+    raise SystemExit(1 if errors else 0)
+
+
+@cli.group()
+def token() -> None:
+    """Join tokens: what a node proves itself with."""
+
+
+@token.command()
+@click.option("--node", required=True, help="The node's name, as its pods' spec.nodeName.")
+@click.option("--ttl", default="8760h", show_default=True, help="How long it is accepted, for instance 24h.")
+def create(node: str, ttl: str) -> None:
+    """Print a new token for a node; its old one is no longer accepted."""
+    try:
+        seconds = parse_duration(ttl)
+    except ValueError as error:
+        raise OperatorError(str(error), where="--ttl") from None
+    click.echo(_tokens().create(node, seconds))
+
+
+@token.command("list")
+def list_() -> None:
+    """The nodes that have a token, and until when."""
+    now = time.time()
+    for each in _tokens().all():
+        until = datetime.fromtimestamp(each.expires, UTC).isoformat(timespec="seconds")
+        click.echo(f"{each.node}   {until}{'   expired' if each.expires <= now else ''}")
+
+
+@token.command()
+@click.option("--node", required=True)
+def revoke(node: str) -> None:
+    """Accept the node's token no longer; streams that are open end within half an hour."""
+    _tokens().revoke(node)
+
+
+def _tokens() -> Tokens:
+    return Tokens(load(os.environ).state_dir)
+
+
+async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: None) -> None:
+    """Until SIGTERM or SIGINT. `ready` is called with the port once calls are answered. Raises OperatorError."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    authority = load_authority(settings.state_dir, settings.mesh.trust_domain)
+    source, store, tokens = FileSource(settings.config_dir), Store(settings.mesh), Tokens(settings.state_dir)
+    _take(store, source.read())
+    board = Board(store.world)
+    discovery = server.Discovery(board, tokens)
+    certificates = server.Certificates(authority, tokens, lambda: store.world, settings.mesh.trust_domain)
+    certificate = server.ServerCertificate(authority, (*server.NAMES, *settings.sans))
+    grpc_server, port = server.listen(settings.address, certificate, discovery, certificates)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(grpc_server.stop, STOP_GRACE_S)
+        socket = settings.run_dir / SOCKET
+        runner = await admin.serve(socket, lambda: status(store, board, discovery), lambda: board.current)
+        stack.callback(socket.unlink, missing_ok=True)
+        stack.push_async_callback(runner.cleanup)
+        await grpc_server.start()
+        _log.info(log.READY, address=f"{settings.address[0]}:{port}", path=str(settings.config_dir))
+        ready(port)
+        await _until(stop, _watch(source, store, board), board.run())
+        _log.info(log.STOPPING)
+
+
+async def _until(stop: asyncio.Event, *work: Any) -> None:
+    """A task that ends by itself has failed: its exception ends the daemon."""
+    tasks = [asyncio.ensure_future(each) for each in (stop.wait(), *work)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(source: Source, store: Store, board: Board) -> None:
+    async for contents in source.changes():
+        if await asyncio.to_thread(_take, store, contents):
+            board.propose(store.world)
+
+
+def _take(store: Store, contents: Contents) -> bool:
+    known = set(store.findings)
+    changed = store.update(contents)
+    for finding in store.findings:
+        if finding not in known:
+            _report(finding)
+    if changed:
+        _log.info(log.CONFIG_APPLIED, version=store.world.version, objects=sum(store.counts.values()))
+    return changed
+
+
+def _report(finding: Finding) -> None:
+    where = f"{finding.file}:{finding.line}"
+    said = _log.error if finding.level is Level.ERROR else _log.warning
+    event = log.CONFIG_REFUSED if finding.level is Level.ERROR else "configuration has no full effect"
+    said(event, where=where, kind=finding.kind, name=finding.name, why=finding.why)
+
+
+def status(store: Store, board: Board, discovery: server.Discovery) -> dict[str, Any]:
+    return {
+        "objects": store.counts,
+        "findings": [
+            {
+                "file": each.file,
+                "line": each.line,
+                "level": each.level,
+                "kind": each.kind,
+                "name": each.name,
+                "why": each.why,
+            }
+            for each in store.findings
+        ],
+        "world": {
+            "version": store.world.version,
+            "pushed_version": board.current.world.version,
+            "workloads": len(store.world.workloads),
+            "services": len(store.world.services),
+            "policies": len(store.world.policies),
+        },
+        "nodes": [session.describe() for session in sorted(discovery.sessions, key=lambda each: each.node)],
+    }
+
+
+def main() -> None:
+    try:
+        cli(standalone_mode=True)
+    except OperatorError as error:
+        log.refuse("controlplane", error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Door 3: discovery and certificates over gRPC and TLS, every call with a join token.
+
+Owns the listener, its certificate and the list of connected tunnels. What is said is `push.py` and `ca.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from controlplane.attest import Tokens
+from controlplane.ca import SERVER_LIFETIME, Authority, KeyPair, entitlement
+from controlplane.push import Board, Conversation
+from mesh import log
+from mesh.errors import OperatorError, PeerError
+from mesh.gen.ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from mesh.gen.ca_pb2_grpc import IstioCertificateServiceServicer, add_IstioCertificateServiceServicer_to_server
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from mesh.gen.xds_pb2_grpc import AggregatedDiscoveryServiceServicer, add_AggregatedDiscoveryServiceServicer_to_server
+from mesh.ids import SpiffeId
+from mesh.model import World
+
+NAMES: Final = ("controlplane", "istiod.istio-system.svc", "localhost", "127.0.0.1")
+IMPERSONATED: Final = "ImpersonatedIdentity"
+MAX_LIFETIME_S: Final = 10 * 365 * 86400
+# A tunnel that resumes names every resource it holds: 5 MB for 50,000 pods.
+MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
+MAX_CALLS: Final = 10_000
+OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),  # or a second control plane would share the port in silence
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # As istiod: tokens are judged again, and a fleet spreads again after a restart.
+    ("grpc.max_connection_age_ms", 30 * 60 * 1000),
+    ("grpc.max_connection_age_grace_ms", 10_000),
+)
+_log: Final = log.get("server")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One connected tunnel."""
+
+    node: str
+    peer: str
+    conversation: Conversation
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    nacked_at: datetime | None = None
+
+    def describe(self) -> dict[str, Any]:
+        nack = self.conversation.last_nack
+        return {
+            "node": self.node,
+            "peer": self.peer,
+            "connected_since": self.since.isoformat(timespec="seconds"),
+            "synced_version": self.conversation.synced_version,
+            "last_nack": {
+                "type_url": nack.type_url,
+                "message": nack.message,
+                "at": self.nacked_at.isoformat(timespec="seconds") if self.nacked_at else None,
+            }
+            if nack
+            else None,
+        }
+
+
+class Discovery(AggregatedDiscoveryServiceServicer):
+    """One task per stream, which both answers and pushes, so that a conversation is never touched by two."""
+
+    def __init__(self, board: Board, tokens: Tokens) -> None:
+        self._board = board
+        self._tokens = tokens
+        self.sessions: list[Session] = []
+
+    async def DeltaAggregatedResources(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> None:
+        node = await _caller(context, self._tokens)
+        session = Session(node, context.peer(), Conversation(self._board.current))
+        self.sessions.append(session)
+        _log.info(log.PEER_CONNECTED, node=node, address=session.peer)
+        try:
+            await self._converse(session, requests, context)
+        except PeerError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            self.sessions.remove(session)
+            _log.info(log.PEER_LOST, node=node, address=session.peer)
+
+    async def _converse(
+        self, session: Session, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context
+    ) -> None:
+        conversation = session.conversation
+        asked = asyncio.ensure_future(anext(requests, None))
+        newer = asyncio.ensure_future(self._board.newer_than(conversation.target))
+        try:
+            while True:
+                await asyncio.wait((asked, newer), return_when=asyncio.FIRST_COMPLETED)
+                if asked.done():
+                    request = asked.result()
+                    if request is None:
+                        return
+                    await _write(context, self._receive(session, request))
+                    asked = asyncio.ensure_future(anext(requests, None))
+                if newer.done():
+                    await _write(context, conversation.update(newer.result()))
+                    newer = asyncio.ensure_future(self._board.newer_than(conversation.target))
+        finally:
+            asked.cancel()
+            newer.cancel()
+
+    def _receive(self, session: Session, request: DeltaDiscoveryRequest) -> list[DeltaDiscoveryResponse]:
+        before = session.conversation.last_nack
+        responses = session.conversation.receive(request)
+        nack = session.conversation.last_nack
+        if nack is not None and nack is not before:
+            session.nacked_at = datetime.now(UTC)
+            _log.warning("push refused", node=session.node, type_url=nack.type_url, why=nack.message)
+        return responses
+
+
+class Certificates(IstioCertificateServiceServicer):
+    """Issues what is due to the caller's node in the world of this moment."""
+
+    def __init__(self, authority: Authority, tokens: Tokens, world: Callable[[], World], trust_domain: str) -> None:
+        self._authority = authority
+        self._tokens = tokens
+        self._world = world
+        self._trust_domain = trust_domain
+
+    async def CreateCertificate(self, request: IstioCertificateRequest, context: Context) -> IstioCertificateResponse:
+        node = await _caller(context, self._tokens)
+        identity = await self._identity(request, context)
+        try:
+            entitlement(self._world(), node, identity, self._trust_domain)
+        except PeerError as error:
+            _log.warning(log.CERTIFICATE_FAILED, node=node, identity=str(identity), why=str(error))
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        ttl = timedelta(seconds=min(max(request.validity_duration, 0), MAX_LIFETIME_S))
+        try:
+            chain = self._authority.issue(request.csr, identity, ttl)
+        except PeerError as error:
+            _log.warning(log.CERTIFICATE_FAILED, node=node, identity=str(identity), why=str(error))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        _log.info(log.CERTIFICATE_ISSUED, node=node, identity=str(identity))
+        return IstioCertificateResponse(cert_chain=chain)
+
+    async def _identity(self, request: IstioCertificateRequest, context: Context) -> SpiffeId:
+        wanted = request.metadata.fields.get(IMPERSONATED)
+        try:
+            if wanted is None or wanted.WhichOneof("kind") != "string_value":
+                raise ValueError(f"the request's metadata must name the {IMPERSONATED}")
+            return SpiffeId.parse(wanted.string_value)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
+async def _caller(context: Context, tokens: Tokens) -> str:
+    """The node that calls; ends the call otherwise."""
+    metadata = dict(context.invocation_metadata() or ())
+    try:
+        return tokens.node_of(metadata.get("authorization"))
+    except PeerError as error:
+        _log.warning("caller refused", address=context.peer(), why=str(error))
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+    except OperatorError as error:
+        _log.error("join tokens cannot be read", why=str(error))
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "the control plane cannot read its join tokens")
+    raise AssertionError("abort does not return")
+
+
+async def _write(context: Context, responses: Iterable[DeltaDiscoveryResponse]) -> None:
+    for response in responses:
+        await context.write(response)
+
+
+class ServerCertificate:
+    """The door's own certificate; a new one for handshakes after half the old one's life."""
+
+    def __init__(self, authority: Authority, names: Iterable[str]) -> None:
+        self._authority = authority
+        self._names = tuple(names)
+        self._current = authority.server_certificate(self._names)
+        self.configuration = _configuration(self._current)
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """For each handshake, on a thread of gRPC's; None leaves the last one in use."""
+        if self._current.not_after - self._authority.now() > SERVER_LIFETIME / 2:
+            return None
+        self._current = self._authority.server_certificate(self._names)
+        self.configuration = _configuration(self._current)
+        return self.configuration
+
+
+def _configuration(pair: KeyPair) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)])
+
+
+def listen(
+    address: tuple[str, int], certificate: ServerCertificate, discovery: Discovery, certificates: Certificates
+) -> tuple[grpc.aio.Server, int]:
+    """A server that is bound but not started, and its port. Raises OperatorError: the address cannot be taken."""
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+    add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)  # type: ignore[no-untyped-call]
+    add_IstioCertificateServiceServicer_to_server(certificates, server)  # type: ignore[no-untyped-call]
+    renewed: Any = certificate.renewed  # the stubs do not know that it may return None
+    credentials = grpc.dynamic_ssl_server_credentials(certificate.configuration, renewed)
+    host, port = address
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return server, server.add_secure_port(shown, credentials)
+    except RuntimeError:
+        raise OperatorError(f"cannot listen on {shown}: is it in use?", where="CONTROLPLANE_ADDR") from None

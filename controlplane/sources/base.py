@@ -1,0 +1,22 @@
+"""What every source of configuration offers. Owns no source.
+
+A source says, per origin (a file), which documents it has now; it neither judges nor merges them: that is the store's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+from controlplane.documents import Parsed
+
+Contents = Mapping[str, Parsed]
+"""Everything that a source holds, by origin. An origin that did not change maps to the very same `Parsed`."""
+
+
+class Source(Protocol):
+    def read(self) -> Contents:
+        """The state now. Raises OperatorError: it cannot be read at all."""
+
+    def changes(self) -> AsyncIterator[Contents]:
+        """Each later state, in full. Never raises and never ends: what is wrong with a source is a finding."""

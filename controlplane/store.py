@@ -1,0 +1,208 @@
+"""Everything that sources say, judged and merged into the objects in force and the world made of them.
+
+Owns last-good: an object goes only when its document goes. An invalid document keeps the object's last good state; a
+document that cannot be told apart any more (a broken file, a misspelt kind or name) keeps the object that vanished with
+its appearance. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from controlplane.documents import CLUSTER_SCOPED, Document, Key, Parsed
+from controlplane.objects import Mesh, Object
+from controlplane.translate import authorization, istio, kubernetes, world
+from controlplane.validate import Field, Finding, Level, Problem
+from mesh.model import World
+
+Reader = Callable[[Field], Object]
+_NETWORKING: Final = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
+_SECURITY: Final = ("security.istio.io/v1", "security.istio.io/v1beta1")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A document that may be the changed form of an object. Empty: not known. A kind counts only if it is ours."""
+
+    kind: str = ""
+    namespace: str = ""
+    name: str = ""
+
+    @property
+    def whole_file(self) -> bool:
+        return self == Claim()
+
+    def covers(self, key: Key, known_kinds: Iterable[str]) -> bool:
+        return (
+            (self.kind not in known_kinds or self.kind == key.kind)
+            and (not self.name or self.name == key.name)
+            and (not self.namespace or not key.namespace or self.namespace == key.namespace)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """`object` None: the document is invalid."""
+
+    document: Document
+    object: Object | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """A file after judgement."""
+
+    parsed: Parsed
+    entries: tuple[_Entry, ...]
+    findings: tuple[Finding, ...]
+    claims: frozenset[Claim]
+
+
+@dataclass(frozen=True, slots=True)
+class _Force:
+    """An object in force, where it came from, and the claim that keeps it there if its document is gone."""
+
+    file: str
+    object: Object
+    claim: Claim | None = None
+
+
+class Store:
+    """`world` and `findings` are replaced as wholes by `update`."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._readers = _readers(mesh.root_namespace)
+        self._reads: dict[str, _Read] = {}
+        self._force: dict[Key, _Force] = {}
+        self.findings: tuple[Finding, ...] = ()
+        self.world: World = world.build((), mesh)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(sorted(Counter(key.kind for key in self._force).items()))
+
+    def update(self, contents: Mapping[str, Parsed]) -> bool:
+        """Takes over a source's whole state; whether the world is a new one."""
+        reads = {file: self._read(contents[file]) for file in sorted(contents)}
+        findings = [finding for read in reads.values() for finding in read.findings]
+        force = self._placed(reads, findings)
+        force.update(self._kept(reads, force))
+        changed = {key: each.object for key, each in force.items()} != {k: e.object for k, e in self._force.items()}
+        self._reads, self._force = reads, force
+        self.findings = tuple(sorted(set(findings)))
+        if changed:
+            objects = (each.object for each in force.values())
+            self.world = world.build(objects, self._mesh, self.world.version + 1)
+        return changed
+
+    def _placed(self, reads: Mapping[str, _Read], findings: list[Finding]) -> dict[Key, _Force]:
+        """Per object the document that counts: where it was before, else the first; any other is a duplicate."""
+        places: dict[Key, list[_Entry]] = defaultdict(list)
+        for read in reads.values():
+            for entry in read.entries:
+                places[entry.document.key].append(entry)
+        force: dict[Key, _Force] = {}
+        for key, entries in places.items():
+            before = self._force.get(key)
+            entry = _choose(entries, before)
+            findings.extend(_duplicate(each.document, entry.document) for each in entries if each is not entry)
+            chosen = entry.object or (before.object if before else None)
+            if chosen:
+                force[key] = _Force(entry.document.file, chosen)
+        return force
+
+    def _kept(self, reads: Mapping[str, _Read], placed: Mapping[Key, _Force]) -> dict[Key, _Force]:
+        """Objects without a document, which a claim in their file may still mean."""
+        kept: dict[Key, _Force] = {}
+        for key, before in self._force.items():
+            read = reads.get(before.file)
+            if key in placed or read is None:
+                continue
+            claim = self._claim(key, before, read)
+            if claim:
+                kept[key] = _Force(before.file, before.object, claim)
+        return kept
+
+    def _claim(self, key: Key, before: _Force, read: _Read) -> Claim | None:
+        """A claim that was there while the object still had its document is about something else."""
+        if before.claim in read.claims:
+            return before.claim
+        earlier = self._reads[before.file].claims
+        fresh = (claim for claim in read.claims if claim.whole_file or claim not in earlier)
+        return next((claim for claim in fresh if claim.covers(key, self._readers)), None)
+
+    def _read(self, parsed: Parsed) -> _Read:
+        known = self._reads.get(parsed.file)
+        if known and known.parsed is parsed:
+            return known
+        entries: list[_Entry] = []
+        findings = list(parsed.findings)
+        claims = {Claim()} if parsed.broken else set()
+        for document in parsed.documents:
+            reader = self._reader(document)
+            if reader is None:
+                claims.add(_claim_of(document))
+            else:
+                entries.append(_Entry(document, _judge(document, reader)))
+            findings.extend(map(document.finding, dict.fromkeys(document.root.problems)))
+        return _Read(parsed, tuple(entries), tuple(findings), frozenset(claims))
+
+    def _reader(self, document: Document) -> Reader | None:
+        """None: what the document is about cannot be told, or is not ours."""
+        kind, problems = document.key.kind, document.root.problems
+        versions, reader = self._readers.get(kind, ((), None))
+        if kind and not versions:
+            allowed = ", ".join(sorted(self._readers))
+            problems.append(Problem(document.line, f"kind: {kind!r} is not used here; known: {allowed}"))
+        elif versions and document.api_version and document.api_version not in versions:
+            why = f"apiVersion: {document.api_version!r} of {kind} is not known; allowed: {', '.join(versions)}"
+            problems.append(Problem(document.line, why))
+            return reader if document.header_ok else None
+        return reader if document.header_ok else None
+
+
+def _choose(entries: list[_Entry], before: _Force | None) -> _Entry:
+    for each in entries:
+        if before and each.document.file == before.file:
+            return each
+    return next((each for each in entries if each.object), entries[0])
+
+
+def _judge(document: Document, reader: Reader) -> Object | None:
+    found = reader(document.root)
+    return None if any(problem.level is Level.ERROR for problem in document.root.problems) else found
+
+
+def _claim_of(document: Document) -> Claim:
+    """A name that is no name says nothing."""
+    kind, namespace, name = document.key
+    wrong = {problem.why.partition(":")[0] for problem in document.root.problems}
+    return Claim(
+        kind="" if "kind" in wrong and not kind else kind,
+        namespace="" if "metadata.namespace" in wrong or kind in CLUSTER_SCOPED else namespace,
+        name="" if "metadata.name" in wrong else name,
+    )
+
+
+def _duplicate(document: Document, winner: Document) -> Finding:
+    return document.finding(Problem(document.line, f"is a duplicate of {winner.file}:{winner.line}, which is in force"))
+
+
+def _readers(root_namespace: str) -> dict[str, tuple[tuple[str, ...], Reader]]:
+    return {
+        "Namespace": (("v1",), kubernetes.namespace),
+        "Node": (("v1",), kubernetes.node),
+        "ServiceAccount": (("v1",), kubernetes.service_account),
+        "Pod": (("v1",), kubernetes.pod),
+        "Service": (("v1",), kubernetes.service),
+        "EndpointSlice": (("discovery.k8s.io/v1",), kubernetes.endpoint_slice),
+        "ServiceEntry": (_NETWORKING, istio.service_entry),
+        "WorkloadEntry": (_NETWORKING, istio.workload_entry),
+        "AuthorizationPolicy": (_SECURITY, authorization.authorization_policy),
+        "PeerAuthentication": (_SECURITY, partial(istio.peer_authentication, root_namespace=root_namespace)),
+    }
