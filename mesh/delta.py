@@ -17,6 +17,9 @@ ADDRESS_TYPE: Final = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION_TYPE: Final = "type.googleapis.com/istio.security.Authorization"
 WILDCARD: Final = "*"
 MAX_RESOURCES: Final = 500
+PARTIAL: Final = "partial"
+"""Our `system_version_info` when more of the same offer follows. Without it a client that has the first 500 policies
+of 600 would believe that it has them all; other clients ignore the field, other servers never say this word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Batch:
     """What one response asks for: `upserts` are (name, version, data); a name is in at most one of the two lists.
 
     `malformed` never reached the upserts. `wanted` is false for a type nobody asked for: acknowledge, do not apply.
+    `partial`: more of the same follows.
     """
 
     type_url: str
@@ -48,6 +52,7 @@ class Batch:
     removed: list[str]
     malformed: list[Refusal] = field(default_factory=list)
     wanted: bool = True
+    partial: bool = False
 
 
 class Subscriber:
@@ -65,7 +70,7 @@ class Subscriber:
 
     @property
     def synced(self) -> bool:
-        """Every type has had a first response that was acknowledged. A refusal does not count; never turns false."""
+        """Every type has had a first complete answer that was acknowledged. A refusal does not count; stays true."""
         return not self._unconfirmed
 
     def held(self, type_url: str) -> Mapping[str, str]:
@@ -90,7 +95,8 @@ class Subscriber:
                 malformed.append((resource.name, f"is of type {resource.resource.type_url or 'nothing'}"))
         removed = [name for name in response.removed_resources if name not in upserts]
         wanted = response.type_url in self._held
-        return Batch(response.type_url, response.nonce, list(upserts.values()), removed, malformed, wanted)
+        partial = response.system_version_info == PARTIAL
+        return Batch(response.type_url, response.nonce, list(upserts.values()), removed, malformed, wanted, partial)
 
     def settle(self, batch: Batch, refused: Iterable[Refusal] = ()) -> DeltaDiscoveryRequest:
         """Records what was taken; returns the ACK, or the NACK when anything was refused.
@@ -102,7 +108,7 @@ class Subscriber:
         refusals = [*batch.malformed, *refused]
         if batch.wanted:
             self._record(batch, {name for name, _ in refusals})
-            if not refusals:
+            if not refusals and not batch.partial:
                 self._unconfirmed.discard(batch.type_url)
         if refusals:
             answer.error_detail.CopyFrom(Status(message="; ".join(f"{name}: {why}" for name, why in refusals)))
@@ -221,6 +227,7 @@ class Publisher:
             watch.sent[name] = watch.world[name].version
             watch.owed.discard(name)
         if watch.upserts:
+            response.system_version_info = PARTIAL
             return  # removals last: a DENY that goes before its successor has come would widen access
         response.removed_resources.extend(watch.removals)
         for name in watch.removals:

@@ -31,10 +31,9 @@ class LastGood:
         self._changed = asyncio.Event()
 
     def load(self) -> Mapping[str, dict[str, Versioned]]:
-        """By type URL and name; empty when nothing usable is there. Raises OperatorError: the directory is unusable."""
+        """By type URL and name; empty when nothing usable is there. Raises OperatorError: it cannot be read."""
         stored = DeltaDiscoveryResponse()
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             stored.ParseFromString(self._path.read_bytes())
         except FileNotFoundError:
             return {}
@@ -51,13 +50,16 @@ class LastGood:
         return found
 
     def record(self, batch: Batch, refused: list[Refusal]) -> None:
-        """A batch took effect, except for what was refused."""
+        """A batch took effect, except for what was refused. Written only after `changed`."""
         kept_out = {name for name, _ in refused}
         for name in batch.removed:
             self._held.pop((batch.type_url, name), None)
         for name, version, data in batch.upserts:
             if name not in kept_out:
                 self._held[batch.type_url, name] = Versioned(version, batch.type_url, data)
+
+    def changed(self) -> None:
+        """What is recorded is complete enough to be served from, and differs from what is on disk."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -79,6 +81,7 @@ class LastGood:
             entry = stored.resources.add(name=name, version=item.version)
             entry.resource.type_url, entry.resource.value = item.type_url, item.data
         try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _replace(self._path, stored.SerializeToString())
         except OSError as error:
             _log.warning("configuration not stored", path=str(self._path), why=error.strerror)

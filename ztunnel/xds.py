@@ -47,17 +47,20 @@ class XdsClient:
         self.last_error = ""
 
     async def restore(self) -> None:
-        """Puts the stored configuration into force. What the core no longer takes will be asked for again."""
+        """Puts the stored configuration into force; what the core no longer takes will be asked for again.
+
+        A policy that it no longer takes would be missing, so then nothing counts as in force yet.
+        """
         stored = self._store.load() if self._store else {}
         held: dict[str, dict[str, str]] = {}
         for url in TYPES:
             items = stored.get(url, {})
-            refused = await self._dataplane.apply(url, [(name, item.data) for name, item in items.items()], [])
-            for name, why in refused:
+            refused = dict(await self._dataplane.apply(url, [(name, item.data) for name, item in items.items()], []))
+            for name, why in refused.items():
                 _log.warning(log.CONFIG_REFUSED, type_url=url, name=name, why=why)
-            held[url] = {name: item.version for name, item in items.items() if name not in dict(refused)}
+            held[url] = {name: item.version for name, item in items.items() if name not in refused}
         self._subscriber = Subscriber(make_node(self._settings), TYPES, held)
-        if stored:
+        if stored and len(held[AUTHORIZATION_TYPE]) == len(stored.get(AUTHORIZATION_TYPE, {})):
             self.in_force.set()
             _log.info("last good configuration restored", resources=self.resources())
 
@@ -146,6 +149,8 @@ class XdsClient:
         if self._subscriber.synced and not self.in_force.is_set():
             self.in_force.set()
             _log.info(log.READY, resources=self.resources())
+        if self._store and self.in_force.is_set():
+            self._store.changed()
         return answer
 
     def _report(self, type_url: str, taken: int, removed: int, refused: list[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""A core without a data path that keeps the promises of `ztunnel/_core.pyi`; `test_core_contract.py` holds both to it."""
+"""A core without a data path that keeps the promises of `ztunnel/_core.pyi`; `test_core_contract.py` checks it."""
 
 from __future__ import annotations
 

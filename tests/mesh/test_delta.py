@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.delta import Acked, Nacked, Publisher, Subscribed, Subscriber, Versioned
+from mesh.delta import PARTIAL, Acked, Nacked, Publisher, Subscribed, Subscriber, Versioned
 from mesh.errors import PeerError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status
 from tests.playbook import nothing, play
@@ -33,8 +33,8 @@ def request(type_url=T, nonce="", why=None, subscribe=(), unsubscribe=(), **held
     )
 
 
-def response(nonce, removed=(), type_url=T, **versions):
-    made = DeltaDiscoveryResponse(type_url=type_url, nonce=nonce, removed_resources=removed)
+def response(nonce, removed=(), type_url=T, info="", **versions):
+    made = DeltaDiscoveryResponse(type_url=type_url, nonce=nonce, removed_resources=removed, system_version_info=info)
     for name, version in versions.items():
         resource = Resource(name=name, version=version)
         resource.resource.type_url = type_url
@@ -120,7 +120,7 @@ def test_a_large_world_goes_out_in_parts_and_removals_last():
         play(Server(max_resources=2, a="1", b="1", c="1"))
         >> request(old="1")
         << Subscribed(T)
-        << response("1", a="1", b="1")
+        << response("1", info=PARTIAL, a="1", b="1")
         >> request(nonce="1")
         << Acked(T, "1")
         << response("2", removed=["old"], c="1")
@@ -271,7 +271,9 @@ def test_a_client_is_in_step_once_every_type_was_acknowledged():
     client.settle(client.receive(response("1", a="bad")), [("a", "bad")])
     client.settle(client.receive(response("2", type_url=U)))
     assert not client.synced
-    client.settle(client.receive(response("3", a="1")))
+    client.settle(client.receive(response("3", info=PARTIAL, a="1")))
+    assert not client.synced, "more follows"
+    client.settle(client.receive(response("4", b="1")))
     assert client.synced
 
 

@@ -1,0 +1,252 @@
+"""Door 2 from the agent's side of a real socket."""
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from mesh.gen.zds_pb2 import (
+    V1,
+    AddWorkload,
+    DelWorkload,
+    KeepWorkload,
+    SnapshotSent,
+    WorkloadInfo,
+    WorkloadRequest,
+    WorkloadResponse,
+    ZdsHello,
+)
+from tests.fakes.core import AddressTaken, NamespaceGone
+from tests.ztunnel.conftest import until
+from ztunnel.metrics import Metrics
+from ztunnel.pods import Pods
+from ztunnel.zds import MAX_PACKET, ZdsClient
+
+SNAPSHOT_SENT = WorkloadRequest(snapshot_sent=SnapshotSent())
+
+
+def add(uid):
+    info = WorkloadInfo(name=uid, namespace="shop", service_account="web")
+    return WorkloadRequest(add=AddWorkload(uid=uid, workload_info=info))
+
+
+def keep(uid):
+    return WorkloadRequest(keep=KeepWorkload(uid=uid))
+
+
+def delete(uid):
+    return WorkloadRequest(**{"del": DelWorkload(uid=uid)})
+
+
+class Agent:
+    """The node agent's side of one connection: says a message, claims its answer."""
+
+    def __init__(self, path):
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind(str(path))
+        self.listener.listen()
+        self.listener.setblocking(False)
+        self.loop = asyncio.get_running_loop()
+        self.connection = None
+
+    async def accept(self):
+        if self.connection:
+            self.connection.close()
+        self.connection, _ = await self.loop.sock_accept(self.listener)
+        hello = ZdsHello.FromString(await self.loop.sock_recv(self.connection, MAX_PACKET))
+        assert hello.version == V1
+
+    async def say(self, request, fds=0):
+        """Sends with that many descriptors of our own namespace; returns the answer's error text."""
+        packet = request if isinstance(request, bytes) else request.SerializeToString()
+        files = [os.open("/proc/self/ns/net", os.O_RDONLY) for _ in range(fds)]
+        socket.send_fds(self.connection, [packet], files)
+        for file in files:
+            os.close(file)
+        answer = await self.loop.sock_recv(self.connection, MAX_PACKET)
+        return WorkloadResponse.FromString(answer).ack.error if answer else "closed"
+
+    async def is_closed(self):
+        return await self.loop.sock_recv(self.connection, MAX_PACKET) == b""
+
+    def hang_up(self):
+        self.connection.close()
+
+    def close(self):
+        self.hang_up()
+        self.listener.close()
+
+
+@pytest.fixture
+def pods(dataplane):
+    return Pods(dataplane, Metrics())
+
+
+@pytest.fixture
+def client(pods, tmp_path):
+    return ZdsClient(tmp_path / "zds.sock", pods)
+
+
+@pytest.fixture
+def talk(client, tmp_path):
+    """Runs a story with a connected agent; no descriptor may be left afterwards."""
+
+    def run(story):
+        async def main():
+            agent = Agent(tmp_path / "zds.sock")
+            work = asyncio.create_task(client.run())
+            try:
+                await agent.accept()
+                await story(agent)
+            finally:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                client._pods.close()
+                agent.close()
+
+        before = namespaces_held()
+        asyncio.run(main())
+        assert namespaces_held() == before
+
+    return run
+
+
+def namespaces_held():
+    held = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            held += os.readlink(f"/proc/self/fd/{name}").startswith("net:")
+        except FileNotFoundError:
+            continue
+    return held
+
+
+def test_a_pod_is_enrolled_and_withdrawn(talk, core):
+    async def story(agent):
+        assert await agent.say(SNAPSHOT_SENT) == ""
+        assert await agent.say(add("web-1"), fds=1) == ""
+        assert core.pods() == ["web-1"]
+        assert await agent.say(delete("web-1")) == ""
+        assert core.pods() == []
+        assert await agent.say(delete("never-here")) == ""
+
+    talk(story)
+
+
+def test_what_the_snapshot_does_not_name_is_dropped(talk, core, client):
+    async def story(agent):
+        for uid in ("web-1", "web-2", "web-3"):
+            assert await agent.say(add(uid), fds=1) == ""
+        assert not client.snapshot
+        assert await agent.say(SNAPSHOT_SENT) == ""
+        await until(lambda: client.snapshot)
+        agent.hang_up()
+        await agent.accept()
+        assert core.pods() == ["web-1", "web-2", "web-3"], "served on while the agent was away"
+        assert await agent.say(add("web-1"), fds=1) == ""
+        assert await agent.say(keep("web-2")) == ""
+        assert await agent.say(SNAPSHOT_SENT) == ""
+        assert core.pods() == ["web-1", "web-2"]
+
+    talk(story)
+
+
+def test_a_pod_that_cannot_be_served_is_refused_and_tried_again(talk, core, pods):
+    async def story(agent):
+        await agent.say(SNAPSHOT_SENT)
+        core.refuses_pods["web-1"] = AddressTaken("15001 is taken")
+        assert await agent.say(add("web-1"), fds=1) == "15001 is taken"
+        assert pods.waiting == {"web-1": "15001 is taken"}
+        await pods.retry()
+        assert pods.waiting == {"web-1": "15001 is taken"}
+        del core.refuses_pods["web-1"]
+        await pods.retry()
+        assert (pods.waiting, pods.served) == ({}, ["web-1"])
+
+    talk(story)
+
+
+def test_a_waiting_pod_that_is_deleted_is_not_tried_again(talk, core, pods):
+    async def story(agent):
+        await agent.say(SNAPSHOT_SENT)
+        core.refuses_pods["web-1"] = OSError(24, "Too many open files")
+        assert "Too many open files" in await agent.say(add("web-1"), fds=1)
+        assert await agent.say(delete("web-1")) == ""
+        core.refuses_pods.clear()
+        await pods.retry()
+        assert core.pods() == []
+
+    talk(story)
+
+
+def test_a_pod_whose_namespace_is_gone_is_forgotten(talk, core, pods):
+    async def story(agent):
+        core.refuses_pods["web-1"] = NamespaceGone("no such namespace")
+        assert await agent.say(add("web-1"), fds=1) == "no such namespace"
+        assert pods.waiting == {}
+
+    talk(story)
+
+
+@pytest.mark.parametrize(
+    ("request_", "fds", "why"),
+    [
+        (add("web-1"), 0, "AddWorkload with 0 descriptors instead of one"),
+        (add("web-1"), 2, "AddWorkload with 2 descriptors instead of one"),
+        (WorkloadRequest(add=AddWorkload(uid="web-1")), 1, "AddWorkload without uid or workload_info"),
+        (b"\xff\xff\xff", 1, "closed"),
+        (b"x" * (MAX_PACKET + 1), 1, "closed"),
+        (SNAPSHOT_SENT.SerializeToString(), 12, "closed"),
+    ],
+    ids=["no fd", "two fds", "no info", "garbage", "too long", "more fds than fit"],
+)
+def test_a_broken_message_ends_the_connection_and_leaves_no_descriptor(talk, core, request_, fds, why):
+    async def story(agent):
+        assert await agent.say(request_, fds) == why
+        assert await agent.is_closed()
+        await agent.accept()
+        assert core.pods() == []
+
+    talk(story)
+
+
+@pytest.mark.parametrize("late", [keep("web-1"), SNAPSHOT_SENT], ids=["keep", "second snapshot"])
+def test_what_belongs_into_the_snapshot_is_refused_after_it(talk, late):
+    async def story(agent):
+        await agent.say(SNAPSHOT_SENT)
+        assert "Snapshot" in (error := await agent.say(late)) or "snapshot" in error
+        assert await agent.is_closed()
+        await agent.accept()
+
+    talk(story)
+
+
+def test_descriptors_with_a_message_that_needs_none_are_closed(talk):
+    async def story(agent):
+        assert await agent.say(SNAPSHOT_SENT, fds=2) == ""
+
+    talk(story)
+
+
+def test_a_long_reason_fits_into_the_packet(talk, core):
+    async def story(agent):
+        core.refuses_pods["web-1"] = OSError("ü" * 2000)
+        assert (await agent.say(add("web-1"), fds=1)).startswith("üüü")
+
+    talk(story)
+
+
+def test_without_an_agent_the_tunnel_keeps_trying(client, tmp_path):
+    async def main():
+        work = asyncio.create_task(client.run())
+        await asyncio.sleep(0)
+        agent = Agent(tmp_path / "zds.sock")
+        await agent.accept()
+        await until(lambda: client.connected)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        assert not client.connected
+        agent.close()
+
+    asyncio.run(main())
