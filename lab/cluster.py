@@ -190,8 +190,11 @@ class Cluster:
 
     # Pods -----------------------------------------------------------------------------------------------------------
 
-    def add_pod(self, spec: PodSpec, *, with_apps: bool = True) -> Pod:
-        """Starts a pod as kubelet and runtime do. Raises CniRefused: it may not start, and nothing of it is left."""
+    def add_pod(self, spec: PodSpec, *, with_apps: bool = True, before_cni: Callable[[], object] = lambda: None) -> Pod:
+        """Starts a pod as kubelet and runtime do. Raises CniRefused: it may not start, and nothing of it is left.
+
+        `before_cni` runs when the namespace is there and still empty.
+        """
         account = documents.service_account(spec.namespace, spec.account)
         self.apply(f"serviceaccount-{spec.namespace}-{spec.account}", account)
         sandbox = self._sandbox(spec)
@@ -199,6 +202,7 @@ class Cluster:
         self.apply(f"pod-{spec.namespace}-{spec.name}", document)
         netns.create(sandbox.netns)
         try:
+            before_cni()
             added = Runtime(self.layout, spec.node).add(sandbox)
         except BaseException:
             self._forget(spec.namespace, spec.name, sandbox)
@@ -221,9 +225,9 @@ class Cluster:
         return pod
 
     def delete_pod(self, name: str) -> None:
-        """Kills what runs in it, then DEL, as a runtime does."""
+        """Ends what runs in it, then DEL, as a runtime does."""
         pod = self.pods.pop(name)
-        processes.end(p for p in processes.recorded(self.layout) if p.netns == pod.netns and p.alive)
+        self._end_all_in(pod.netns)
         try:
             Runtime(self.layout, pod.node).delete(pod.sandbox)
         finally:
@@ -231,8 +235,12 @@ class Cluster:
             self._save()
 
     def _forget(self, namespace: str, name: str, sandbox: Sandbox) -> None:
+        self._end_all_in(sandbox.netns)
         netns.delete(sandbox.netns)
         self.remove(f"pod-{namespace}-{name}")
+
+    def _end_all_in(self, space: str) -> None:
+        processes.end(p for p in processes.recorded(self.layout) if p.netns == space and p.alive)
 
     def _sandbox(self, spec: PodSpec) -> Sandbox:
         space = self.layout.pod_netns(spec.namespace, spec.name)
@@ -255,6 +263,14 @@ class Cluster:
         env = processes.environment(self.layout, {})
         command = [*netns.inside(pod.netns), *argv]
         return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, timeout=timeout_s)
+
+    def http(self, pod: Pod, target: str, *options: str) -> str:
+        """The body of `GET http://TARGET/` asked from inside a pod; "" when there is no answer."""
+        return self.exec(pod, ["curl", "-s", "-m", "5", *options, f"http://{target}/"]).stdout.strip()
+
+    def reaches(self, pod: Pod, other: Pod) -> bool:
+        """Whether `other`'s nginx answers `pod`."""
+        return self.http(pod, f"{other.ip}:{apps.HTTP_PORT}") != ""
 
     def http_status(self, space: str, url: str) -> int:
         """0: nobody answers."""

@@ -37,11 +37,10 @@ class Stage:
     vip: str
 
     def get(self, pod: Pod, target: str, *options: str) -> str:
-        """The body of an HTTP answer; "" when there is none."""
-        return self.cluster.exec(pod, ["curl", "-s", "-m", "5", *options, f"http://{target}/"]).stdout.strip()
+        return self.cluster.http(pod, target, *options)
 
     def answers(self, pod: Pod, target: Pod) -> bool:
-        return self.get(pod, f"{target.ip}:{HTTP_PORT}") != ""
+        return self.cluster.reaches(pod, target)
 
     def until(self, what: str, true: Callable[[], bool]) -> float:
         return wait_until(what, true, EFFECT_S)

@@ -14,7 +14,7 @@ REPOSITORY: Final = Path(__file__).resolve().parent.parent
 CNI_BIN: Final = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 OUR_PLUGIN: Final = "nodemesh-cni"
 
-_PROGRAMS: Final = {
+PROGRAMS: Final = {
     "ip": "iproute2",
     "nsenter": "util-linux",
     "nft": "nftables",
@@ -51,7 +51,7 @@ def require_root() -> None:
 def require_all() -> None:
     """Raises OperatorError for the first thing that is missing."""
     require_root()
-    for program, package in _PROGRAMS.items():
+    for program, package in PROGRAMS.items():
         if not shutil.which(program, path=search_path()):
             raise OperatorError(f"{program} is not installed: apt-get install {package}")
     plugin_path("ptp")

@@ -1,0 +1,36 @@
+"""One mesh for the whole session: two nodes, four pods in it, two beside it. It ends with pytest, even by SIGKILL."""
+
+import os
+
+import pytest
+
+from lab import cluster, documents
+from lab.cluster import Cluster
+from lab.documents import PodSpec
+from lab.layout import Layout
+from lab.watchdog import Guard
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    """`web-1` and `web-3` on node1, `web-2` and `web-4` on node2, `plain-1` and `plain-2` outside the mesh."""
+    layout = Layout(f"t{os.getpid()}")
+    guard = Guard(layout)
+    try:
+        made = Cluster.up(layout.name, nodes=2, pods=4)
+        for number in (1, 2):
+            made.add_pod(PodSpec(f"plain-{number}", f"node{number}", labels=documents.OUT_OF_MESH))
+        yield made
+    finally:
+        cluster.down(layout)
+        guard.release()
+
+
+@pytest.fixture
+def pods(mesh):
+    """The pods by name; before each test the configuration holds no policy."""
+    before = {path.name for path in mesh.layout.config.iterdir()}
+    yield mesh.pods
+    for path in mesh.layout.config.iterdir():
+        if path.name not in before:
+            path.unlink()

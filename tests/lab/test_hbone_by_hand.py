@@ -1,0 +1,250 @@
+"""HBONE spoken by a stranger (`byhand.py`): what is served, what is refused, and that a refusal reaches nobody.
+
+The statuses are those of Istio's ztunnel (its `inbound.rs`); every refusal is counted in the target's namespace: not one
+SYN may leave on behalf of a refused request.
+"""
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from lab import daemons, netns, processes
+from lab.apps import ECHO_PORT
+from lab.layout import underlay_address
+
+pytestmark = pytest.mark.lab
+
+REPOSITORY = Path(__file__).parents[2]
+CLIENT = "spiffe://cluster.local/ns/shop/sa/web-1"
+# In the pod's own namespace, whatever the interface: a new connection on the tunnel's behalf would count here.
+COUNT_SYNS = """
+table inet syns { counter opened { }
+  chain out { type filter hook output priority -400; tcp flags & (syn | ack) == syn counter name opened } }
+"""
+
+
+def byhand(mesh, space, command, **arguments):
+    """Runs the stranger in a namespace."""
+    env = processes.environment(mesh.layout, {"PYTHONPATH": str(REPOSITORY)})
+    done = subprocess.run(
+        [*netns.inside(space), sys.executable, str(REPOSITORY / "tests/lab/byhand.py"), command],
+        input=json.dumps(arguments),
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def new_key():
+    key = ec.generate_private_key(ec.SECP256R1())
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, form, serialization.NoEncryption()).decode()
+
+
+def ask_ca(mesh, identity, key, node="node1", token=None):
+    """The CA's answer to `node`'s join token, asked from that node."""
+    return byhand(
+        mesh,
+        mesh.layout.node_netns(node),
+        "certificate",
+        ca=f"{underlay_address(0)}:15012",
+        root=daemons.root_certificate(mesh.layout).read_text(),
+        token=token or daemons.token_path(mesh.layout, node).read_text(),
+        identity=identity,
+        key=key,
+    )
+
+
+@pytest.fixture(scope="module")
+def svid(mesh):
+    """A real certificate of web-1, obtained as node1's tunnel would: (chain, key)."""
+    key = new_key()
+    return ask_ca(mesh, CLIENT, key)["chain"], key
+
+
+@pytest.fixture(scope="module")
+def target(mesh):
+    """The pod that is attacked, with its counter of SYNs."""
+    pod = mesh.pods["web-2"]
+    netns.run(*netns.inside(pod.netns), "nft", "-f", "-", stdin=COUNT_SYNS)
+    yield pod
+    netns.run(*netns.inside(pod.netns), "nft", "delete", "table", "inet", "syns")
+
+
+def syns(pod):
+    listed = json.loads(netns.run(*netns.inside(pod.netns), "nft", "-j", "list", "counters"))["nftables"]
+    return next(entry["counter"]["packets"] for entry in listed if entry.get("counter", {}).get("name") == "opened")
+
+
+@pytest.fixture
+def attempt(mesh, svid, target):
+    """One request from a pod outside the mesh straight to the target's 15008: (answer, SYNs it caused)."""
+
+    def make(**changes):
+        chain, key = svid
+        arguments = {"ip": target.ip, "authority": f"{target.ip}:{ECHO_PORT}", "chain": chain, "key": key, **changes}
+        before = syns(target)
+        answer = byhand(mesh, mesh.pods["plain-1"].netns, "connect", **arguments)
+        return answer, syns(target) - before
+
+    return make
+
+
+def self_signed(identity):
+    """A certificate of a CA that nobody here knows: (chain, key)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
+    cert = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "stranger")]))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(san, critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = cert.public_bytes(serialization.Encoding.PEM).decode()
+    form = serialization.PrivateFormat.PKCS8
+    return [pem], key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+
+
+def test_a_stranger_with_a_certificate_gets_200_and_its_bytes_back(attempt, target):
+    answer, opened = attempt(send="hello through the mesh")
+    assert (answer["status"], answer["echo"], answer["end"]) == (200, "hello through the mesh", "END_STREAM")
+    assert (answer["alpn"], answer["tls"], answer["peer"]) == ("h2", "TLSv1.3", target.identity)
+    assert opened == 1, "the counter sees what it has to see"
+
+
+def test_no_certificate_is_no_tunnel(attempt):
+    answer, opened = attempt(chain=None)
+    assert "failed" in answer
+    assert opened == 0
+
+
+@pytest.mark.parametrize(
+    "identity", ["spiffe://other.example/ns/shop/sa/web-1", "spiffe://cluster.local/ns/shop/sa/web-1"]
+)
+def test_a_certificate_of_another_authority_is_no_tunnel(attempt, identity):
+    chain, key = self_signed(identity)
+    answer, opened = attempt(chain=chain, key=key)
+    assert "failed" in answer
+    assert opened == 0
+
+
+def test_a_certificate_of_our_ca_for_another_trust_domain_is_no_tunnel(mesh, attempt):
+    """Signed with the mesh's own root key: the chain is good, only the trust domain is not."""
+    chain, key = signed_by_the_mesh(mesh, "spiffe://other.example/ns/shop/sa/web-1")
+    answer, opened = attempt(chain=chain, key=key)
+    assert "failed" in answer
+    assert opened == 0
+
+
+def signed_by_the_mesh(mesh, identity):
+    authority = daemons.state_dir(mesh.layout, daemons.CONTROL) / "ca"
+    root = x509.load_pem_x509_certificate((authority / "root-cert.pem").read_bytes())
+    root_key = serialization.load_pem_private_key((authority / "root-key.pem").read_bytes(), None)
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
+    both = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH])
+    cert = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(root.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(san, critical=True)
+        .add_extension(both, critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(root_key, hashes.SHA256())
+    )
+    pem = cert.public_bytes(serialization.Encoding.PEM).decode()
+    form = serialization.PrivateFormat.PKCS8
+    return [pem], key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+
+
+def test_a_certificate_made_like_that_for_our_trust_domain_is_served(mesh, attempt):
+    """Else the test above proves nothing."""
+    chain, key = signed_by_the_mesh(mesh, CLIENT)
+    answer, _ = attempt(chain=chain, key=key, send="x")
+    assert answer["status"] == 200
+
+
+def test_tls_1_2_is_no_tunnel(attempt):
+    answer, opened = attempt(tls="1.2")
+    assert "failed" in answer
+    assert opened == 0
+
+
+def test_get_is_answered_with_400(attempt):
+    answer, opened = attempt(method="GET", path="/")
+    assert (answer["status"], opened) == (400, 0)
+
+
+@pytest.mark.parametrize("authority", ["", "nonsense", "10.244.2.2", "10.244.2.2:", "10.244.2.2:0", "10.244.2.2:70000"])
+def test_an_authority_that_names_no_port_is_answered_with_400(attempt, authority):
+    answer, opened = attempt(authority=authority)
+    assert answer.get("status", 400) == 400
+    assert answer.get("status") == 400 or "Reset" in answer.get("end", "") or "failed" in answer
+    assert opened == 0
+
+
+@pytest.mark.parametrize("other", ["web-4", "web-1", "plain-2"])
+def test_another_pods_address_is_answered_with_400(mesh, attempt, other):
+    answer, opened = attempt(authority=f"{mesh.pods[other].ip}:{ECHO_PORT}")
+    assert (answer["status"], opened) == (400, 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "0.0.0.0"])
+def test_loopback_is_answered_with_400(attempt, host):
+    answer, opened = attempt(authority=f"{host}:{ECHO_PORT}")
+    assert (answer["status"], opened) == (400, 0)
+
+
+@pytest.mark.parametrize("port", [15001, 15006, 15008])
+def test_the_meshs_own_ports_are_answered_with_503(attempt, target, port):
+    answer, opened = attempt(authority=f"{target.ip}:{port}")
+    assert (answer["status"], opened) == (503, 0)
+
+
+def test_an_unknown_service_is_answered_with_503(attempt):
+    answer, opened = attempt(authority="nosuch.shop.svc.cluster.local:80")
+    assert (answer["status"], opened) == (503, 0)
+
+
+def test_nobody_listening_is_answered_with_503(attempt, target):
+    answer, _ = attempt(authority=f"{target.ip}:9999")
+    assert answer["status"] == 503
+
+
+# The CA --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_ca_issues_only_for_pods_of_the_callers_node(mesh):
+    answer = ask_ca(mesh, mesh.pods["web-2"].identity, new_key(), node="node1")
+    assert answer["refused"] in ("PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
+def test_the_ca_issues_nothing_for_an_identity_that_runs_nowhere(mesh):
+    answer = ask_ca(mesh, "spiffe://cluster.local/ns/shop/sa/nobody", new_key())
+    assert answer["refused"] in ("PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
+def test_the_ca_does_not_know_a_token_nobody_issued(mesh):
+    answer = ask_ca(mesh, CLIENT, new_key(), token="nobody-issued-this")
+    assert answer["refused"] == "UNAUTHENTICATED"

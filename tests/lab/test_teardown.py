@@ -1,0 +1,132 @@
+"""Whatever kills a lab, and whenever: `down` finds all of it and takes it away."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from lab import cluster, leftovers, netns, processes
+from lab.cluster import Cluster
+from lab.layout import ROOT, Layout
+from lab.processes import wait_until
+from mesh.errors import OperatorError
+
+pytestmark = pytest.mark.lab
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def layout():
+    layout = Layout(f"d{os.getpid()}")
+    yield layout
+    cluster.down(layout)
+
+
+@pytest.fixture
+def machine(layout):
+    """What the machine looked like; `same()` afterwards."""
+    before = leftovers.snapshot(layout)
+
+    def same():
+        return leftovers.difference(before, leftovers.snapshot(layout)) == []
+
+    return same
+
+
+def up_in_a_process_of_its_own(layout):
+    command = [sys.executable, "-m", "meshctl.main", "lab", "up", "--name", layout.name]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True
+    )
+
+
+STEPS = ("fabric", "configuration", "control plane", "pods through")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_lab_killed_while_it_comes_up_is_taken_down_whole(layout, machine, step):
+    rising = up_in_a_process_of_its_own(layout)
+    while step not in (line := rising.stderr.readline()):
+        assert line, "it ended before that step"
+    rising.kill()
+    rising.communicate()
+    assert cluster.down(layout)
+    assert machine()
+
+
+def test_down_twice_and_down_of_nothing_are_fine(layout, machine):
+    assert not cluster.down(layout)
+    assert not cluster.down(layout)
+    assert machine()
+
+
+def test_processes_whose_files_and_namespaces_lost_their_names_are_found_by_their_mark(layout, machine):
+    made = Cluster.up(layout.name, nodes=1, pods=1)
+    for space in [name for name in netns.names() if layout.owns_netns(name)]:
+        netns.delete(space)
+    layout.processes.unlink()
+    layout.state.unlink()
+    assert made.daemons["ztunnel-node1"].pid in {p.pid for p in processes.all_of(layout)}
+    assert cluster.down(layout)
+    assert not any(process.alive for process in made.daemons.values())
+    assert machine()
+
+
+def test_stopped_processes_end_too(layout, machine):
+    made = Cluster.up(layout.name, nodes=1, pods=1)
+    made.daemons["ztunnel-node1"].signal(signal.SIGSTOP)
+    assert cluster.down(layout)
+    assert machine()
+
+
+def test_a_lab_that_fails_to_come_up_leaves_nothing(layout, machine, monkeypatch):
+    def broken(self, *_):
+        raise OperatorError("the third step fails")
+
+    monkeypatch.setattr(Cluster, "add_pod", broken)
+    with pytest.raises(OperatorError, match="the third step fails"):
+        Cluster.up(layout.name)
+    assert machine()
+
+
+def test_one_labs_end_is_not_anothers(layout, mesh):
+    Cluster.up(layout.name, nodes=1, pods=0)
+    assert cluster.down(layout)
+    assert all(process.alive for process in mesh.daemons.values())
+    assert ROOT.is_dir()
+
+
+def test_a_process_whose_pid_was_reused_is_left_alone(layout):
+    """The same pid with another start time is somebody else."""
+    stranger = subprocess.Popen(["sleep", "60"])
+    try:
+        processes.Process("old", stranger.pid, 1).signal(signal.SIGKILL)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_killed_pytest_leaves_nothing(layout, machine, tmp_path):
+    """What the session's fixture does, in a process that gets SIGKILL."""
+    program = textwrap.dedent(f"""
+        from lab.cluster import Cluster
+        from lab.layout import Layout
+        from lab.watchdog import Guard
+        guard = Guard(Layout({layout.name!r}))
+        Cluster.up({layout.name!r}, nodes=1, pods=1)
+        print("up", flush=True)
+        input()
+    """)
+    user = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    assert user.stdout.readline() == "up\n"
+    user.kill()
+    user.communicate()
+    wait_until("the watchdog has taken the lab down", lambda: not layout.dir.exists() and machine(), 20.0, step_s=0.1)
