@@ -39,8 +39,8 @@ def read_roots(endpoint: Endpoint) -> bytes | None:
         return None
     pem = endpoint.root if "-----BEGIN" in endpoint.root else _read(endpoint.root, endpoint.root_variable)
     try:
-        ssl.create_default_context(cadata=pem)
-    except ssl.SSLError:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
+    except (ssl.SSLError, ValueError):
         raise OperatorError("holds no certificate in PEM", where=endpoint.root_variable) from None
     return pem.encode()
 

@@ -32,15 +32,18 @@ def bind_unix(path: Path) -> socket.socket:
 
     Raises OperatorError.
     """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _remove_dead(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(path))
         path.chmod(0o600)  # nobody can connect in between: it does not listen yet
         listener.listen()
-    except OSError as error:
-        raise OperatorError(f"{path}: {error.strerror or error}", where="NODEMESH_RUN_DIR") from None
+    except BaseException as error:
+        listener.close()
+        if isinstance(error, OSError):
+            raise OperatorError(f"{path}: {error.strerror or error}", where="NODEMESH_RUN_DIR") from None
+        raise
     return listener
 
 

@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +18,7 @@ from mesh import log
 from mesh.errors import OperatorError
 from ztunnel.admin import Answers, admin_app, readiness_app, serve, stats_app
 from ztunnel.channel import check_files
-from ztunnel.dataplane import open_core
+from ztunnel.dataplane import Dataplane, open_core
 from ztunnel.listen import bind_tcp, bind_unix
 from ztunnel.settings import Settings
 from ztunnel.tunnel import Tunnel
@@ -42,7 +42,7 @@ def main() -> None:
     sys.exit(0 if drained else 1)
 
 
-async def run(settings: Settings) -> bool:
+async def run(settings: Settings, open_core: Callable[[bytes], Dataplane] = open_core) -> bool:
     """The life of one tunnel. Nothing is started before everything that can be missing or occupied was looked at."""
     check_files(settings)
     _raise_descriptor_limit()

@@ -1,0 +1,119 @@
+"""Door 4's promises, asked of the fake core and, where it is built, of the real one."""
+
+import json
+import os
+import select
+
+import pytest
+from cryptography import x509
+
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from mesh.gen.workload_pb2 import Address, Workload
+from tests.fakes import core as fakes
+from tests.ztunnel.authority import Authority
+
+WEB = "spiffe://cluster.local/ns/shop/sa/web"
+ADDRESS = Address(
+    workload=Workload(uid="web", name="web", namespace="shop", service_account="web", addresses=[b"\x0a\0\0\1"])
+).SerializeToString()
+
+
+def real_class():
+    try:
+        from ztunnel import _core
+    except ImportError:
+        pytest.skip("the native core is not built")
+    return _core.Core
+
+
+@pytest.fixture(params=["fake", "real"])
+def core_class(request):
+    return fakes.FakeCore if request.param == "fake" else real_class()
+
+
+@pytest.fixture
+def core(core_class):
+    core = core_class(json.dumps({"workers": 1, "access_log": "off", "log_level": "error"}).encode())
+    yield core
+    core.close()
+
+
+def test_an_unknown_key_of_the_configuration_is_refused(core_class):
+    with pytest.raises(ValueError, match="colour"):
+        core_class(b'{"colour": 1}')
+
+
+def test_resources_are_taken_or_refused_by_name(core):
+    refused = core.apply(ADDRESS_TYPE, [("web", ADDRESS), ("bad", b"\xff\xff")], ["absent"])
+    assert [name for name, _ in refused] == ["bad"]
+    assert core.apply(ADDRESS_TYPE, [], ["web"]) == []
+    assert core.apply(AUTHORIZATION_TYPE, [], []) == []
+    with pytest.raises(ValueError, match=r"."):
+        core.apply("type/T", [], [])
+
+
+def test_a_key_is_asked_for_with_a_request_that_names_the_identity_and_nothing_else(core):
+    request = x509.load_pem_x509_csr(core.new_key(WEB))
+    assert request.is_signature_valid
+    assert list(request.subject) == []
+    names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert names.critical
+    assert names.value.get_values_for_type(x509.UniformResourceIdentifier) == [WEB]
+
+
+@pytest.mark.parametrize("identity", ["", "web", "spiffe://td/ns/a/sa/b/", "spiffe://TD/ns/a/sa/b"])
+def test_a_key_for_no_identity_is_refused(core, identity):
+    with pytest.raises(ValueError, match=r"."):
+        core.new_key(identity)
+
+
+def test_a_chain_for_the_last_key_is_installed_and_its_life_told(core):
+    authority = Authority()
+    stale = authority.chain(WEB, core.new_key(WEB).decode())
+    chain = authority.chain(WEB, core.new_key(WEB).decode())
+    with pytest.raises(ValueError, match=r"."):
+        core.install_chain(WEB, stale)
+    not_before, not_after = core.install_chain(WEB, chain)
+    assert not_after - not_before == 24 * 3600
+    core.forget_identity(WEB)
+    core.forget_identity(WEB)
+    core.certificate_failed(WEB, "nobody waits")
+
+
+def test_a_descriptor_that_is_no_namespace_enrols_nobody(core):
+    with pytest.raises(Exception, match=r"."):
+        core.enrol("web-1", "web-1", "shop", "web", -1)
+    assert core.pods() == []
+    core.withdraw("web-1")
+
+
+def test_the_bell_rings_once_drained(core):
+    fd = core.fileno()
+    assert os.get_inheritable(fd) is False
+    core.drain(0.0)
+    assert select.select([fd], [], [], 5)[0] == [fd]
+    assert ("drained", "", "") in core.take()
+    assert select.select([fd], [], [], 0)[0] == []
+    assert core.take() == []
+
+
+def test_what_people_read_is_well_formed(core):
+    dump = json.loads(core.dump())
+    assert dump.keys() >= {"workloads", "services", "policies", "certificates", "workloadState"}
+    for line in core.metrics().decode().splitlines():
+        assert line.startswith("#") or len(line.rsplit(" ", 1)) == 2
+
+
+def test_levels_are_five(core):
+    for level in ("error", "warn", "info", "debug", "trace"):
+        core.set_log_level(level)
+    core.set_log_level("error")
+    with pytest.raises(ValueError, match=r"."):
+        core.set_log_level("loud")
+
+
+def test_a_closed_core_answers_nothing(core):
+    core.close()
+    core.close()
+    with pytest.raises(RuntimeError):
+        core.pods()
