@@ -170,7 +170,7 @@ def primary(number: int, leases: Path) -> dict[str, Any]:
 
 
 def ours(agent_run_dir: Path) -> dict[str, Any]:
-    return {"type": needs.OUR_PLUGIN, "run_dir": str(agent_run_dir)}
+    return {"type": needs.OUR_PLUGIN, "agentSocket": str(agent_run_dir / "cni.sock")}
 
 
 def _refusal(kind: str, stdout: str, stderr: str) -> CniRefused:

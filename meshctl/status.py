@@ -41,7 +41,7 @@ def _ask(owner: str, daemon: str, path: Path) -> dict[str, Any]:
     except Unreachable as gone:
         return {"node": owner, "daemon": daemon, "state": "unreachable", "details": {"why": gone.why}}
     details = said if isinstance(said, dict) else {"status": said}
-    state = "finding" if details.get("errors") else "running"
+    state = "finding" if _errors(details) else "running"
     return {"node": owner, "daemon": daemon, "state": state, "details": details}
 
 
@@ -49,18 +49,23 @@ def _text(found: list[dict[str, Any]]) -> str:
     rows = [[r["node"], r["daemon"], r["state"], _summary(r["details"])] for r in found]
     lines = [columns.table(("NODE", "DAEMON", "STATE", "DETAILS"), rows)]
     for report in found:
-        for error in report["details"].get("errors") or []:
-            lines.append(columns.paint(f"{report['node']} {report['daemon']}: {_sentence(error)}", "red"))
+        lines += [
+            columns.paint(f"{report['node']} {report['daemon']}: {each}", "red") for each in _errors(report["details"])
+        ]
     return "\n".join(lines)
 
 
 def _summary(details: dict[str, Any]) -> str:
-    """Numbers and words as they are, lists and objects by their size."""
-    shown = {key: len(v) if isinstance(v, (list, dict)) else v for key, v in details.items()}
-    return "  ".join(f"{key}={value}" for key, value in shown.items() if value not in ("", None))
+    """Numbers and words as they are, lists by their length, what is in objects behind a dot."""
+    shown: list[str] = []
+    for key, value in details.items():
+        inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        plain = {k: len(v) if isinstance(v, (list, dict)) else v for k, v in inner.items()}
+        shown += [f"{k}={v}" for k, v in plain.items() if v not in ("", None)]
+    return "  ".join(shown)
 
 
-def _sentence(error: Any) -> str:
-    if isinstance(error, dict):
-        return ": ".join(str(error[key]) for key in ("where", "why") if error.get(key)) or str(error)
-    return str(error)
+def _errors(details: dict[str, Any]) -> list[str]:
+    """The control plane's refused documents, as file:line and why."""
+    findings = [each for each in details.get("findings") or [] if each.get("level") == "error"]
+    return [f"{each.get('file')}:{each.get('line')}: {each.get('why')}" for each in findings]

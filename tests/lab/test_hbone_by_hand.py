@@ -1,7 +1,7 @@
 """HBONE spoken by a stranger (`byhand.py`): what is served, what is refused, and that a refusal reaches nobody.
 
-The statuses are those of Istio's ztunnel (its `inbound.rs`); every refusal is counted in the target's namespace: not one
-SYN may leave on behalf of a refused request.
+The statuses are those of Istio's ztunnel (its `inbound.rs`); every refusal is counted in the target's namespace: no SYN
+may leave on behalf of a refused request.
 """
 
 import datetime

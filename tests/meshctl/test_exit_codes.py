@@ -108,10 +108,14 @@ def test_status_of_healthy_daemons_is_zero(daemon):
 
 
 def test_status_with_a_refused_document_is_one_and_says_where(daemon):
-    run_dir = daemon("controlplane", {"errors": [{"where": "shop.yaml:12", "why": "unknown kind Pood"}]})
+    finding = {"file": "shop.yaml", "line": 12, "level": "error", "why": "unknown kind Pood"}
+    run_dir = daemon("controlplane", {"objects": {"Pod": 3}, "findings": [finding, {"level": "warning"}]})
     code, text, _ = run("status", "--run-dir", str(run_dir))
     assert code == 1
-    assert text.splitlines()[-1] == "local controlplane: shop.yaml:12: unknown kind Pood"
+    assert text.splitlines()[1:] == [
+        "local controlplane finding objects.Pod=3  findings=2",
+        "local controlplane: shop.yaml:12: unknown kind Pood",
+    ]
 
 
 def test_status_without_daemons_is_three(tmp_path):
