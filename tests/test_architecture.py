@@ -2,19 +2,27 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("mesh", "nodeagent", "ztunnel", "controlplane", "meshctl", "lab", "cni", "bench")
-MAY_IMPORT = {name: {"mesh", name} for name in PACKAGES} | {"mesh": {"mesh"}, "cni": {"cni"}, "bench": {"mesh", "lab", "bench"}}
+MAY_IMPORT = {name: {"mesh", name} for name in PACKAGES} | {
+    "mesh": {"mesh"},
+    "cni": {"cni"},
+    "bench": {"mesh", "lab", "bench"},
+}
 MAY_IMPORT["meshctl"] = {"mesh", "meshctl", "lab"}  # `meshctl lab` is the lab's command line
 PURE = ("mesh/ids.py", "mesh/errors.py", "mesh/model.py", "mesh/delta.py", "nodeagent/enrol/machine.py",
         "nodeagent/redirect/plan.py", "nodeagent/redirect/nft.py", "ztunnel/rotation.py", "controlplane/translate/*.py")  # fmt: skip
 IMPURE_MODULES = {"asyncio", "os", "socket", "time", "subprocess", "threading", "random"}
 LONGEST_FILE, LONGEST_FUNCTION = 450, 55
-SOURCES = [p for name in PACKAGES for p in sorted((ROOT / name).rglob("*.py")) if "gen" not in p.relative_to(ROOT).parts]
+SOURCES = [
+    p for name in PACKAGES for p in sorted((ROOT / name).rglob("*.py")) if "gen" not in p.relative_to(ROOT).parts
+]
 
 
 def relative(path: Path) -> str:
@@ -81,12 +89,17 @@ def test_only_the_dataplane_module_crosses_the_language_border():
 
 def test_generated_code_follows_the_protos(tmp_path):
     """`make gen` was run after the last change to proto/ (Python side; the Rust side is built from the same files)."""
-    from grpc_tools import protoc
-
     names = ("xds", "workload", "authorization", "ca", "zds")
-    (tmp_path / "mesh/gen").mkdir(parents=True)
-    code = protoc.main(["protoc", f"-Imesh/gen={ROOT}/proto", f"--python_out={tmp_path}", *(f"mesh/gen/{n}.proto" for n in names)])
-    assert code == 0
+    protos = [f"mesh/gen/{name}.proto" for name in names]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        f"-Imesh/gen={ROOT}/proto",
+        f"--python_out={tmp_path}",
+        *protos,
+    ]
+    subprocess.run(command, check=True)
     for name in names:
         fresh = (tmp_path / f"mesh/gen/{name}_pb2.py").read_text()
         assert fresh == (ROOT / f"mesh/gen/{name}_pb2.py").read_text(), f"proto/{name}.proto changed: run `make gen`"
