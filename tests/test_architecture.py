@@ -16,8 +16,17 @@ MAY_IMPORT = {name: {"mesh", name} for name in PACKAGES} | {
     "bench": {"mesh", "lab", "bench"},
 }
 MAY_IMPORT["meshctl"] = {"mesh", "meshctl", "lab"}  # `meshctl lab` is the lab's command line
-PURE = ("mesh/ids.py", "mesh/errors.py", "mesh/model.py", "mesh/delta.py", "nodeagent/enrol/machine.py",
-        "nodeagent/redirect/plan.py", "nodeagent/redirect/nft.py", "ztunnel/rotation.py", "controlplane/translate/*.py")  # fmt: skip
+PURE = (
+    "mesh/ids.py",
+    "mesh/errors.py",
+    "mesh/model.py",
+    "mesh/delta.py",
+    "nodeagent/enrol/machine.py",
+    "nodeagent/redirect/plan.py",
+    "nodeagent/redirect/nft.py",
+    "ztunnel/rotation.py",
+    "controlplane/translate/*.py",
+)
 IMPURE_MODULES = {"asyncio", "os", "socket", "time", "subprocess", "threading", "random"}
 LONGEST_FILE, LONGEST_FUNCTION = 450, 55
 SOURCES = [
