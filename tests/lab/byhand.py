@@ -1,7 +1,7 @@
 """An HBONE client that shares nothing with ours: Python's `ssl` and `h2`, run in a namespace of the lab.
 
-`byhand.py certificate` asks the CA, `byhand.py connect` makes one attempt; both read a JSON object and print one. A process
-of its own, because a process has one network namespace.
+`byhand.py certificate` asks the CA, `byhand.py connect` makes one attempt; both read a JSON object and print one. A
+process of its own, because a process has one network namespace.
 """
 
 import json
