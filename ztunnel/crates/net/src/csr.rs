@@ -91,7 +91,7 @@ fn join(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     out
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     let text = base64(der);
     let mut out = format!("-----BEGIN {label}-----\n");
     for line in text.as_bytes().chunks(64) {

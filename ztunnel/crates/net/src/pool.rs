@@ -1,14 +1,29 @@
-//! The tunnels of one worker (bodies follow).
-use crate::identity::Identities;
-use crate::tunnel::{Incoming, ServeError, Stream};
+//! The tunnels of one worker: those we opened, shared by everybody with the same key, and those we serve.
+//!
+//! Owns which tunnel a stream goes into, when a new one is dialled and what is given up when; not routes, not policies.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use ztunnel_core::h2::Headers;
+
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use ztunnel_core::h2::{Config, Headers, Role};
 use ztunnel_core::ids::SpiffeId;
 
+use crate::identity::Identities;
+use crate::tls;
+use crate::tunnel::{Early, Incoming, RequestError, ServeError, Stream, Tunnel, drive};
+
+/// New tunnels one stream waits for, each filled by others before it comes to its turn.
+const MAX_DIALS: usize = 16;
+
+/// Who shares a tunnel: same identity, same expectation, same place, same pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     pub from: SpiffeId,
@@ -18,11 +33,15 @@ pub struct Key {
     pub source: IpAddr,
 }
 
+/// Deadlines and sizes; the defaults are those of the design.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub connect: Duration,
+    /// The whole TLS handshake, not each of its reads.
     pub handshake: Duration,
-    /// An idle tunnel is closed after this time (by itself: nobody has to sweep).
+    /// From CONNECT to its answer; the far side connects to its application in between.
+    pub answer: Duration,
+    /// A tunnel without streams closes itself after this time.
     pub pool_idle: Duration,
     pub streams_per_tunnel: u32,
     /// Per listening address.
@@ -34,6 +53,7 @@ impl Default for Limits {
         Self {
             connect: Duration::from_secs(10),
             handshake: Duration::from_secs(5),
+            answer: Duration::from_secs(20),
             pool_idle: Duration::from_secs(300),
             streams_per_tunnel: 100,
             pending_handshakes: 256,
@@ -44,17 +64,19 @@ impl Default for Limits {
 /// A stream the peer answered with 200.
 pub struct Opened {
     pub stream: Stream,
+    /// Verified by the handshake; one of `Key::want`.
     pub peer: SpiffeId,
     /// Our end of the tunnel's TCP connection.
     pub local: SocketAddr,
     pub headers: Headers,
 }
 
+/// Why no stream was opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("connect: {0}")]
     Connect(io::Error),
-    #[error("no answer in time: {0}")]
+    #[error("no {0} in time")]
     Timeout(&'static str),
     #[error("TLS: {0}")]
     Tls(String),
@@ -66,15 +88,64 @@ pub enum OpenError {
     Status(u16),
 }
 
+impl Clone for OpenError {
+    /// One failed attempt is the answer to everybody who waited for it.
+    fn clone(&self) -> Self {
+        match self {
+            Self::Connect(why) => Self::Connect(match why.raw_os_error() {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => io::Error::new(why.kind(), why.to_string()),
+            }),
+            Self::Timeout(what) => Self::Timeout(what),
+            Self::Tls(why) => Self::Tls(why.clone()),
+            Self::Identity(why) => Self::Identity(why.clone()),
+            Self::H2(why) => Self::H2(why.clone()),
+            Self::Status(status) => Self::Status(*status),
+        }
+    }
+}
+
+/// Makes the socket of a new tunnel: in the pod's namespace, marked, bound, non-blocking, not connected.
 pub type Dialer<'a> = &'a dyn Fn() -> io::Result<socket2::Socket>;
 
-pub struct Tunnels {}
+type Attempt = watch::Receiver<Option<Result<(), OpenError>>>;
 
-#[allow(unused_variables)]
+#[derive(Default)]
+struct Slot {
+    tunnels: Vec<Rc<Tunnel>>,
+    dialling: Option<Attempt>,
+}
+
+/// A tunnel to open a stream on. `fresh`: dialled for this very request, at least partly.
+struct Checkout {
+    tunnel: Rc<Tunnel>,
+    fresh: bool,
+}
+
+/// Every tunnel of one worker. Not `Send`: all of it runs on one `LocalSet`.
+pub struct Tunnels {
+    identities: Arc<Identities>,
+    limits: Limits,
+    pool: RefCell<HashMap<Key, Slot>>,
+    served: RefCell<Vec<std::rc::Weak<Tunnel>>>,
+    handshakes: RefCell<HashMap<SocketAddr, Rc<Cell<usize>>>>,
+}
+
 impl Tunnels {
     pub fn new(identities: Arc<Identities>, limits: Limits) -> Rc<Self> {
-        todo!()
+        Rc::new(Self {
+            identities,
+            limits,
+            pool: RefCell::default(),
+            served: RefCell::default(),
+            handshakes: RefCell::default(),
+        })
     }
+
+    /// A CONNECT stream to `authority`, on a tunnel of this key or a new one. Concurrent first calls share one attempt.
+    ///
+    /// A pooled tunnel that turns out dead before it answered is replaced once: until the peer's 200 no byte of the
+    /// application has been sent, so the worst a second CONNECT can do is to open a connection that is closed again.
     pub async fn open(
         self: &Rc<Self>,
         key: Key,
@@ -82,23 +153,174 @@ impl Tunnels {
         authority: &str,
         headers: &[(&str, &str)],
     ) -> Result<Opened, OpenError> {
-        todo!()
+        let mut may_retry = true;
+        for _ in 0..MAX_DIALS {
+            let Checkout { tunnel, fresh } = self.checkout(&key, dialer).await?;
+            let request = timeout(self.limits.answer, tunnel.request(authority, headers));
+            match request.await.map_err(|_| OpenError::Timeout("answer to CONNECT"))? {
+                Ok((stream, headers)) => {
+                    let (peer, local) = (tunnel.peer.clone(), tunnel.local_addr);
+                    return Ok(Opened { stream, peer, local, headers });
+                }
+                Err(RequestError::Full) => {}
+                Err(RequestError::Unanswered(_)) if may_retry && !fresh => may_retry = false,
+                Err(RequestError::Unanswered(why)) if !tunnel.is_introduced() => return Err(OpenError::Tls(why)),
+                Err(RequestError::Unanswered(why)) => return Err(OpenError::H2(why)),
+                Err(RequestError::Reset(code)) => {
+                    return Err(OpenError::H2(format!("the peer reset the stream (HTTP/2 code {code})")));
+                }
+                Err(RequestError::Status(status)) => return Err(OpenError::Status(status)),
+            }
+        }
+        Err(OpenError::H2("the peer accepts tunnels but no streams in them".to_owned()))
     }
-    /// Ends when the tunnel ends; dropping the future cuts the tunnel and resets its streams.
+
+    async fn checkout(self: &Rc<Self>, key: &Key, dialer: Dialer<'_>) -> Result<Checkout, OpenError> {
+        let mut fresh = false;
+        for _ in 0..MAX_DIALS {
+            if let Some(tunnel) = self.usable(key) {
+                return Ok(Checkout { tunnel, fresh });
+            }
+            let mut attempt = self.attempt(key, dialer)?;
+            fresh = true;
+            // An attempt that ended without a word was cut with its worker.
+            let outcome = attempt.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+            outcome.ok().flatten().unwrap_or_else(|| Err(OpenError::H2("the worker ends".to_owned())))?;
+        }
+        Err(OpenError::H2("the peer accepts tunnels but no streams in them".to_owned()))
+    }
+
+    fn usable(&self, key: &Key) -> Option<Rc<Tunnel>> {
+        let mut pool = self.pool.borrow_mut();
+        let slot = pool.get_mut(key)?;
+        slot.tunnels.retain(|tunnel| !tunnel.is_over());
+        slot.tunnels.iter().find(|tunnel| tunnel.is_usable()).cloned()
+    }
+
+    /// The attempt that is under way, or a new one. It does not end with the caller: others may wait for it too.
+    fn attempt(self: &Rc<Self>, key: &Key, dialer: Dialer<'_>) -> Result<Attempt, OpenError> {
+        if let Some(under_way) = self.pool.borrow().get(key).and_then(|slot| slot.dialling.clone()) {
+            return Ok(under_way);
+        }
+        let socket = dialer().map_err(OpenError::Connect)?;
+        let (outcome, attempt) = watch::channel(None);
+        self.pool.borrow_mut().entry(key.clone()).or_default().dialling = Some(attempt.clone());
+        let (tunnels, key) = (self.clone(), key.clone());
+        tokio::task::spawn_local(async move {
+            let dialled = tunnels.dial(&key, socket).await;
+            let result = dialled.as_ref().map(|_| ()).map_err(OpenError::clone);
+            tunnels.settle(&key, dialled.as_ref().ok().map(|(tunnel, _)| tunnel));
+            outcome.send_replace(Some(result));
+            if let Ok((tunnel, early)) = dialled {
+                let idle = tunnels.limits.pool_idle;
+                // Whoever has a stream on the tunnel learns the reason from the stream.
+                let _ = drive(tunnel.clone(), early, Role::Client, idle, &|_| {}).await;
+                tunnels.retire(&key);
+            }
+        });
+        Ok(attempt)
+    }
+
+    fn settle(&self, key: &Key, tunnel: Option<&Rc<Tunnel>>) {
+        if let Some(slot) = self.pool.borrow_mut().get_mut(key) {
+            slot.dialling = None;
+            slot.tunnels.extend(tunnel.cloned());
+        }
+        self.retire(key);
+    }
+
+    /// A key without tunnels is forgotten: the pool is as large as what is in use.
+    fn retire(&self, key: &Key) {
+        let mut pool = self.pool.borrow_mut();
+        if let Some(slot) = pool.get_mut(key) {
+            slot.tunnels.retain(|tunnel| !tunnel.is_over());
+            if slot.tunnels.is_empty() && slot.dialling.is_none() {
+                pool.remove(key);
+            }
+        }
+    }
+
+    async fn dial(&self, key: &Key, socket: socket2::Socket) -> Result<(Rc<Tunnel>, Early), OpenError> {
+        let credentials = self.identities.ready(&key.from).await.map_err(OpenError::Identity)?;
+        let connecting = TcpSocket::from_std_stream(socket.into()).connect(key.dial);
+        let connected = timeout(self.limits.connect, connecting).await;
+        let mut tcp = connected.map_err(|_| OpenError::Timeout("TCP connection"))?.map_err(OpenError::Connect)?;
+        tcp.set_nodelay(true).map_err(OpenError::Connect)?;
+        let shaking = tls::connect(&mut tcp, credentials.configs.client_for(&key.want));
+        let shaken = timeout(self.limits.handshake, shaking).await;
+        let secured = shaken.map_err(|_| OpenError::Timeout("TLS handshake"))?.map_err(OpenError::Tls)?;
+        let config = Config { max_streams: self.limits.streams_per_tunnel, ..Config::client() };
+        Tunnel::new(tcp, secured, config, credentials.remaining()).map_err(OpenError::Connect)
+    }
+
+    /// Serves one accepted connection until it ends; each request goes to `on_request`. Dropping the future cuts the
+    /// tunnel and resets its streams.
     pub async fn serve(
         self: &Rc<Self>,
-        tcp: tokio::net::TcpStream,
+        tcp: TcpStream,
         me: &SpiffeId,
         on_request: Rc<dyn Fn(Incoming)>,
     ) -> Result<(), ServeError> {
-        todo!()
+        let (tunnel, early) = self.admit(tcp, me).await?;
+        self.remember(&tunnel);
+        let served = drive(tunnel, early, Role::Server, self.limits.pool_idle, &*on_request).await;
+        served.map_err(ServeError::Tunnel)
     }
-    /// GOAWAY on every tunnel: open streams go on, new ones are refused.
+
+    async fn admit(&self, mut tcp: TcpStream, me: &SpiffeId) -> Result<(Rc<Tunnel>, Early), ServeError> {
+        let broken = |why: io::Error| ServeError::Tunnel(format!("the connection broke: {why}"));
+        let _pending = self.pending(tcp.local_addr().map_err(broken)?)?;
+        tcp.set_nodelay(true).map_err(broken)?;
+        let credentials = self.identities.ready(me).await.map_err(ServeError::Identity)?;
+        let shaking = tls::accept(&mut tcp, credentials.configs.server.clone());
+        let shaken = timeout(self.limits.handshake, shaking).await;
+        let secured = shaken.map_err(|_| ServeError::HandshakeTimeout(self.limits.handshake))?;
+        let secured = secured.map_err(ServeError::Tls)?;
+        Tunnel::new(tcp, secured, Config::server(), credentials.remaining()).map_err(broken)
+    }
+
+    fn pending(&self, listener: SocketAddr) -> Result<Pending, ServeError> {
+        let mut handshakes = self.handshakes.borrow_mut();
+        handshakes.retain(|_, count| count.get() > 0);
+        let count = handshakes.entry(listener).or_default();
+        if count.get() >= self.limits.pending_handshakes {
+            return Err(ServeError::Busy);
+        }
+        count.set(count.get() + 1);
+        Ok(Pending(count.clone()))
+    }
+
+    fn remember(&self, tunnel: &Rc<Tunnel>) {
+        let mut served = self.served.borrow_mut();
+        if served.len() == served.capacity() {
+            served.retain(|tunnel| tunnel.strong_count() > 0); // amortised: only when the list would grow
+        }
+        served.push(Rc::downgrade(tunnel));
+    }
+
+    /// GOAWAY on every tunnel: open streams go on, new ones are refused; each tunnel ends with its last stream.
     pub fn drain(&self) {
-        todo!()
+        for slot in self.pool.borrow().values() {
+            slot.tunnels.iter().for_each(|tunnel| tunnel.leave());
+        }
+        self.served.borrow().iter().filter_map(std::rc::Weak::upgrade).for_each(|tunnel| tunnel.leave());
     }
-    /// Closes our tunnels to others at once where `which` says so (a pod left, an identity was taken away).
+
+    /// Cuts our tunnels to others where `which` says so (a pod has left, an identity was taken away).
     pub fn cut(&self, which: &dyn Fn(&Key) -> bool) {
-        todo!()
+        for (key, slot) in self.pool.borrow().iter() {
+            if which(key) {
+                slot.tunnels.iter().for_each(|tunnel| tunnel.die("it was cut"));
+            }
+        }
+    }
+}
+
+/// One handshake under way at a listener.
+struct Pending(Rc<Cell<usize>>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }

@@ -1,9 +1,22 @@
-//! Bytes between two ends (bodies follow).
-use crate::tunnel::Stream;
+//! Bytes between two ends until both have ended, with everything TCP tells about an end kept.
+//!
+//! Owns the meaning of FIN, RST, END_STREAM and RST_STREAM for each other; not the moving of bytes inside a tunnel.
+
+mod plain;
+mod tunnel;
+
 use std::cell::Cell;
 use std::io;
-use std::rc::Rc;
+use std::time::Duration;
+
+use socket2::SockRef;
 use tokio::net::TcpStream;
+
+pub use plain::relay_plain;
+pub use tunnel::relay_tunnel;
+
+/// A connection with one direction closed and nothing moving in the other is given up after this time.
+const HALF_CLOSED: Duration = Duration::from_secs(300);
 
 /// What went through, in bytes of the application; readable while the relay runs.
 #[derive(Default, Debug)]
@@ -13,25 +26,54 @@ pub struct Bytes2 {
     pub received: Cell<u64>,
 }
 
+impl Bytes2 {
+    fn total(&self) -> u64 {
+        self.sent.get() + self.received.get()
+    }
+}
+
+/// Why a relay ended before both ends had said all they had to say. Both ends have then been reset.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
-    #[error("the application reset the connection: {0}")]
+    #[error("the application broke the connection: {0}")]
     App(io::Error),
+    #[error("the other end broke the connection: {0}")]
+    Peer(io::Error),
     #[error("the peer reset the stream (HTTP/2 code {0})")]
     PeerReset(u32),
     #[error("the tunnel ended: {0}")]
     Tunnel(String),
-    #[error("half closed and silent for five minutes")]
+    #[error("half closed and silent for {HALF_CLOSED:?}")]
     HalfClosedIdle,
 }
 
-/// `counts` is shared because the tunnel itself writes to the application's socket.
-#[allow(unused_variables)]
-pub async fn relay_tunnel(app: TcpStream, tunnel: Stream, counts: &Rc<Bytes2>) -> Result<(), RelayError> {
-    todo!()
+/// The next close of this socket is a reset.
+fn reset_on_close(tcp: &TcpStream) {
+    // Fails only on a socket that is already gone.
+    let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
-#[allow(unused_variables)]
-pub async fn relay_plain(a: TcpStream, b: TcpStream, counts: &Rc<Bytes2>) -> Result<(), RelayError> {
-    todo!()
+/// Runs while exactly one direction is closed.
+#[derive(Default)]
+struct HalfClosed {
+    timer: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+    moved: u64,
+}
+
+impl HalfClosed {
+    /// Ready: `moved` has not changed for too long.
+    fn poll(&mut self, cx: &mut std::task::Context<'_>, moved: u64) -> std::task::Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| {
+            self.moved = moved;
+            Box::pin(tokio::time::sleep(HALF_CLOSED))
+        });
+        while timer.as_mut().poll(cx).is_ready() {
+            if self.moved == moved {
+                return std::task::Poll::Ready(());
+            }
+            self.moved = moved;
+            timer.as_mut().reset(tokio::time::Instant::now() + HALF_CLOSED);
+        }
+        std::task::Poll::Pending
+    }
 }

@@ -1,36 +1,53 @@
-//! HBONE connections (bodies follow).
+//! One HBONE connection: HTTP/2 in TLS on one TCP connection, driven and used on one thread.
+//!
+//! Owns the connection's state and what its users may do with it; `driver` moves bytes, `intake` reads, `outbox` sends.
+//! Knows nothing of pools, policies or routes.
+
+mod driver;
+mod intake;
+mod outbox;
+mod stream;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::SocketAddr;
-use ztunnel_core::h2::RequestHead;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use ztunnel_core::h2::{self, Headers, OpenRefused, StreamId};
 use ztunnel_core::ids::SpiffeId;
 
-/// One CONNECT stream. Dropping it resets it unless both sides have ended.
-pub struct Stream {}
+use crate::identity;
+use crate::tls::{Opener, Rekey, Secured};
+use outbox::Outbox;
+pub(crate) use driver::drive;
+pub(crate) use stream::Failure;
+use stream::{StreamState, WakerSlot};
+pub use stream::{Incoming, Stream};
 
-/// A request that waits for its answer. Dropping it resets the stream.
-pub struct Incoming {
-    pub head: RequestHead,
-    pub peer: SpiffeId,
-    pub peer_addr: SocketAddr,
-    pub local_addr: SocketAddr,
-}
-
-#[allow(unused_variables)]
-impl Incoming {
-    /// Answers 200.
-    pub fn accept(self, headers: &[(&str, &str)]) -> Stream {
-        todo!()
-    }
-    /// Answers with an error status and ends the stream.
-    pub fn refuse(self, status: u16) {
-        todo!()
-    }
-}
+/// Unsent bytes of one tunnel above which applications are not read: what a stalled peer can make us hold.
+const OUTBOX_LIMIT: usize = 1 << 20;
+/// One helping from an application that is alone on the tunnel.
+const LONE_READ: usize = 256 << 10;
+/// One helping where others wait too: what a small message may have to wait behind.
+const SHARED_READ: usize = 64 << 10;
+/// The first helping: most connections never say more at once.
+pub(super) const SMALL_READ: usize = 16 << 10;
+/// A peer that acknowledges nothing for so long is gone (RFC 5482).
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why serving a connection ended otherwise than by the peer's orderly close.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("the TLS handshake did not end within {0:?}")]
-    HandshakeTimeout(std::time::Duration),
+    HandshakeTimeout(Duration),
     #[error("TLS: {0}")]
     Tls(String),
     #[error("no certificate of ours: {0}")]
@@ -39,4 +56,295 @@ pub enum ServeError {
     Busy,
     #[error("tunnel: {0}")]
     Tunnel(String),
+}
+
+/// Why a request on a tunnel came to nothing.
+#[derive(Debug)]
+pub(crate) enum RequestError {
+    /// The tunnel takes no more streams; nothing was sent.
+    Full,
+    /// The peer did not process the request, or the tunnel died with it unanswered. `String`: why.
+    Unanswered(String),
+    Reset(u32),
+    Status(u16),
+}
+
+pub(crate) struct Tunnel {
+    tcp: TcpStream,
+    pub(crate) peer: SpiffeId,
+    pub(crate) peer_addr: SocketAddr,
+    pub(crate) local_addr: SocketAddr,
+    /// When either certificate ends: no new streams after that.
+    expires: Instant,
+    state: RefCell<State>,
+    streams: RefCell<HashMap<StreamId, Rc<StreamState>>>,
+    /// Streams with something to send and no room in the outbox, first come first served.
+    parked: RefCell<VecDeque<Rc<StreamState>>>,
+    driver: WakerSlot,
+    /// Something waits to be flushed.
+    dirty: Cell<bool>,
+    heard: Cell<bool>,
+    settings_seen: Cell<bool>,
+    /// Either side said GOAWAY.
+    leaving: Cell<bool>,
+    dead: RefCell<Option<Rc<str>>>,
+    /// The number of usable streams may have grown, or the tunnel is gone.
+    pub(crate) changed: Notify,
+}
+
+struct State {
+    h2: h2::Connection,
+    outbox: Outbox,
+    opener: Opener,
+    rekey: Box<dyn Rekey>,
+    /// The beginning of a record whose rest has not come.
+    tail: Vec<u8>,
+    /// The beginning of a handshake message whose rest has not come.
+    message: Vec<u8>,
+    /// KeyUpdates that came without much between them.
+    hasty_updates: u32,
+    records_since_update: u32,
+}
+
+impl State {
+    /// Control frames go before the payload that follows them.
+    fn collect(&mut self) -> Result<(), String> {
+        let waiting = self.h2.output();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let pushed = self.outbox.push(waiting);
+        waiting.clear();
+        pushed
+    }
+}
+
+impl Tunnel {
+    /// `own`: what is left of our own certificate's life.
+    pub(crate) fn new(
+        tcp: TcpStream,
+        secured: Secured,
+        config: h2::Config,
+        own: Duration,
+    ) -> io::Result<(Rc<Self>, Early)> {
+        SockRef::from(&tcp).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        let state = State {
+            h2: h2::Connection::new(config),
+            outbox: Outbox::new(secured.sealer),
+            opener: secured.opener,
+            rekey: secured.rekey,
+            tail: Vec::new(),
+            message: Vec::new(),
+            hasty_updates: 0,
+            records_since_update: 0,
+        };
+        let tunnel = Self {
+            peer_addr: tcp.peer_addr()?,
+            local_addr: tcp.local_addr()?,
+            tcp,
+            peer: secured.peer,
+            expires: Instant::now() + own.min(identity::remaining(&secured.peer_leaf)),
+            state: RefCell::new(state),
+            streams: RefCell::default(),
+            parked: RefCell::default(),
+            driver: WakerSlot::default(),
+            dirty: Cell::new(true),
+            heard: Cell::new(false),
+            settings_seen: Cell::new(false),
+            leaving: Cell::new(false),
+            dead: RefCell::default(),
+            changed: Notify::new(),
+        };
+        Ok((Rc::new(tunnel), Early { plaintext: secured.plaintext, ciphertext: secured.ciphertext }))
+    }
+
+    /// May a new stream be opened here?
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.is_over() && self.state.borrow().h2.may_open()
+    }
+
+    /// No new stream will ever be opened here.
+    pub(crate) fn is_over(&self) -> bool {
+        self.leaving.get() || self.dead.borrow().is_some() || Instant::now() >= self.expires
+    }
+
+    /// The peer has spoken HTTP/2: it accepted our certificate.
+    pub(crate) fn is_introduced(&self) -> bool {
+        self.settings_seen.get()
+    }
+
+    /// CONNECT and its answer. Ok: the peer said 200.
+    pub(crate) async fn request(
+        self: &Rc<Self>,
+        authority: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<(Stream, Headers), RequestError> {
+        let opened = self.state.borrow_mut().h2.open(authority, headers);
+        let id = opened.map_err(|why| match why {
+            OpenRefused::TooManyStreams => RequestError::Full,
+            other => RequestError::Unanswered(other.to_string()),
+        })?;
+        let stream = self.admit(id);
+        self.touch();
+        match std::future::poll_fn(|cx| stream.poll_answer(cx)).await? {
+            (200, headers) => Ok((stream, headers)),
+            (status, _) => Err(RequestError::Status(status)),
+        }
+    }
+
+    fn admit(self: &Rc<Self>, id: StreamId) -> Stream {
+        let state = StreamState::new(id);
+        self.streams.borrow_mut().insert(id, state.clone());
+        Stream { tunnel: self.clone(), state }
+    }
+
+    fn poll_forward(
+        &self,
+        cx: &mut Context<'_>,
+        stream: &Rc<StreamState>,
+        app: &TcpStream,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if self.helping(stream).is_none() {
+                return Poll::Pending;
+            }
+            if app.poll_read_ready(cx)?.is_pending() {
+                return Poll::Pending;
+            }
+            match self.forward(stream, app) {
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    /// How much may be read for this stream now. None: nothing; whatever changes that wakes the stream.
+    fn helping(&self, stream: &Rc<StreamState>) -> Option<usize> {
+        let state = self.state.borrow();
+        let room = state.h2.send_room(stream.id);
+        if room == 0 {
+            return None;
+        }
+        if state.outbox.unsent() >= OUTBOX_LIMIT {
+            if !stream.parked.replace(true) {
+                self.parked.borrow_mut().push_back(stream.clone());
+            }
+            return None;
+        }
+        let fair = if state.h2.open_streams() > 1 { SHARED_READ } else { LONE_READ };
+        Some(room.min(fair).min(stream.appetite.get()))
+    }
+
+    /// One read from the application into DATA frames; an end becomes END_STREAM.
+    fn forward(&self, stream: &StreamState, app: &TcpStream) -> io::Result<usize> {
+        let mut state = self.state.borrow_mut();
+        let State { h2, outbox, .. } = &mut *state;
+        let room = h2.send_room(stream.id);
+        let fair = if h2.open_streams() > 1 { SHARED_READ } else { LONE_READ };
+        let limit = room.min(fair).min(stream.appetite.get());
+        outbox.push(h2.output()).map_err(io::Error::other)?;
+        h2.output().clear();
+        let max_frame = h2.max_frame_send();
+        let header = |len| h2.data(stream.id, len, false);
+        let read = outbox.read_from(limit, max_frame, |slices| read_once(app, slices, limit), header)?;
+        if read == 0 {
+            outbox.push(&h2.data(stream.id, 0, true)).map_err(io::Error::other)?;
+        }
+        let next = if read == limit { limit * 4 } else { read.max(SMALL_READ) };
+        stream.appetite.set(next.clamp(SMALL_READ, LONE_READ));
+        drop(state);
+        self.touch();
+        Ok(read)
+    }
+
+    fn respond(&self, id: StreamId, status: u16, headers: &[(&str, &str)], end: bool) {
+        self.state.borrow_mut().h2.respond(id, status, headers, end);
+        self.touch();
+    }
+
+    fn consumed(&self, id: StreamId, len: usize) {
+        let mut state = self.state.borrow_mut();
+        state.h2.consumed(id, len);
+        let news = !state.h2.output().is_empty();
+        drop(state);
+        if news {
+            self.touch();
+        }
+    }
+
+    fn reset(&self, id: StreamId, code: u32) {
+        self.state.borrow_mut().h2.reset(id, code);
+        self.touch();
+    }
+
+    /// The user of the stream is done with it.
+    fn forget(&self, id: StreamId, code: u32) {
+        if self.streams.borrow_mut().remove(&id).is_none() || self.dead.borrow().is_some() {
+            return;
+        }
+        if !self.state.borrow().h2.is_finished(id) {
+            self.reset(id, code);
+        }
+        self.changed.notify_waiters();
+        if self.leaving.get() {
+            self.driver.wake();
+        }
+    }
+
+    /// No new streams; what is open goes on. The driver ends when nothing is open any more.
+    pub(crate) fn leave(&self) {
+        if !self.leaving.replace(true) {
+            self.state.borrow_mut().h2.go_away(h2::code::NO_ERROR);
+            self.changed.notify_waiters();
+            self.touch();
+        }
+    }
+
+    /// The end, for everybody at once. Only the first reason counts.
+    pub(crate) fn die(&self, why: &str) {
+        if self.dead.borrow().is_some() {
+            return;
+        }
+        let why: Rc<str> = why.into();
+        *self.dead.borrow_mut() = Some(why.clone());
+        let streams: Vec<_> = self.streams.borrow_mut().drain().collect();
+        streams.iter().for_each(|(_, stream)| stream.fail(Failure::Tunnel(why.clone())));
+        self.parked.borrow_mut().clear();
+        // Streams keep the socket alive until their relays have noticed; the peer should not have to wait for that.
+        let _ = SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Both);
+        self.changed.notify_waiters();
+        self.driver.wake();
+    }
+
+    /// Something waits to be sent: the driver's next turn, after everything that is ready now, sends it in one go.
+    fn touch(&self) {
+        if !self.dirty.replace(true) {
+            self.driver.wake();
+        }
+    }
+}
+
+/// What arrived together with the end of the handshake.
+pub(crate) struct Early {
+    plaintext: Vec<u8>,
+    ciphertext: Vec<u8>,
+}
+
+/// Reads what is there. A read that was not filled has emptied the socket, so its readiness is cleared at once: that
+/// saves the read that would only say so (tokio's own `poll_read` does the same).
+fn read_once(tcp: &TcpStream, slices: &mut [io::IoSliceMut<'_>], limit: usize) -> io::Result<usize> {
+    let mut result = Ok(0);
+    let emptied = tcp.try_io(Interest::READABLE, || {
+        result = io::Read::read_vectored(&mut &*SockRef::from(tcp), slices);
+        match result {
+            Ok(read) if read > 0 && read < limit => Err(io::ErrorKind::WouldBlock.into()),
+            Err(ref why) => Err(why.kind().into()),
+            Ok(read) => Ok(read),
+        }
+    });
+    match (&result, emptied) {
+        // try_io did not call us: tokio knows that nothing is there.
+        (Ok(0), Err(why)) => Err(why),
+        _ => result,
+    }
 }

@@ -1,0 +1,259 @@
+//! One CONNECT stream as its two users see it: the tunnel that fills it, the relay that empties it.
+//!
+//! Owns the bytes that the application has not taken yet, and what became of the stream. Both users run on one thread.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use tokio::net::TcpStream;
+use ztunnel_core::h2::{Headers, RequestHead, StreamId, code};
+use ztunnel_core::ids::SpiffeId;
+
+use super::{RequestError, Tunnel};
+use crate::relay::Bytes2;
+
+/// A piece of payload by its place in the bytes of one read.
+pub(super) type Segment = (StreamId, Range<usize>);
+
+/// Segments of one write to an application.
+const GATHER: usize = 64;
+/// An emptied queue larger than this is given back.
+const KEEP_QUEUE: usize = 4 << 10;
+
+/// Who is to be woken; at most one task.
+#[derive(Default)]
+pub(super) struct WakerSlot(RefCell<Option<Waker>>);
+
+impl WakerSlot {
+    pub(super) fn set(&self, waker: &Waker) {
+        let mut slot = self.0.borrow_mut();
+        if !slot.as_ref().is_some_and(|old| old.will_wake(waker)) {
+            *slot = Some(waker.clone());
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(waker) = &*self.0.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// How a stream ended before its time.
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// The peer reset it with this code.
+    Reset(u32),
+    /// The tunnel is gone, for this reason.
+    Tunnel(Rc<str>),
+}
+
+pub(crate) struct StreamState {
+    pub(super) id: StreamId,
+    /// Where payload goes at once, as long as nothing waits in `inbox`.
+    pub(super) app: RefCell<Option<(Rc<TcpStream>, Rc<Bytes2>)>>,
+    pub(super) inbox: RefCell<VecDeque<u8>>,
+    pub(super) remote_end: Cell<bool>,
+    pub(super) failure: RefCell<Option<Failure>>,
+    pub(super) app_failure: Cell<Option<io::ErrorKind>>,
+    pub(super) response: RefCell<Option<(u16, Headers)>>,
+    pub(super) waker: WakerSlot,
+    /// Waits in the tunnel's line for room in the outbox.
+    pub(super) parked: Cell<bool>,
+    /// How much to ask of the application's socket; follows what it had the last time.
+    pub(super) appetite: Cell<usize>,
+}
+
+impl StreamState {
+    pub(super) fn new(id: StreamId) -> Rc<Self> {
+        Rc::new(Self {
+            id,
+            app: RefCell::default(),
+            inbox: RefCell::default(),
+            remote_end: Cell::new(false),
+            failure: RefCell::default(),
+            app_failure: Cell::new(None),
+            response: RefCell::default(),
+            waker: WakerSlot::default(),
+            parked: Cell::new(false),
+            appetite: Cell::new(super::SMALL_READ),
+        })
+    }
+
+    pub(super) fn fail(&self, why: Failure) {
+        self.failure.borrow_mut().get_or_insert(why);
+        self.waker.wake();
+    }
+
+    /// Payload that lies in `bytes` at `ranges`: to the application as far as it takes it, the rest into the queue.
+    /// Returns how much the application took.
+    pub(super) fn deliver(&self, bytes: &[u8], ranges: &[Segment]) -> usize {
+        let written = self.write_through(bytes, ranges);
+        let mut inbox = self.inbox.borrow_mut();
+        let mut skip = written;
+        for (_, range) in ranges {
+            let passed = skip.min(range.len());
+            skip -= passed;
+            inbox.extend(&bytes[range.start + passed..range.end]);
+        }
+        if !inbox.is_empty() {
+            self.waker.wake();
+        }
+        written
+    }
+
+    fn write_through(&self, bytes: &[u8], ranges: &[Segment]) -> usize {
+        let app = self.app.borrow();
+        let Some((tcp, counts)) = &*app else { return 0 };
+        if !self.inbox.borrow().is_empty() || self.app_failure.get().is_some() {
+            return 0;
+        }
+        let mut total = 0;
+        for group in ranges.chunks(GATHER) {
+            let mut slices = [IoSlice::new(&[]); GATHER];
+            slices.iter_mut().zip(group).for_each(|(slice, (_, range))| *slice = IoSlice::new(&bytes[range.clone()]));
+            let written = self.write(tcp, &slices[..group.len()]);
+            total += written;
+            if written < group.iter().map(|(_, range)| range.len()).sum() {
+                break;
+            }
+        }
+        counts.received.set(counts.received.get() + total as u64);
+        total
+    }
+
+    /// A failed write is noted for the relay, which knows what it means for the connection.
+    fn write(&self, tcp: &TcpStream, slices: &[IoSlice<'_>]) -> usize {
+        match tcp.try_write_vectored(slices) {
+            Ok(written) => written,
+            Err(why) if why.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(why) => {
+                self.app_failure.set(Some(why.kind()));
+                self.waker.wake();
+                0
+            }
+        }
+    }
+}
+
+/// One open CONNECT stream. Dropping it resets it, unless both sides have ended.
+pub struct Stream {
+    pub(super) tunnel: Rc<Tunnel>,
+    pub(super) state: Rc<StreamState>,
+}
+
+impl Stream {
+    /// From now on the tunnel writes payload to `app` by itself and counts it in `counts.received`.
+    pub(crate) fn attach(&self, app: Rc<TcpStream>, counts: Rc<Bytes2>) {
+        *self.state.app.borrow_mut() = Some((app, counts));
+    }
+
+    /// Everything that happens to the stream wakes this task.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        self.state.waker.set(cx.waker());
+    }
+
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        self.state.failure.borrow().clone()
+    }
+
+    pub(crate) fn app_failure(&self) -> Option<io::ErrorKind> {
+        self.state.app_failure.get()
+    }
+
+    /// The peer's answer to our request.
+    pub(super) fn poll_answer(&self, cx: &Context<'_>) -> Poll<Result<(u16, Headers), RequestError>> {
+        self.register(cx);
+        if let Some(answer) = self.state.response.take() {
+            return Poll::Ready(Ok(answer));
+        }
+        Poll::Ready(Err(match self.failure() {
+            None => return Poll::Pending,
+            Some(Failure::Reset(code::REFUSED_STREAM)) => {
+                RequestError::Unanswered("the peer refused the stream".to_owned())
+            }
+            Some(Failure::Reset(code)) => RequestError::Reset(code),
+            Some(Failure::Tunnel(why)) => RequestError::Unanswered(why.to_string()),
+        }))
+    }
+
+    /// Hands the application what waits for it. Ready: nothing waits.
+    pub(crate) fn poll_drain(&self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<io::Result<()>> {
+        while !self.state.inbox.borrow().is_empty() {
+            if let Poll::Pending = app.poll_write_ready(cx)? {
+                return Poll::Pending;
+            }
+            let taken = {
+                let inbox = self.state.inbox.borrow();
+                let (first, second) = inbox.as_slices();
+                match app.try_write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
+                    Err(why) if why.kind() == io::ErrorKind::WouldBlock => continue,
+                    other => other?,
+                }
+            };
+            self.taken(taken);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn taken(&self, len: usize) {
+        let mut inbox = self.state.inbox.borrow_mut();
+        inbox.drain(..len);
+        if inbox.is_empty() && inbox.capacity() > KEEP_QUEUE {
+            *inbox = VecDeque::new();
+        }
+        if let Some((_, counts)) = &*self.state.app.borrow() {
+            counts.received.set(counts.received.get() + len as u64);
+        }
+        self.tunnel.consumed(self.state.id, len);
+    }
+
+    /// The peer sends nothing more.
+    pub(crate) fn remote_ended(&self) -> bool {
+        self.state.remote_end.get()
+    }
+
+    /// Carries one helping from the application to the peer. Ready(n): so much went; 0: it sends nothing more, and the
+    /// peer has been told. Pending: nothing to carry, or no room; the task is woken when that changes.
+    pub(crate) fn poll_forward(&self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<io::Result<usize>> {
+        self.tunnel.poll_forward(cx, &self.state, app)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        *self.state.app.borrow_mut() = None;
+        self.tunnel.forget(self.state.id, code::CANCEL);
+    }
+}
+
+/// A request that waits for its answer. Dropping it resets the stream.
+pub struct Incoming {
+    pub head: RequestHead,
+    /// Verified by the handshake.
+    pub peer: SpiffeId,
+    pub peer_addr: SocketAddr,
+    pub local_addr: SocketAddr,
+    pub(super) stream: Stream,
+}
+
+impl Incoming {
+    /// Answers 200.
+    pub fn accept(self, headers: &[(&str, &str)]) -> Stream {
+        self.stream.tunnel.respond(self.stream.state.id, 200, headers, false);
+        self.stream
+    }
+
+    /// Answers with an error status and ends the stream.
+    pub fn refuse(self, status: u16) {
+        let Stream { tunnel, state } = &self.stream;
+        tunnel.respond(state.id, status, &[], true);
+        // RFC 9113 §8.1: a complete answer to an incomplete request, then a reset without error.
+        tunnel.forget(state.id, code::NO_ERROR);
+    }
+}
