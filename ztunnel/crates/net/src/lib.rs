@@ -3,14 +3,25 @@
 //! Everything of a connection lives on the worker thread that serves it; threads share only the snapshot, the
 //! certificates, the log queue and the job channels. Owns no decision: those are `ztunnel-core`'s.
 
+pub mod account;
 pub mod config;
 mod csr;
+pub mod dataplane;
+pub mod drain;
+pub mod dump;
 pub mod identity;
+pub mod inbound;
 pub mod log;
 pub mod mailbox;
+pub mod meter;
 pub mod netns;
+pub mod outbound;
+pub mod pod;
 pub mod pool;
+pub mod registry;
 pub mod relay;
+pub mod runtime;
+pub mod scrape;
 pub mod tls;
 pub mod tunnel;
 mod verify;

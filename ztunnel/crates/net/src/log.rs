@@ -98,7 +98,12 @@ impl Line {
     }
 }
 
-/// UTC with microseconds. The civil date from a day number: Howard Hinnant, "chrono-compatible low-level date algorithms".
+/// UTC, since 1970.
+pub fn rfc3339(time: Duration) -> impl Display {
+    Rfc3339(time)
+}
+
+/// With microseconds. The civil date from a day number: Howard Hinnant, "chrono-compatible low-level date algorithms".
 struct Rfc3339(Duration);
 
 impl Display for Rfc3339 {

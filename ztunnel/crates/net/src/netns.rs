@@ -66,6 +66,11 @@ impl NetNs {
         let _back = Back(&self.home);
         make()
     }
+
+    /// Is it an address of one of the namespace's interfaces?
+    pub fn owns(&self, ip: IpAddr) -> bool {
+        self.enter(|| std::net::UdpSocket::bind((ip, 0))).is_ok()
+    }
 }
 
 struct Back<'a>(&'a OwnedFd);

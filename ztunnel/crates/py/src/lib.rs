@@ -1,1 +1,193 @@
-//! placeholder
+//! Door 4: `ztunnel._core`. Translates types and errors, releases the GIL, and nothing else; the contracts are in
+//! `ztunnel/_core.pyi`.
+
+use pyo3::create_exception;
+use pyo3::exceptions::{PyException, PyOSError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
+use ztunnel_core::ids::SpiffeId;
+use ztunnel_core::tables::Kind;
+use ztunnel_net::config::Config;
+use ztunnel_net::dataplane::{Dataplane, Who};
+use ztunnel_net::netns::EnrolError;
+
+create_exception!(ztunnel._core, NamespaceGone, PyException);
+create_exception!(ztunnel._core, AddressTaken, PyException);
+
+const LONGEST_DRAIN_S: f64 = 86_400.0;
+
+/// `None` after `close()`.
+#[pyclass(frozen, module = "ztunnel._core")]
+struct Core(RwLock<Option<Dataplane>>);
+
+impl Core {
+    /// Without the GIL, so that a call that waits for another never waits for the interpreter as well.
+    fn with<T: Send>(&self, py: Python<'_>, call: impl FnOnce(&Dataplane) -> PyResult<T> + Send) -> PyResult<T> {
+        py.detach(|| match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(dataplane) => call(dataplane),
+            None => Err(PyRuntimeError::new_err("the core is closed")),
+        })
+    }
+}
+
+#[pymethods]
+impl Core {
+    #[new]
+    fn new(py: Python<'_>, config: PyBackedBytes) -> PyResult<Self> {
+        py.detach(|| {
+            let config = Config::parse(&config).map_err(PyValueError::new_err)?;
+            let dataplane = Dataplane::start(config)?;
+            Ok(Self(RwLock::new(Some(dataplane))))
+        })
+    }
+
+    fn fileno(&self, py: Python<'_>) -> PyResult<RawFd> {
+        self.with(py, |core| Ok(core.shared.mailbox.fd()))
+    }
+
+    fn take(&self, py: Python<'_>) -> PyResult<Vec<(String, String, String)>> {
+        self.with(py, |core| Ok(core.shared.mailbox.take()))
+    }
+
+    fn apply(
+        &self,
+        py: Python<'_>,
+        type_url: &str,
+        upserts: Vec<(String, PyBackedBytes)>,
+        removed: Vec<String>,
+    ) -> PyResult<Vec<(String, String)>> {
+        let kind = kind_of(type_url)?;
+        // One copy: the snapshot outlives the Python object, and must not keep it alive across interpreters.
+        let upserts: Vec<_> = upserts.into_iter().map(|(name, bytes)| (name, bytes.to_vec().into())).collect();
+        self.with(py, |core| Ok(core.apply(kind, &upserts, &removed)))
+    }
+
+    fn enrol(
+        &self,
+        py: Python<'_>,
+        uid: String,
+        name: String,
+        namespace: String,
+        service_account: String,
+        netns_fd: RawFd,
+    ) -> PyResult<()> {
+        if netns_fd < 0 {
+            return Err(NamespaceGone::new_err("the descriptor is negative"));
+        }
+        // SAFETY: the caller keeps the descriptor open during the call; a stale one fails as EBADF inside.
+        let fd = unsafe { BorrowedFd::borrow_raw(netns_fd) };
+        let who = Who { uid, name, namespace, service_account };
+        self.with(py, |core| core.enrol(who, fd).map_err(enrol_error))
+    }
+
+    fn withdraw(&self, py: Python<'_>, uid: &str) -> PyResult<()> {
+        self.with(py, |core| {
+            core.withdraw(uid);
+            Ok(())
+        })
+    }
+
+    fn pods(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        self.with(py, |core| Ok(core.pods()))
+    }
+
+    fn new_key(&self, py: Python<'_>, identity: &str) -> PyResult<Vec<u8>> {
+        let request = |core: &Dataplane| core.shared.identities.new_key(&parse(identity)?).map_err(PyValueError::new_err);
+        self.with(py, |core| request(core).map(String::into_bytes))
+    }
+
+    fn install_chain(&self, py: Python<'_>, identity: &str, chain: Vec<String>) -> PyResult<(f64, f64)> {
+        self.with(py, |core| {
+            core.shared.identities.install_chain(&parse(identity)?, &chain).map_err(PyValueError::new_err)
+        })
+    }
+
+    fn certificate_failed(&self, py: Python<'_>, identity: &str, why: &str) -> PyResult<()> {
+        self.with(py, |core| {
+            core.shared.identities.failed(&parse(identity)?, why);
+            Ok(())
+        })
+    }
+
+    fn forget_identity(&self, py: Python<'_>, identity: &str) -> PyResult<()> {
+        self.with(py, |core| {
+            core.shared.identities.forget(&parse(identity)?);
+            Ok(())
+        })
+    }
+
+    fn drain(&self, py: Python<'_>, deadline_s: f64) -> PyResult<()> {
+        if !(0.0..=LONGEST_DRAIN_S).contains(&deadline_s) {
+            return Err(PyValueError::new_err(format!("deadline_s is {deadline_s}, not between 0 and {LONGEST_DRAIN_S}")));
+        }
+        self.with(py, |core| {
+            core.drain(Duration::from_secs_f64(deadline_s));
+            Ok(())
+        })
+    }
+
+    fn metrics(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
+        self.with(py, |core| Ok(core.metrics()))
+    }
+
+    fn dump(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
+        self.with(py, |core| Ok(core.dump()))
+    }
+
+    fn set_log_level(&self, py: Python<'_>, level: &str) -> PyResult<()> {
+        let level = level.parse().map_err(PyValueError::new_err::<String>)?;
+        self.with(py, |core| {
+            core.shared.log.set_level(level);
+            Ok(())
+        })
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| {
+            let taken = self.0.write().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(dataplane) = taken {
+                dataplane.close();
+            }
+        });
+    }
+}
+
+fn kind_of(type_url: &str) -> PyResult<Kind> {
+    match type_url {
+        "type.googleapis.com/istio.workload.Address" => Ok(Kind::Address),
+        "type.googleapis.com/istio.security.Authorization" => Ok(Kind::Authorization),
+        other => Err(PyValueError::new_err(format!("{other:?} is no type of resource that the core takes"))),
+    }
+}
+
+fn parse(identity: &str) -> PyResult<SpiffeId> {
+    SpiffeId::parse(identity).map_err(|why| PyValueError::new_err(format!("{identity:?} is no identity: {why}")))
+}
+
+fn enrol_error(e: EnrolError) -> PyErr {
+    match e {
+        EnrolError::NamespaceGone(_) => NamespaceGone::new_err(e.to_string()),
+        EnrolError::AddressTaken { .. } => AddressTaken::new_err(e.to_string()),
+        EnrolError::Other(e) => os_error(e),
+    }
+}
+
+/// With errno where there is one, as Python's own OSError.
+fn os_error(e: io::Error) -> PyErr {
+    match e.raw_os_error() {
+        Some(errno) => PyOSError::new_err((errno, e.to_string())),
+        None => PyOSError::new_err(e.to_string()),
+    }
+}
+
+/// Door 4. See `_core.pyi`.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Core>()?;
+    module.add("NamespaceGone", module.py().get_type::<NamespaceGone>())?;
+    module.add("AddressTaken", module.py().get_type::<AddressTaken>())
+}

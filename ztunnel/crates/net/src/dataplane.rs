@@ -1,0 +1,286 @@
+//! The data path of a node as its owner sees it: one value with the calls of door 4. Owns which pods are served and what the
+//! workers are told; every method may be called from any thread and none touches a connection's bytes.
+
+use crate::config::Config;
+use crate::drain;
+use crate::dump::{self, Seen};
+use crate::identity::Identities;
+use crate::log::{Level, Line, Log};
+use crate::mailbox::Mailbox;
+use crate::meter::{MOST_SERIES, Totals};
+use crate::netns::{EnrolError, NetNs, listener};
+use crate::pod::{self, Pod, SIDES, Side};
+use crate::runtime::{Shared, Worker, Workers};
+use crate::scrape::{self, Node};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SendError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use ztunnel_core::ids::SpiffeId;
+use ztunnel_core::tables::{Kind, Protocol, Tables};
+
+/// A worker that is busier than this answers a question too late.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the node agent says of a pod.
+#[derive(Debug, Clone)]
+pub struct Who {
+    pub uid: String,
+    pub name: String,
+    pub namespace: String,
+    pub service_account: String,
+}
+
+#[derive(Default)]
+struct Pods {
+    by_uid: HashMap<Arc<str>, Arc<Pod>>,
+    /// By pod number, as far as the mesh's record is known.
+    identities: HashMap<u64, SpiffeId>,
+    started: u64,
+    stopped: u64,
+    leaving: bool,
+}
+
+pub struct Dataplane {
+    pub shared: Arc<Shared>,
+    workers: Workers,
+    pods: Mutex<Pods>,
+    one_writer: Mutex<()>,
+    enrolling: AtomicUsize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Dataplane {
+    pub fn start(config: Config) -> io::Result<Self> {
+        raise_descriptor_limit();
+        let level = config.level().map_err(io::Error::other)?;
+        let mailbox = Arc::new(Mailbox::new()?);
+        let asked = mailbox.clone();
+        let identities = Identities::new(Box::new(move |id, now| asked.need_certificate(id.as_str(), now)));
+        let shared = Arc::new(Shared {
+            tables: ArcSwap::from_pointee(Tables::new(&config.network, &config.cluster_id)),
+            changed: watch::Sender::new(0),
+            identities: Arc::new(identities),
+            mailbox,
+            log: Log::start(&config.access_log, level)?,
+            totals: Mutex::new(Totals::new(MOST_SERIES)),
+            accept_failures: AtomicU64::new(0),
+            config,
+        });
+        let workers = Workers::start(&shared)?;
+        Ok(Self { shared, workers, pods: Mutex::default(), one_writer: Mutex::default(), enrolling: AtomicUsize::new(0) })
+    }
+
+    /// The next snapshot. Returns (name, why) of what was refused.
+    pub fn apply(&self, kind: Kind, upserts: &[(String, Bytes)], removed: &[String]) -> Vec<(String, String)> {
+        let one_writer = lock(&self.one_writer);
+        let (next, refused) = self.shared.tables.load().with(kind, upserts, removed);
+        self.shared.tables.store(Arc::new(next));
+        self.shared.changed.send_modify(|number| *number += 1);
+        drop(one_writer);
+        self.learn_identities(&mut lock(&self.pods));
+        refused
+    }
+
+    /// See door 4. Returns when the listeners listen.
+    pub fn enrol(&self, who: Who, fd: BorrowedFd<'_>) -> Result<(), EnrolError> {
+        self.enrolling.fetch_add(1, Ordering::Relaxed);
+        let done = self.enrol_one(who, fd);
+        self.enrolling.fetch_sub(1, Ordering::Relaxed);
+        done
+    }
+
+    fn enrol_one(&self, who: Who, fd: BorrowedFd<'_>) -> Result<(), EnrolError> {
+        let mut pods = lock(&self.pods);
+        if pods.leaving {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the tunnel is shutting down").into());
+        }
+        let netns = NetNs::of(fd)?;
+        match pods.by_uid.get(&*who.uid) {
+            Some(old) if old.netns.is_same_as(&netns) => return Ok(()),
+            Some(_) => self.take_out(&mut pods, &who.uid),
+            None => {}
+        }
+        let pod = Arc::new(Pod::new(pods.started, who, netns));
+        let listeners = listeners_of(&pod, self.shared.config.ipv6)?;
+        pods.started += 1;
+        pods.by_uid.insert(pod.uid.clone(), pod.clone());
+        self.tell("pod enrolled", &pod);
+        let owner = &self.workers.handles[(pod.number % self.workers.handles.len() as u64) as usize];
+        owner.submit(move |worker| pod::serve(worker, &pod, listeners));
+        self.learn_identities(&mut pods);
+        Ok(())
+    }
+
+    pub fn withdraw(&self, uid: &str) {
+        let mut pods = lock(&self.pods);
+        self.take_out(&mut pods, uid);
+        self.learn_identities(&mut pods);
+    }
+
+    fn take_out(&self, pods: &mut Pods, uid: &str) {
+        let Some(pod) = pods.by_uid.remove(uid) else { return };
+        pods.stopped += 1;
+        pod.gone.store(true, Ordering::Release);
+        self.tell("pod withdrawn", &pod);
+        self.ask_all(|_| pod.clone(), |worker, pod, done| drain::leave(worker, &pod, done));
+    }
+
+    fn tell(&self, message: &str, pod: &Pod) {
+        let fields = |line: Line| {
+            line.text("workload", &pod.name).text("namespace", &pod.namespace).text("uid", &pod.uid)
+        };
+        self.shared.log.core(Level::Info, message, fields);
+    }
+
+    pub fn pods(&self) -> Vec<String> {
+        lock(&self.pods).by_uid.keys().map(|uid| uid.to_string()).collect()
+    }
+
+    /// Asks for certificates of what is served here now, and says which identities nobody needs any longer. A record that
+    /// vanished leaves its identity in use: the pod is still here.
+    fn learn_identities(&self, pods: &mut Pods) {
+        let Pods { by_uid, identities, .. } = pods;
+        let before: HashSet<SpiffeId> = identities.values().cloned().collect();
+        let served: HashSet<u64> = by_uid.values().map(|pod| pod.number).collect();
+        identities.retain(|number, _| served.contains(number));
+        let tables = self.shared.tables.load();
+        for pod in by_uid.values() {
+            let found = pod.workload(&tables).filter(|w| w.protocol == Protocol::Hbone);
+            if let Some(workload) = found {
+                identities.insert(pod.number, workload.identity().clone());
+            }
+        }
+        let after: HashSet<SpiffeId> = identities.values().cloned().collect();
+        after.difference(&before).for_each(|id| self.shared.mailbox.need_certificate(id.as_str(), false));
+        before.difference(&after).for_each(|id| self.shared.mailbox.identity_unused(id.as_str()));
+    }
+
+    pub fn drain(&self, deadline: Duration) {
+        let mut pods = lock(&self.pods);
+        pods.leaving = true;
+        pods.stopped += pods.by_uid.len() as u64;
+        pods.by_uid.clear();
+        self.shared.log.core(Level::Info, "draining", |line| line.show("deadline", format_args!("{deadline:?}")));
+        drain::drain(&self.workers.handles, deadline);
+    }
+
+    pub fn metrics(&self) -> Vec<u8> {
+        let shared = self.shared.clone();
+        let answers = self.ask_all(
+            |_| shared.clone(),
+            |worker, shared, reply| {
+                let (open, growth) = (worker.meter.open(), worker.meter.hand_over(&worker.registry));
+                if let Err(SendError((_, growth))) = reply.send((open, growth)) {
+                    lock(&shared.totals).add(growth); // the scrape did not wait for us; nothing may be lost
+                }
+            },
+        );
+        let mut node = self.node();
+        let mut totals = lock(&self.shared.totals);
+        for (open, growth) in answers {
+            (0..open.len()).for_each(|i| node.sockets_open[i] += open[i]);
+            totals.add(growth);
+        }
+        scrape::render(&totals, &node)
+    }
+
+    fn node(&self) -> Node {
+        let pods = lock(&self.pods);
+        Node {
+            pods_active: pods.by_uid.len(),
+            pods_pending: self.enrolling.load(Ordering::Relaxed),
+            pods_started: pods.started,
+            pods_stopped: pods.stopped,
+            accept_failures: self.shared.accept_failures.load(Ordering::Relaxed),
+            log_lines_dropped: self.shared.log.dropped(),
+            open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |fds| fds.count() as u64),
+            max_fds: descriptor_limit().rlim_cur,
+            ..Node::default()
+        }
+    }
+
+    pub fn dump(&self) -> Vec<u8> {
+        let seen: Vec<Vec<Seen>> = self.ask_all(
+            |_| (),
+            |worker, (), reply| {
+                let seen = worker.registry.all().iter().filter_map(|c| dump::connection(c)).collect();
+                let _ = reply.send(seen); // Err: nobody waits any longer
+            },
+        );
+        let pods: Vec<_> = lock(&self.pods).by_uid.values().cloned().collect();
+        let state = dump::workload_state(pods.iter().map(|p| &**p), seen.into_iter().flatten().collect());
+        let tables = self.shared.tables.load_full();
+        dump::whole(&tables, &self.shared.identities.dump(), state, &self.shared.config).to_string().into_bytes()
+    }
+
+    /// Cuts everything and joins all threads.
+    pub fn close(self) {
+        self.workers.close();
+        self.shared.log.close();
+    }
+
+    /// Puts a question to every worker and gathers the answers that come in time. A worker that only drops the sender has
+    /// answered, too.
+    fn ask_all<G: Send + 'static, A: Send + 'static>(
+        &self,
+        give: impl Fn(usize) -> G,
+        question: fn(&Rc<Worker>, G, std::sync::mpsc::Sender<A>),
+    ) -> Vec<A> {
+        let (reply, answers) = channel();
+        for (index, handle) in self.workers.handles.iter().enumerate() {
+            let (given, reply) = (give(index), reply.clone());
+            handle.submit(move |worker| question(worker, given, reply));
+        }
+        drop(reply);
+        let until = Instant::now() + ANSWER_WITHIN;
+        let mut got = Vec::new();
+        loop {
+            match answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(answer) => got.push(answer),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return got,
+            }
+        }
+    }
+}
+
+/// On a thread of its own that ends afterwards: it is the only one that is ever in the pod's namespace for longer than a
+/// socket takes.
+fn listeners_of(pod: &Arc<Pod>, ipv6: bool) -> Result<Vec<(Side, TcpListener)>, EnrolError> {
+    let inside = pod.clone();
+    let make = move || {
+        inside
+            .netns
+            .enter(|| Ok(SIDES.iter().map(|&(side, port)| listener(port, ipv6).map(|l| (side, l))).collect()))
+            .map_err(EnrolError::NamespaceGone)?
+    };
+    let thread = thread::Builder::new().name("mesh-enrol".into()).spawn(make)?;
+    thread.join().unwrap_or_else(|_| Err(EnrolError::Other(io::Error::other("the enrolling thread panicked"))))
+}
+
+fn descriptor_limit() -> libc::rlimit {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the struct; on failure it stays zero.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit
+}
+
+/// Soft to hard: two descriptors per connection soon pass the usual soft limit of 1024.
+fn raise_descriptor_limit() {
+    let mut limit = descriptor_limit();
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: reads the struct. Failure leaves the limit as it was, which `process_max_fds` shows.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+}

@@ -1,0 +1,142 @@
+//! What arrives at a pod: HBONE (15008) and plaintext (15006). Owns the order target → verdict → application → answer: no
+//! packet goes towards the application before the verdict, and no 200 before the application has answered.
+
+use crate::account::{Failure, flag, follow};
+use crate::pod::{Accepted, Client, Pod};
+use crate::registry::{Asked, Entered, Kind, Parties};
+use crate::relay::{relay_plain, relay_tunnel};
+use crate::runtime::{Load, Worker};
+use crate::tunnel::{Incoming, ServeError};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+use ztunnel_core::addr::is_illegal;
+use ztunnel_core::decide::inbound_target;
+use ztunnel_core::hbone::{baggage, parse_forwarded_host};
+use ztunnel_core::ids::SpiffeId;
+use ztunnel_core::tables::{Service, Tables, Workload};
+
+/// One tunnel, as long as it lives; its streams are connections of their own.
+pub async fn handle_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    let parties = Parties::between(accepted.peer, accepted.local);
+    let connection = worker.registry.enter(pod, Kind::Tunnel, parties);
+    follow(&worker, &connection, serve(&worker, &connection, accepted)).await;
+}
+
+async fn serve(worker: &Rc<Worker>, of: &Entered, accepted: Accepted) -> Result<(), Failure> {
+    let tcp = TcpStream::from_std(accepted.tcp).map_err(Failure::relay)?;
+    let me = of.pod.known(worker).await.ok_or_else(|| Failure::unknown_pod(of))?;
+    of.parties.borrow_mut().destination = Some(me.clone());
+    let (there, pod) = (worker.clone(), of.pod.clone());
+    let on_request = Rc::new(move |incoming| {
+        spawn_local(handle_stream(there.clone(), pod.clone(), incoming));
+    });
+    match worker.tunnels.serve(tcp, me.identity(), on_request).await {
+        Ok(()) => Ok(()),
+        // It was a tunnel, and its streams have told their ends.
+        Err(ServeError::Tunnel(_)) => Ok(()),
+        Err(e @ ServeError::Identity(_)) => Err(Failure::new(flag::IDENTITY_ERROR, e.to_string())),
+        Err(e) => Err(Failure::new(flag::TLS_FAILURE, e.to_string())),
+    }
+}
+
+async fn handle_stream(worker: Rc<Worker>, pod: Arc<Pod>, incoming: Incoming) {
+    let _load = Load::on(&worker.peers[worker.index]);
+    let mut parties = Parties::between(incoming.peer_addr, incoming.local_addr);
+    parties.source_id = Some(incoming.peer.clone());
+    parties.hbone = incoming.head.authority.clone();
+    let connection = worker.registry.enter(pod, Kind::Stream, parties);
+    follow(&worker, &connection, answer(&worker, &connection, incoming)).await;
+}
+
+/// An answer other than 200: the status on the wire, the failure here.
+type Refusal = (u16, Failure);
+
+async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(), Failure> {
+    let (me, app) = match open(worker, of, &incoming).await {
+        Ok(opened) => opened,
+        Err((status, failure)) => {
+            incoming.refuse(status);
+            return Err(failure);
+        }
+    };
+    let stream = incoming.accept(&[("baggage", &baggage(&me))]);
+    worker.meter.opened(of);
+    relay_tunnel(app, stream, &of.counts).await.map_err(Failure::relay)
+}
+
+async fn open(worker: &Worker, of: &Entered, incoming: &Incoming) -> Result<(Arc<Workload>, TcpStream), Refusal> {
+    let refuse = |status, flag, why: String| (status, Failure::new(flag, why));
+    if incoming.head.method != "CONNECT" {
+        return Err(refuse(400, flag::CONNECT, format!("method {:?} is not CONNECT", incoming.head.method)));
+    }
+    let me = of.pod.known(worker).await.ok_or_else(|| (503, Failure::unknown_pod(of)))?;
+    let tables = worker.shared.tables.load_full();
+    let authority = incoming.head.authority.as_deref().unwrap_or("");
+    let target = inbound_target(&tables, &me, incoming.local_addr, authority)
+        .map_err(|refused| refuse(refused.status, flag::CONNECT, format!("{authority}: {}", refused.why)))?;
+    let forwarded = incoming.head.headers.get("forwarded").and_then(parse_forwarded_host);
+    let addressed = forwarded.and_then(|host| tables.service_by_host(host, incoming.peer.namespace())).cloned();
+    name(of, &tables, &me, target.service.or(addressed), Some(incoming.peer.clone()));
+    of.parties.borrow_mut().original_dst = target.addr;
+    let client = incoming.peer_addr.ip();
+    ask(of, &tables, &me, client, target.addr).map_err(|failure| (401, failure))?;
+    drop(tables);
+    let app = to_application(worker, of, client, target.addr).await.map_err(|failure| (503, failure))?;
+    Ok((me, app))
+}
+
+pub async fn handle_plaintext(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
+    let dst = accepted.destination();
+    let connection = worker.registry.enter(pod, Kind::Plaintext, Parties::between(accepted.peer, dst));
+    follow(&worker, &connection, admit(&worker, &connection, accepted, dst)).await;
+}
+
+async fn admit(worker: &Worker, of: &Entered, accepted: Accepted, dst: SocketAddr) -> Result<(), Failure> {
+    let peer = accepted.peer.ip();
+    let client = Client::of(accepted.tcp).map_err(Failure::relay)?;
+    if is_illegal(dst.port()) {
+        return Err(Failure::new(flag::CONNECT, format!("{dst} is a port of the tunnel itself: a loop")));
+    }
+    let me = of.pod.known(worker).await.ok_or_else(|| Failure::unknown_pod(of))?;
+    let tables = worker.shared.tables.load_full();
+    name(of, &tables, &me, None, None);
+    if !me.addresses.contains(&dst.ip()) && !of.pod.netns.owns(dst.ip()) {
+        // Routed here but meant for somebody else: we would launder it past that pod's policies.
+        return Err(Failure::new(flag::CONNECT, format!("{dst} is not an address of this pod")));
+    }
+    ask(of, &tables, &me, peer, dst)?;
+    drop(tables);
+    let app = to_application(worker, of, peer, dst).await?;
+    worker.meter.opened(of);
+    let client = client.relayed().map_err(Failure::relay)?;
+    relay_plain(app, client, &of.counts).await.map_err(Failure::relay)
+}
+
+/// The verdict. From here on every swap asks again.
+fn ask(of: &Entered, tables: &Tables, me: &Workload, source: IpAddr, dst: SocketAddr) -> Result<(), Failure> {
+    let identity = of.parties.borrow().source_id.clone();
+    *of.asked.borrow_mut() = Some(Asked { source, identity, dst });
+    of.judge(tables, me).map_err(|why| Failure::new(flag::DENY, format!("connection refused: {why}")))
+}
+
+/// An address alone names nobody: a record whose identity is not the one that was proved is not the client's.
+fn name(of: &Entered, tables: &Tables, me: &Arc<Workload>, service: Option<Arc<Service>>, proved: Option<SpiffeId>) {
+    let mut parties = of.parties.borrow_mut();
+    let source = tables.workload_by_ip(tables.network(), parties.src.ip());
+    parties.source = source.filter(|w| proved.as_ref().is_none_or(|id| w.identity() == id)).cloned();
+    parties.destination_id = proved.is_some().then(|| me.identity().clone());
+    parties.destination = Some(me.clone());
+    parties.service = service;
+}
+
+/// With the client's address as source, so that the application sees who it talks to. Never without: an application that
+/// trusts its own pod's address would trust everybody.
+async fn to_application(worker: &Worker, of: &Entered, client: IpAddr, to: SocketAddr) -> Result<TcpStream, Failure> {
+    let as_client = worker.shared.config.orig_src && client != to.ip() && client.is_ipv4() == to.is_ipv4();
+    let connected: io::Result<TcpStream> = of.pod.connect(worker, to, as_client.then_some(client)).await;
+    connected.map_err(|e| Failure::new(flag::CONNECT, format!("connect to the application at {to}: {e}")))
+}

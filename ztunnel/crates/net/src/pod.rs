@@ -1,0 +1,213 @@
+//! A pod that is served here, and the accept loops of its listeners. Owns who accepts and which worker gets the
+//! connection; not what is done with it (`outbound`, `inbound`).
+
+use crate::dataplane::Who;
+use crate::log::{Level, Line};
+use crate::netns::{self, NetNs};
+use crate::runtime::{Load, Worker};
+use crate::{inbound, outbound};
+use socket2::{SockAddr, SockRef};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpSocket;
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+use ztunnel_core::addr::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, canonical};
+use ztunnel_core::tables::{Tables, Workload};
+
+/// The record of a pod that has just started may still be on its way from the control plane (Istio's figure).
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub struct Pod {
+    /// Distinguishes two enrolments of one uid.
+    pub number: u64,
+    pub uid: Arc<str>,
+    pub name: String,
+    pub namespace: String,
+    pub service_account: String,
+    pub netns: NetNs,
+    /// Set before its connections are cut: what is still on its way to a worker must not begin.
+    pub gone: AtomicBool,
+}
+
+impl Pod {
+    pub fn new(number: u64, who: Who, netns: NetNs) -> Self {
+        let Who { uid, name, namespace, service_account } = who;
+        Self { number, uid: uid.into(), name, namespace, service_account, netns, gone: AtomicBool::new(false) }
+    }
+
+    /// Its record in the mesh; `None` also when the record speaks of another service account than the node agent does.
+    pub fn workload<'a>(&self, tables: &'a Tables) -> Option<&'a Arc<Workload>> {
+        let found = tables.workload_by_name(&self.namespace, &self.name)?;
+        (found.identity().service_account() == self.service_account).then_some(found)
+    }
+
+    /// Waits at most 5 s until the control plane has told about it.
+    pub async fn known(&self, worker: &Worker) -> Option<Arc<Workload>> {
+        let now = || self.workload(&worker.shared.tables.load()).cloned();
+        if let Some(found) = now() {
+            return Some(found);
+        }
+        let mut news = worker.shared.changed.subscribe();
+        let wait = async {
+            loop {
+                if let Some(found) = now() {
+                    return Some(found);
+                }
+                news.changed().await.ok()?;
+            }
+        };
+        timeout(KNOWN_WITHIN, wait).await.ok().flatten()
+    }
+
+    /// A connection of ours out of the pod's namespace. `from`: see `netns::dial_socket`.
+    pub async fn connect(&self, worker: &Worker, to: SocketAddr, from: Option<IpAddr>) -> io::Result<tokio::net::TcpStream> {
+        let config = &worker.shared.config;
+        let socket = self.netns.enter(|| netns::dial_socket(to, config.packet_mark, from))?;
+        let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
+        let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
+        timeout(config.connect_timeout(), connecting).await.unwrap_or_else(late)
+    }
+}
+
+/// What arrives on which of our ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Outbound,
+    Plaintext,
+    Hbone,
+}
+
+/// The ports of a pod, in the order in which they are bound.
+pub const SIDES: [(Side, u16); 3] =
+    [(Side::Outbound, OUTBOUND_PORT), (Side::Plaintext, INBOUND_PORT), (Side::Hbone, HBONE_PORT)];
+
+/// A connection that was accepted; not yet tied to a worker. Addresses are canonical.
+#[derive(Debug)]
+pub struct Accepted {
+    pub tcp: TcpStream,
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+}
+
+impl Accepted {
+    /// Where the client wanted to go; the local address if nothing redirected it (TPROXY, or it meant this port).
+    pub fn destination(&self) -> SocketAddr {
+        netns::original_dst(SockRef::from(&self.tcp), self.peer.ip()).map_or(self.local, canonical)
+    }
+}
+
+/// Begins to serve the pod; this worker owns its listeners from now on.
+pub fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, listeners: Vec<(Side, TcpListener)>) {
+    let begin = |(side, listener)| spawn_local(accept(worker.clone(), pod.clone(), side, listener));
+    let accepting = listeners.into_iter().map(begin).collect();
+    worker.accepting.borrow_mut().insert(pod.number, accepting);
+}
+
+/// Accepts until the task is aborted. One worker owns a listener, so an arriving connection wakes one thread; it goes to
+/// the worker with the fewest open connections, and stays where it is when that is no worse.
+async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, side: Side, listener: TcpListener) {
+    // SAFETY: the listener is moved in and keeps its one descriptor until the AsyncFd is dropped.
+    let listener = match unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) } {
+        Ok(listener) => listener,
+        Err(e) => return worker.shared.mailbox.fault("accept", &format!("{}: {}", pod.uid, io::Error::from(e))),
+    };
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match listener.async_io(Interest::READABLE, accept_one).await {
+            Ok(accepted) => {
+                pause = FIRST_PAUSE;
+                place(&worker, &pod, side, accepted);
+            }
+            Err(e) if is_the_peers(&e) => {}
+            Err(e) => {
+                report(&worker, &pod, &e, pause == FIRST_PAUSE);
+                sleep(pause).await;
+                pause = LONGEST_PAUSE.min(pause * 2);
+            }
+        }
+    }
+}
+
+/// accept(2): errors of the connection, not of ours; the next one may be fine.
+fn is_the_peers(e: &io::Error) -> bool {
+    !matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+fn report(worker: &Worker, pod: &Pod, e: &io::Error, first: bool) {
+    worker.shared.accept_failures.fetch_add(1, Ordering::Relaxed);
+    if first {
+        let fields = |line: Line| line.text("workload", &pod.name).text("namespace", &pod.namespace).show("error", e);
+        worker.shared.log.core(Level::Error, "cannot accept connections", fields);
+    }
+}
+
+fn accept_one(listener: &TcpListener) -> io::Result<Accepted> {
+    // SAFETY: `try_init` hands out a zeroed buffer as large as any address; the kernel writes at most `length` bytes of it.
+    let (fd, peer) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+            let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags);
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+        })
+    }?;
+    let tcp = TcpStream::from(fd);
+    netns::tune(SockRef::from(&tcp))?;
+    let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    let local = canonical(tcp.local_addr()?);
+    Ok(Accepted { tcp, peer: canonical(peer), local })
+}
+
+fn place(worker: &Rc<Worker>, pod: &Arc<Pod>, side: Side, accepted: Accepted) {
+    let chosen = worker.least_loaded();
+    let load = Load::on(&worker.peers[chosen]);
+    if chosen == worker.index {
+        return start(worker, pod.clone(), side, accepted, load);
+    }
+    let pod = pod.clone();
+    worker.peers[chosen].submit(move |there| start(there, pod, side, accepted, load));
+}
+
+fn start(worker: &Rc<Worker>, pod: Arc<Pod>, side: Side, accepted: Accepted, load: Load) {
+    let worker = worker.clone();
+    spawn_local(async move {
+        let _load = load;
+        match side {
+            Side::Outbound => outbound::handle(worker, pod, accepted).await,
+            Side::Plaintext => inbound::handle_plaintext(worker, pod, accepted).await,
+            Side::Hbone => inbound::handle_tunnel(worker, pod, accepted).await,
+        }
+    });
+}
+
+/// The client's connection until it is relayed: whatever goes wrong before, it sees a reset, not an orderly end.
+pub struct Client(Option<tokio::net::TcpStream>);
+
+impl Client {
+    pub fn of(tcp: TcpStream) -> io::Result<Self> {
+        tokio::net::TcpStream::from_std(tcp).map(|tcp| Self(Some(tcp)))
+    }
+
+    pub fn relayed(mut self) -> io::Result<tokio::net::TcpStream> {
+        self.0.take().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(tcp) = &self.0 {
+            // Fails only on a socket that is closed already.
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! The open connections of one worker: for judging them again after a swap, for cutting them, for the dump. A connection is
+//! entered before its first verdict, so that no swap can slip between the verdict and the entry.
+
+use crate::meter::Series;
+use crate::pod::Pod;
+use crate::relay::Bytes2;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+use tokio::sync::Notify;
+use tokio::task::yield_now;
+use ztunnel_core::authz::{Peer, Verdict, authorise};
+use ztunnel_core::ids::SpiffeId;
+use ztunnel_core::tables::{Service, Tables, Workload};
+
+/// Verdicts between two turns of the worker's other work.
+const VERDICTS_AT_ONCE: usize = 256;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Outbound,
+    /// Inbound on 15006.
+    Plaintext,
+    /// One CONNECT inside a tunnel that arrived on 15008.
+    Stream,
+    /// The tunnel itself: nobody's application connection, not in the dump.
+    Tunnel,
+}
+
+/// Who talks to whom, as far as it is known by now.
+#[derive(Debug, Clone)]
+pub struct Parties {
+    pub source: Option<Arc<Workload>>,
+    pub source_id: Option<SpiffeId>,
+    pub destination: Option<Arc<Workload>>,
+    pub destination_id: Option<SpiffeId>,
+    pub service: Option<Arc<Service>>,
+    pub src: SocketAddr,
+    /// What the client asked for: of CONNECTs the authority's address.
+    pub original_dst: SocketAddr,
+    /// What was or is to be connected to; on 15008 the address the tunnel arrived at.
+    pub dst: SocketAddr,
+    /// The CONNECT authority; `None`: not through a tunnel.
+    pub hbone: Option<String>,
+}
+
+impl Parties {
+    pub fn between(src: SocketAddr, dst: SocketAddr) -> Self {
+        Self {
+            source: None,
+            source_id: None,
+            destination: None,
+            destination_id: None,
+            service: None,
+            src,
+            original_dst: dst,
+            dst,
+            hbone: None,
+        }
+    }
+}
+
+/// What an inbound connection is judged by.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub source: IpAddr,
+    pub identity: Option<SpiffeId>,
+    pub dst: SocketAddr,
+}
+
+pub struct Connection {
+    pub pod: Arc<Pod>,
+    pub kind: Kind,
+    pub opened: Instant,
+    pub counts: Rc<Bytes2>,
+    pub parties: RefCell<Parties>,
+    pub asked: RefCell<Option<Asked>>,
+    /// Set when it is established: where its bytes are counted.
+    pub series: RefCell<Option<Rc<Series>>>,
+    /// (sent, received) that `series` has seen.
+    pub counted: Cell<(u64, u64)>,
+    cut: RefCell<Option<Cut>>,
+    bell: Notify,
+}
+
+/// Why we end a connection, and the metrics' flag for it.
+#[derive(Debug, Clone)]
+pub struct Cut {
+    pub flag: &'static str,
+    pub why: String,
+}
+
+impl Connection {
+    /// The first reason counts.
+    pub fn cut(&self, flag: &'static str, why: &str) {
+        self.cut.borrow_mut().get_or_insert_with(|| Cut { flag, why: why.to_owned() });
+        self.bell.notify_one();
+    }
+
+    pub async fn is_cut(&self) -> Cut {
+        loop {
+            if let Some(cut) = self.cut.borrow().clone() {
+                return cut;
+            }
+            self.bell.notified().await;
+        }
+    }
+
+    /// Judges by the snapshot of now; Err is the sentence for the log.
+    pub fn judge(&self, tables: &Tables, to: &Workload) -> Result<(), String> {
+        let asked = self.asked.borrow();
+        let Some(asked) = &*asked else { return Ok(()) };
+        let peer = Peer { source: asked.source, identity: asked.identity.as_ref(), dst: asked.dst };
+        match authorise(tables, to, &peer) {
+            Verdict::Allowed { .. } => Ok(()),
+            Verdict::Denied { by: Some(policy), .. } => Err(format!("denied by policy {policy}")),
+            Verdict::Denied { by: None, why } => Err(format!("denied: {why}")),
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct Registry {
+    open: RefCell<HashMap<u64, Rc<Connection>>>,
+    next: Cell<u64>,
+    emptied: Notify,
+}
+
+impl Registry {
+    pub fn enter(self: &Rc<Self>, pod: Arc<Pod>, kind: Kind, parties: Parties) -> Entered {
+        let connection = Rc::new(Connection {
+            pod,
+            kind,
+            opened: Instant::now(),
+            counts: Rc::default(),
+            parties: RefCell::new(parties),
+            asked: RefCell::default(),
+            series: RefCell::default(),
+            counted: Cell::default(),
+            cut: RefCell::default(),
+            bell: Notify::new(),
+        });
+        if connection.pod.gone.load(Ordering::Acquire) {
+            connection.cut("-", "the pod left the mesh");
+        }
+        let number = self.next.replace(self.next.get() + 1);
+        self.open.borrow_mut().insert(number, connection.clone());
+        Entered { connection, number, registry: self.clone() }
+    }
+
+    /// Those that are open now; a copy, because work on them may end some.
+    pub fn all(&self) -> Vec<Rc<Connection>> {
+        self.open.borrow().values().cloned().collect()
+    }
+
+    pub fn cut(&self, which: impl Fn(&Connection) -> bool, why: &str) {
+        for connection in self.all() {
+            if which(&connection) {
+                connection.cut("-", why);
+            }
+        }
+    }
+
+    /// Cuts what `tables` denies. A pod whose record is gone keeps its connections: nothing denies them, and a record may
+    /// only be between two versions; it gets no new ones.
+    pub async fn judge_again(&self, tables: &Tables) {
+        for (n, connection) in self.all().into_iter().enumerate() {
+            if n % VERDICTS_AT_ONCE == VERDICTS_AT_ONCE - 1 {
+                yield_now().await;
+            }
+            let Some(to) = connection.pod.workload(tables) else { continue };
+            if let Err(why) = connection.judge(tables, to) {
+                connection.cut("DENY", &format!("connection closed: {why}"));
+            }
+        }
+    }
+
+    /// Resolves when nothing that an application would miss is open.
+    pub async fn empty(&self) {
+        while self.open.borrow().values().any(|c| c.kind != Kind::Tunnel) {
+            self.emptied.notified().await;
+        }
+    }
+}
+
+/// A connection in the registry; dropping it takes it out.
+pub struct Entered {
+    connection: Rc<Connection>,
+    number: u64,
+    registry: Rc<Registry>,
+}
+
+impl std::ops::Deref for Entered {
+    type Target = Rc<Connection>;
+    fn deref(&self) -> &Rc<Connection> {
+        &self.connection
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.registry.open.borrow_mut().remove(&self.number);
+        self.registry.emptied.notify_one();
+    }
+}

@@ -1,0 +1,248 @@
+//! The worker threads: each one current_thread tokio runtime with its own tunnels, connections and counters. Owns how work
+//! gets onto a worker and that a panic ends one task only; not what the work is.
+
+use crate::config::Config;
+use crate::identity::Identities;
+use crate::log::Log;
+use crate::mailbox::Mailbox;
+use crate::meter::{Meter, Totals};
+use crate::pod::Pod;
+use crate::pool::{Limits, Tunnels};
+use crate::registry::Registry;
+use arc_swap::ArcSwap;
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::net::IpAddr;
+use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Once};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{self, LocalSet};
+use tokio::time::{MissedTickBehavior, interval};
+use ztunnel_core::tables::Tables;
+
+/// How often a worker hands its counters over although nobody asks.
+const HAND_OVER: Duration = Duration::from_secs(10);
+
+/// What all threads see.
+pub struct Shared {
+    pub config: Config,
+    pub tables: ArcSwap<Tables>,
+    /// The number of the snapshot; told after every swap.
+    pub changed: watch::Sender<u64>,
+    pub identities: Arc<Identities>,
+    pub mailbox: Arc<Mailbox>,
+    pub log: Log,
+    pub totals: Mutex<Totals>,
+    pub accept_failures: AtomicU64,
+}
+
+type Job = Box<dyn FnOnce(&Rc<Worker>) + Send>;
+/// `None`: the end.
+type Jobs = mpsc::UnboundedReceiver<Option<Job>>;
+
+/// A worker as the other threads see it.
+#[derive(Clone)]
+pub struct Handle {
+    jobs: mpsc::UnboundedSender<Option<Job>>,
+    load: Arc<AtomicUsize>,
+}
+
+impl Handle {
+    /// Runs `job` on the worker. A worker that has ended drops it, and with it whatever reply channel it holds.
+    pub fn submit(&self, job: impl FnOnce(&Rc<Worker>) + Send + 'static) {
+        let _ = self.jobs.send(Some(Box::new(job)));
+    }
+}
+
+/// One open connection on a worker, for as long as it lives.
+pub struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    pub fn on(worker: &Handle) -> Self {
+        worker.load.fetch_add(1, Ordering::Relaxed);
+        Self(worker.load.clone())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What one thread owns.
+pub struct Worker {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    pub peers: Vec<Handle>,
+    pub tunnels: Rc<Tunnels>,
+    pub registry: Rc<Registry>,
+    pub meter: Meter,
+    /// Accept loops by pod number: where this worker owns the listeners.
+    pub accepting: RefCell<HashMap<u64, Vec<task::JoinHandle<()>>>>,
+    /// The addresses that a pod's tunnels were opened from.
+    pub sources: RefCell<HashMap<u64, Vec<IpAddr>>>,
+    random: Cell<u64>,
+}
+
+impl Worker {
+    fn new(index: usize, shared: Arc<Shared>, peers: Vec<Handle>) -> Rc<Self> {
+        let config = &shared.config;
+        let limits = Limits {
+            connect: config.connect_timeout(),
+            handshake: Duration::from_secs_f64(config.handshake_timeout_s),
+            pool_idle: Duration::from_secs_f64(config.pool_idle_s),
+            ..Limits::default()
+        };
+        let tunnels = Tunnels::new(shared.identities.clone(), limits);
+        Rc::new(Self {
+            index,
+            peers,
+            tunnels,
+            shared,
+            registry: Rc::default(),
+            meter: Meter::default(),
+            accepting: RefCell::default(),
+            sources: RefCell::default(),
+            random: Cell::new(RandomState::new().build_hasher().finish()),
+        })
+    }
+
+    /// Not for secrets: endpoint choice and trace ids. SplitMix64 (Steele, Lea, Flood 2014).
+    pub fn random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// This one unless another has fewer connections.
+    pub fn least_loaded(&self) -> usize {
+        let load = |index: usize| self.peers[index].load.load(Ordering::Relaxed);
+        (0..self.peers.len()).min_by_key(|&index| (load(index), index != self.index)).unwrap_or(self.index)
+    }
+
+    pub fn remember_source(&self, pod: &Pod, source: IpAddr) {
+        let mut sources = self.sources.borrow_mut();
+        let known = sources.entry(pod.number).or_default();
+        if !known.contains(&source) {
+            known.push(source);
+        }
+    }
+
+    async fn judge_after_every_swap(self: Rc<Self>) {
+        let mut news = self.shared.changed.subscribe();
+        while news.changed().await.is_ok() {
+            let tables = self.shared.tables.load_full();
+            self.registry.judge_again(&tables).await;
+        }
+    }
+
+    async fn hand_counters_over(self: Rc<Self>) {
+        let mut tick = interval(HAND_OVER);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            // A scrape holds it: it will ask us itself.
+            if let Ok(mut totals) = self.shared.totals.try_lock() {
+                totals.add(self.meter.hand_over(&self.registry));
+            }
+        }
+    }
+}
+
+/// The threads. Dropping does not end them; `close` does.
+pub struct Workers {
+    pub handles: Vec<Handle>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    pub fn start(shared: &Arc<Shared>) -> io::Result<Self> {
+        report_panics_to_mailboxes();
+        let count = shared.config.worker_count();
+        let (handles, jobs): (Vec<_>, Vec<_>) = (0..count)
+            .map(|_| {
+                let (jobs, waiting) = mpsc::unbounded_channel();
+                (Handle { jobs, load: Arc::default() }, waiting)
+            })
+            .unzip();
+        let mut workers = Self { handles, threads: Vec::new() };
+        for (index, waiting) in jobs.into_iter().enumerate() {
+            if let Err(e) = workers.start_one(index, shared.clone(), waiting) {
+                workers.close();
+                return Err(e);
+            }
+        }
+        Ok(workers)
+    }
+
+    fn start_one(&mut self, index: usize, shared: Arc<Shared>, jobs: Jobs) -> io::Result<()> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let peers = self.handles.clone();
+        let thread = thread::Builder::new().name(format!("mesh-{index}"));
+        self.threads.push(thread.spawn(move || run(&runtime, index, shared, peers, jobs))?);
+        Ok(())
+    }
+
+    /// Ends every connection and joins the threads.
+    pub fn close(self) {
+        for handle in &self.handles {
+            let _ = handle.jobs.send(None);
+        }
+        for thread in self.threads {
+            // A worker's panic has been reported by the hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(runtime: &Runtime, index: usize, shared: Arc<Shared>, peers: Vec<Handle>, mut jobs: Jobs) {
+    MAILBOX.set(Some(shared.mailbox.clone()));
+    let local = LocalSet::new();
+    local.block_on(runtime, async {
+        let worker = Worker::new(index, shared, peers);
+        task::spawn_local(worker.clone().judge_after_every_swap());
+        task::spawn_local(worker.clone().hand_counters_over());
+        while let Some(Some(job)) = jobs.recv().await {
+            // Reported by the hook; the job's reply channel is dropped, which its caller notices.
+            let _: Result<(), Box<dyn Any + Send>> = panic::catch_unwind(AssertUnwindSafe(|| job(&worker)));
+        }
+    });
+}
+
+thread_local! {
+    static MAILBOX: RefCell<Option<Arc<Mailbox>>> = const { RefCell::new(None) };
+}
+
+/// tokio ends a task that panics and goes on; the hook sees to it that somebody hears of it. Other threads' panics go the
+/// way they went before.
+fn report_panics_to_mailboxes() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let told = MAILBOX.with_borrow(|mailbox| mailbox.as_ref().map(|m| m.fault(&place(info), &message(info))));
+            if told.is_none() {
+                before(info);
+            }
+        }));
+    });
+}
+
+fn place(info: &PanicHookInfo<'_>) -> String {
+    info.location().map_or_else(|| "unknown".into(), |at| format!("{}:{}", at.file(), at.line()))
+}
+
+fn message(info: &PanicHookInfo<'_>) -> String {
+    info.payload_as_str().unwrap_or("panic").to_owned()
+}

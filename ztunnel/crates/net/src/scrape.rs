@@ -1,0 +1,92 @@
+//! The text of /metrics (Prometheus text format 0.0.4). Owns names, help and order; counts nothing itself.
+
+use crate::meter::{CLOSED, COUNTERS, FAILED, OPENED, RECEIVED, SENT, Totals};
+use std::fmt::Display;
+use std::fmt::Write as _;
+
+const FAMILIES: [(usize, &str, &str); COUNTERS] = [
+    (OPENED, "istio_tcp_connections_opened_total", "TCP connections established"),
+    (CLOSED, "istio_tcp_connections_closed_total", "Established TCP connections that have ended"),
+    (RECEIVED, "istio_tcp_received_bytes_total", "Bytes of requests"),
+    (SENT, "istio_tcp_sent_bytes_total", "Bytes of responses"),
+    (FAILED, "istio_tcp_connections_failed_total", "TCP connections refused, failed or cut by us"),
+];
+
+/// What is no traffic series.
+#[derive(Debug, Default)]
+pub struct Node {
+    /// By reporter: source, destination.
+    pub sockets_open: [i64; 2],
+    pub pods_active: usize,
+    pub pods_pending: usize,
+    pub pods_started: u64,
+    pub pods_stopped: u64,
+    pub accept_failures: u64,
+    pub log_lines_dropped: u64,
+    pub open_fds: u64,
+    pub max_fds: u64,
+}
+
+pub fn render(totals: &Totals, node: &Node) -> Vec<u8> {
+    let mut series: Vec<_> = totals.iter().collect();
+    series.sort_unstable_by_key(|(labels, _)| *labels);
+    let mut out = String::with_capacity(4096 + series.len() * 3000);
+    for (counter, name, help) in FAMILIES {
+        head(&mut out, name, "counter", help);
+        let shown = if counter == FAILED { FAILED } else { OPENED };
+        for (labels, counts) in series.iter().filter(|(_, counts)| counts[shown] > 0) {
+            // Writing to a String does not fail.
+            let _ = writeln!(out, "{name}{{{labels}}} {}", counts[counter]);
+        }
+    }
+    head(&mut out, "istio_tcp_sockets_open", "gauge", "Open connections of applications");
+    for (reporter, open) in ["source", "destination"].iter().zip(node.sockets_open) {
+        let _ = writeln!(out, "istio_tcp_sockets_open{{reporter=\"{reporter}\"}} {open}");
+    }
+    head(&mut out, "istio_build", "gauge", "Component and version");
+    let _ = writeln!(out, "istio_build{{component=\"ztunnel\",tag=\"nodemesh-{}\"}} 1", env!("CARGO_PKG_VERSION"));
+    of_the_node(&mut out, node);
+    out.into_bytes()
+}
+
+fn of_the_node(out: &mut String, node: &Node) {
+    let gauges: [(&str, &str, &dyn Display); 4] = [
+        ("workload_manager_active_proxy_count", "Pods served", &node.pods_active),
+        ("workload_manager_pending_proxy_count", "Pods being enrolled", &node.pods_pending),
+        ("process_open_fds", "Open file descriptors", &node.open_fds),
+        ("process_max_fds", "Limit of open file descriptors", &node.max_fds),
+    ];
+    let counters: [(&str, &str, &dyn Display); 4] = [
+        ("workload_manager_proxies_started_total", "Pods enrolled", &node.pods_started),
+        ("workload_manager_proxies_stopped_total", "Pods withdrawn", &node.pods_stopped),
+        ("nodemesh_accept_failures_total", "Times that accepting had to pause", &node.accept_failures),
+        ("nodemesh_log_lines_dropped_total", "Log lines that did not fit the queue", &node.log_lines_dropped),
+    ];
+    for (kind, values) in [("gauge", gauges), ("counter", counters)] {
+        for (name, help, value) in values {
+            head(out, name, kind, help);
+            let _ = writeln!(out, "{name} {value}");
+        }
+    }
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} {kind}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_that_only_failed_shows_no_traffic() {
+        let mut totals = Totals::new(10);
+        totals.add(vec![("a=\"1\"".into(), [2, 1, 30, 40, 0]), ("a=\"2\"".into(), [0, 0, 0, 0, 5])]);
+        let node = Node { sockets_open: [1, 0], ..Node::default() };
+        let text = String::from_utf8(render(&totals, &node)).expect("UTF-8");
+        assert!(text.contains("\nistio_tcp_sent_bytes_total{a=\"1\"} 40\n"), "{text}");
+        assert!(text.contains("\nistio_tcp_connections_failed_total{a=\"2\"} 5\n"), "{text}");
+        assert!(!text.contains("opened_total{a=\"2\"}") && !text.contains("failed_total{a=\"1\"}"), "{text}");
+        assert!(text.contains("\nistio_tcp_sockets_open{reporter=\"source\"} 1\n"), "{text}");
+    }
+}
