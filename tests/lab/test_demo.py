@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lab.report import Report
-
 pytestmark = pytest.mark.lab
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,14 +36,3 @@ def test_the_demo_shows_the_main_job_and_leaves_nothing():
     ):
         assert line in done.stdout
     assert "FAIL" not in done.stdout
-
-
-def test_a_check_that_fails_shows_what_was_expected_and_seen(capsys):
-    report = Report()
-    report.equal("the answer", 41, 42)
-    report.equal("the question", "?", "?")
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["FAIL", "the", "answer", "41"]
-    assert lines[1] == ["expected", "42"]
-    assert report.summary() == 1
-    assert "2 checks" in capsys.readouterr().out

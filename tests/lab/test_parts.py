@@ -1,0 +1,116 @@
+"""The lab's parts that need no namespace: names, documents, captures, log lines, comparisons."""
+
+import struct
+
+import pytest
+import yaml
+
+from lab import access, documents, leftovers, wire
+from lab.documents import PodSpec
+from lab.layout import Layout, pod_range, service_address, underlay_address
+from lab.report import Report
+from lab.status import aligned
+
+
+@pytest.mark.parametrize("name", ["nm-fabric", "nm-control", "nm-node1", "nm-node12", "nm-pod-shop-web-1"])
+def test_a_lab_knows_its_own_namespaces(name):
+    assert Layout("nm").owns_netns(name)
+
+
+@pytest.mark.parametrize("name", ["nm", "nm-nodes", "nm-other", "nm2-fabric", "xnm-fabric", "nm-pod-", "cni-123"])
+def test_a_lab_leaves_everybody_elses_namespaces_alone(name):
+    assert not Layout("nm").owns_netns(name)
+
+
+def test_addresses_follow_from_numbers():
+    assert (underlay_address(0), underlay_address(2)) == ("172.30.0.10", "172.30.0.12")
+    assert str(pod_range(2)) == "10.244.2.0/24"
+    assert str(service_address(0)) == "10.96.0.10"
+
+
+def test_a_document_is_replaced_whole_and_leaves_no_other_file(tmp_path):
+    path = documents.write(tmp_path, "shop", documents.namespace("shop", documents.AMBIENT))
+    documents.write(tmp_path, "shop", "kind: [broken")
+    assert path.read_text() == "kind: [broken"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["shop.yaml"]
+    documents.remove(tmp_path, "shop")
+    documents.remove(tmp_path, "shop")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pod_is_bound_first_and_running_later():
+    bound = documents.pod(PodSpec("web-1", "node1", app="web"), "u-1")
+    assert "status" not in bound
+    assert bound["spec"]["serviceAccountName"] == "web-1"
+    assert bound["metadata"]["labels"] == {"app": "web"}
+    status = documents.running(bound, "10.244.1.2", "172.30.0.11")["status"]
+    assert (status["phase"], status["podIP"]) == ("Running", "10.244.1.2")
+    assert yaml.safe_load(yaml.safe_dump(bound)) == bound
+
+
+def frame(flags, *, payload=b"", protocol=6, ethertype=b"\x08\x00", dport=15008):
+    tcp = struct.pack(">HHIIBBHHH", 40000, dport, 1, 0, 5 << 4, flags, 65535, 0, 0) + payload
+    addresses = bytes([10, 244, 1, 2, 10, 244, 2, 2])
+    ip = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(tcp), 0, 0, 64, protocol, 0) + addresses
+    return b"\0" * 12 + ethertype + ip + tcp
+
+
+def test_a_captured_packet_is_read_by_hand():
+    packet = wire.parse(frame(0x18, payload=b"secret"))
+    assert (str(packet.src), packet.sport, str(packet.dst), packet.dport) == ("10.244.1.2", 40000, "10.244.2.2", 15008)
+    assert packet.payload == b"secret"
+    assert packet.between_pods
+    assert not packet.opens
+
+
+@pytest.mark.parametrize(("flags", "opens"), [(0x02, True), (0xC2, True), (0x12, False), (0x10, False)])
+def test_only_a_syn_without_ack_opens(flags, opens):
+    assert wire.parse(frame(flags)).opens is opens
+
+
+@pytest.mark.parametrize("other", [frame(2, protocol=17), frame(2, ethertype=b"\x86\xdd"), b"", b"\0" * 20])
+def test_what_is_not_tcp_over_ipv4_is_left_out(other):
+    assert wire.parse(other) is None
+
+
+def test_a_capture_cut_short_ends_with_its_last_whole_packet(tmp_path):
+    whole = frame(2)
+    record = struct.pack("<IIII", 0, 0, len(whole), len(whole)) + whole
+    (tmp_path / "x.pcap").write_bytes(b"\0" * 24 + record + record[:30])
+    assert [packet.dport for packet in wire.read(tmp_path / "x.pcap") if packet.opens] == [15008]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '12:00Z\tinfo\taccess\tconnection complete\tsrc.addr=10.244.1.2:4 direction="inbound" error="a b=c"',
+        '{"message": "connection complete", "src.addr": "10.244.1.2:4", "direction": "inbound", "error": "a b=c"}',
+    ],
+)
+def test_an_access_log_line_is_read_in_both_formats(line):
+    fields = access.parse(line)
+    assert (fields["src.addr"], fields["direction"], fields["error"]) == ("10.244.1.2:4", "inbound", "a b=c")
+
+
+def test_the_comparison_names_what_came_and_what_went():
+    before = {"routes": {"default", "a"}, "files": {"/run/x"}}
+    assert leftovers.difference(before, before) == []
+    assert leftovers.difference(before, {"routes": {"default"}, "files": {"/run/x", "/run/y"}}) == [
+        "routes: gone: a",
+        "files: left behind: /run/y",
+    ]
+
+
+def test_columns_are_aligned_and_never_cut():
+    assert aligned([("A", "B"), ("x" * 100, "y")]) == ["A" + " " * 102 + "B", "x" * 100 + "   y"]
+
+
+def test_a_check_that_fails_shows_what_was_expected_and_seen(capsys):
+    report = Report()
+    report.equal("the answer", 41, 42)
+    report.equal("the question", "?", "?")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["FAIL", "the", "answer", "41"]
+    assert lines[1] == ["expected", "42"]
+    assert report.summary() == 1
+    assert "2 checks" in capsys.readouterr().out
