@@ -273,3 +273,6 @@ fn put_integer(out: &mut Vec<u8>, high: u8, prefix: u8, value: usize) {
     }
     out.push(rest as u8);
 }
+
+#[cfg(test)]
+mod tests;
