@@ -47,7 +47,7 @@ def read_roots(endpoint: Endpoint) -> bytes | None:
 
 def read_token(token: str) -> str:
     """A literal, or a file's content: read for each call, since the kubelet renews it. Raises OperatorError."""
-    if token.startswith(("/", "./", "../")) or Path(token).is_file():
+    if "/" in token or Path(token).is_file():  # neither a JWT nor a join token has a slash
         token = _read(token, "AUTH_TOKEN")
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable():

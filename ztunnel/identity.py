@@ -36,44 +36,30 @@ class Authority(Protocol):
 
 
 class CaClient:
-    """Istio's `CreateCertificate`. Keeps its channel until that fails, then reads the roots anew."""
+    """Istio's `CreateCertificate`. A connection per request: they are hours apart, and each reads the roots anew."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._channel: grpc.aio.Channel | None = None
 
     async def sign(self, identity: str, request_pem: str) -> list[str]:
         request = IstioCertificateRequest(csr=request_pem, validity_duration=int(self._settings.secret_ttl_s))
         request.metadata.update({"ImpersonatedIdentity": identity})
         endpoint = self._settings.ca
         metadata = call_metadata(endpoint, self._settings.auth_token, self._settings.cluster_id)
-        if self._channel is None:
-            self._channel = open_channel(endpoint)
-        channel = self._channel
         try:
-            response = await self._method(channel)(request, metadata=metadata, timeout=_TIMEOUT_S)
+            async with open_channel(endpoint) as channel:
+                response = await _create_certificate(channel)(request, metadata=metadata, timeout=_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                await self._drop(channel)
             raise PeerError(f"the CA at {endpoint.target} says {error.code().name}: {error.details()}") from None
         return list(response.cert_chain)
 
-    async def close(self) -> None:
-        if self._channel is not None:
-            await self._drop(self._channel)
 
-    @staticmethod
-    def _method(channel: grpc.aio.Channel) -> Any:
-        return channel.unary_unary(
-            _METHOD,
-            request_serializer=IstioCertificateRequest.SerializeToString,
-            response_deserializer=IstioCertificateResponse.FromString,
-        )
-
-    async def _drop(self, channel: grpc.aio.Channel) -> None:
-        if self._channel is channel:
-            self._channel = None
-        await channel.close(grace=None)
+def _create_certificate(channel: grpc.aio.Channel) -> Any:
+    return channel.unary_unary(
+        _METHOD,
+        request_serializer=IstioCertificateRequest.SerializeToString,
+        response_deserializer=IstioCertificateResponse.FromString,
+    )
 
 
 class Certificates:
@@ -105,6 +91,11 @@ class Certificates:
         self.rotation.unused(identity)
         self._dataplane.core.forget_identity(identity)
         self._metrics.forget("nodemesh_certificate_expiry_seconds", identity=identity)
+
+    def configuration_changed(self) -> None:
+        """What the CA refused may be known to it now."""
+        self.rotation.hurry(self._clock())
+        self._changed.set()
 
     async def run(self) -> None:
         """For ever."""

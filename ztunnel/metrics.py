@@ -1,4 +1,4 @@
-"""The shell's own counters in Prometheus text format, and the process's. The core's are appended elsewhere, unread."""
+"""The shell's own counters in Prometheus text format, and the process's. The core has its own; no name is in both."""
 
 from __future__ import annotations
 
@@ -18,13 +18,9 @@ _HELP: Final = {
     "nodemesh_xds_connected": ("gauge", "1 while the configuration stream is up"),
     "nodemesh_xds_resources": ("gauge", "Resources in force, by type"),
     "nodemesh_zds_connected": ("gauge", "1 while the node agent is connected"),
-    "workload_manager_active_proxy_count": ("gauge", "Pods served"),
-    "workload_manager_pending_proxy_count": ("gauge", "Pods that could not be served yet"),
-    "workload_manager_proxies_started_total": ("counter", "Pods enrolled"),
-    "workload_manager_proxies_stopped_total": ("counter", "Pods withdrawn"),
+    "nodemesh_pods_waiting": ("gauge", "Pods that could not be served yet and are tried again"),
     "nodemesh_certificate_expiry_seconds": ("gauge", "End of an identity's certificate, Unix seconds"),
     "nodemesh_certificate_requests_total": ("counter", "Certificate requests, by result"),
-    "process_open_fds": ("gauge", "Open descriptors"),
     "process_max_fds": ("gauge", "Limit of open descriptors"),
     "process_resident_memory_bytes": ("gauge", "Resident memory"),
     "process_cpu_seconds_total": ("counter", "Processor time, user and system"),
@@ -64,7 +60,6 @@ class Metrics:
         me = psutil.Process()
         with me.oneshot():
             times = me.cpu_times()
-            self.set("process_open_fds", me.num_fds())
             self.set("process_max_fds", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             self.set("process_resident_memory_bytes", me.memory_info().rss)
             self.set("process_cpu_seconds_total", times.user + times.system)

@@ -12,7 +12,6 @@ from typing import Final
 
 from mesh import log
 from ztunnel.dataplane import Dataplane, PodGone
-from ztunnel.metrics import Metrics
 
 RETRY_S: Final = 5.0
 
@@ -37,9 +36,8 @@ class _Waiting:
 
 
 class Pods:
-    def __init__(self, dataplane: Dataplane, metrics: Metrics) -> None:
+    def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
-        self._metrics = metrics
         self._served: dict[str, Pod] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._turn = asyncio.Lock()  # a retry must not overtake a withdrawal of the same pod
@@ -106,7 +104,6 @@ class Pods:
             return why
         os.close(netns_fd)
         if pod.uid not in self._served:
-            self._metrics.count("workload_manager_proxies_started_total")
             _log.info(log.POD_ENROLLED, uid=pod.uid, name=pod.name, namespace=pod.namespace)
         self._served[pod.uid] = pod
         return ""
@@ -115,7 +112,6 @@ class Pods:
         self._forget_waiting(uid)
         await self._dataplane.withdraw(uid)
         if self._served.pop(uid, None):
-            self._metrics.count("workload_manager_proxies_stopped_total")
             _log.info(log.POD_WITHDRAWN, uid=uid)
 
     def _forget_waiting(self, uid: str) -> None:

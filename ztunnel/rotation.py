@@ -1,7 +1,8 @@
 """When to ask the CA for which identity. Pure: `now` and chance are arguments, Unix seconds throughout.
 
 Rules: half of the lifetime, give or take a tenth, then renew; what connections wait for goes before what will be
-needed, that before renewals; a failure is tried again after 1 s, doubling to 15 s; at most eight requests at once.
+needed, that before renewals; a failure is tried again after 1 s, doubling to 15 s, sooner after a change of
+configuration; at most eight requests at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 CONCURRENCY: Final = 8
 FIRST_RETRY_S: Final = 1.0
 LAST_RETRY_S: Final = 15.0
+HURRY_S: Final = 0.2
 
 
 class Urgency(IntEnum):
@@ -75,6 +77,12 @@ class Rotation:
         entry.asking, entry.why, entry.due = False, why, now + entry.retry_s
         entry.retry_s = min(entry.retry_s * 2, LAST_RETRY_S)
         return True
+
+    def hurry(self, now: float) -> None:
+        """The world changed: the CA may now know a workload that it refused a moment ago."""
+        for entry in self._entries.values():
+            if entry.why:
+                entry.due = min(entry.due, now + HURRY_S)
 
     def wake_at(self) -> float | None:
         """When `due` will next have something; None: not before somebody calls `want`, `issued` or `failed`."""

@@ -34,10 +34,9 @@ class Tunnel:
         self._version = version
         self._metrics = Metrics()
         self._store = LastGood(settings.state_dir) if settings.state_dir else None
-        self._xds = XdsClient(settings, dataplane, self._metrics, self._store)
-        self._authority = CaClient(settings)
-        self._certificates = Certificates(dataplane, self._authority, self._metrics)
-        self._pods = Pods(dataplane, self._metrics)
+        self._certificates = Certificates(dataplane, CaClient(settings), self._metrics)
+        self._xds = XdsClient(settings, dataplane, self._metrics, self._store, self._certificates.configuration_changed)
+        self._pods = Pods(dataplane)
         self._zds = ZdsClient(settings.zds_socket, self._pods)
         self._stopping = asyncio.Event()
         self._cutting = asyncio.Event()
@@ -64,7 +63,6 @@ class Tunnel:
         finally:
             self._dataplane.stop_listening()
             self._pods.close()
-            await self._authority.close()
             if self._store:
                 await self._store.flush()
 
@@ -139,8 +137,7 @@ class Tunnel:
         """The core's series, then the shell's."""
         self._metrics.set("nodemesh_xds_connected", self._xds.connected)
         self._metrics.set("nodemesh_zds_connected", self._zds.connected)
-        self._metrics.set("workload_manager_active_proxy_count", len(self._pods.served))
-        self._metrics.set("workload_manager_pending_proxy_count", len(self._pods.waiting))
+        self._metrics.set("nodemesh_pods_waiting", len(self._pods.waiting))
         for url, count in self._xds.resources().items():
             self._metrics.set("nodemesh_xds_resources", count, url=url)
         return await self._dataplane.metrics() + self._metrics.render()

@@ -7,7 +7,7 @@ disconnect. Source: Istio's ztunnel, `src/xds/client.rs`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -33,13 +33,24 @@ _log = log.get("xds")
 
 
 class XdsClient:
-    """`in_force` is set once policies and addresses may be acted upon: from disk, or after the first full answer."""
+    """`in_force` is set once policies and addresses may be acted upon: from disk, or after the first full answer.
 
-    def __init__(self, settings: Settings, dataplane: Dataplane, metrics: Metrics, store: LastGood | None) -> None:
+    `changed` is called after each batch that took effect.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataplane: Dataplane,
+        metrics: Metrics,
+        store: LastGood | None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self._dataplane = dataplane
         self._metrics = metrics
         self._store = store
+        self._changed = changed
         self._subscriber = Subscriber(make_node(settings), TYPES)
         self._backoff = Backoff()
         self.in_force = asyncio.Event()
@@ -71,27 +82,29 @@ class XdsClient:
     async def run(self) -> None:
         """For ever. Raises OperatorError: the very first connection shows that a person has to act."""
         while True:
-            why = await self._attempt()
+            reason = await self._attempt()
+            self._metrics.count("istio_xds_connection_terminations_total", reason=reason)
             self.connected = False
             wait_s = self._backoff.failed()
-            _log.warning(log.PEER_LOST, address=self._settings.xds.target, why=why, retry_s=round(wait_s, 3))
+            say = _log.info if reason in ("Reconnect", "Complete") else _log.warning
+            say(log.PEER_LOST, address=self._settings.xds.target, why=self.last_error, retry_s=round(wait_s, 3))
             await asyncio.sleep(wait_s)
 
     async def _attempt(self) -> str:
+        """One stream from beginning to end; returns why it ended, in the words of Istio's metric."""
         try:
             await self._stream()
         except grpc.aio.AioRpcError as error:
-            self._count_end(error.code(), error.details() or "")
             self._give_up_if_unknown(error)
             self.last_error = f"{error.code().name}: {error.details()}"
+            return self._reason(error.code(), error.details() or "")
         except OperatorError as error:
             if not self.in_force.is_set():
                 raise
             self.last_error = str(error)
-        else:
-            self._metrics.count("istio_xds_connection_terminations_total", reason="Complete")
-            self.last_error = "the server ended the stream"
-        return self.last_error
+            return "ConnectionError"
+        self.last_error = "the server ended the stream"
+        return "Complete"
 
     def _give_up_if_unknown(self, error: grpc.aio.AioRpcError) -> None:
         """A node that nobody knows and that has nothing to serve yet is better told so than left waiting."""
@@ -100,15 +113,12 @@ class XdsClient:
                 f"the control plane at {self._settings.xds.target} refuses it: {error.details()}", where="AUTH_TOKEN"
             ) from None
 
-    def _count_end(self, code: grpc.StatusCode, details: str) -> None:
-        going_away = "transport is closing" in details or "goaway" in details.lower()
+    def _reason(self, code: grpc.StatusCode, details: str) -> str:
         if not self.connected:
-            reason = "ConnectionError"
-        elif code in _NORMAL or (code is grpc.StatusCode.UNAVAILABLE and going_away):
-            reason = "Reconnect"
-        else:
-            reason = "Error"
-        self._metrics.count("istio_xds_connection_terminations_total", reason=reason)
+            return "ConnectionError"
+        going_away = "transport is closing" in details or "goaway" in details.lower()
+        normal = code in _NORMAL or (code is grpc.StatusCode.UNAVAILABLE and going_away)
+        return "Reconnect" if normal else "Error"
 
     async def _stream(self) -> None:
         endpoint = self._settings.xds
@@ -145,6 +155,7 @@ class XdsClient:
         answer = self._subscriber.settle(batch, refused)
         if self._store:
             self._store.record(batch, refused)
+        self._changed()
         self._report(batch.type_url, len(upserts) - len(refused), len(batch.removed), [*batch.malformed, *refused])
         if self._subscriber.synced and not self.in_force.is_set():
             self.in_force.set()

@@ -59,6 +59,19 @@ def test_a_failure_is_tried_again_after_one_second_doubling_to_fifteen():
     assert rotation.troubles() == {"a": "no CA"}
 
 
+def test_after_a_change_of_configuration_the_refused_are_tried_again_soon():
+    rotation = Rotation()
+    for name in ("refused", "fine"):
+        rotation.want(name, Urgency.PREFETCH, 0)
+    rotation.due(0)
+    rotation.failed("refused", "no such workload", 0)
+    rotation.issued("fine", 0, HOUR, now=0, chance=0)
+    rotation.hurry(0.5)
+    assert rotation.wake_at() == 0.7
+    rotation.hurry(0.6)
+    assert rotation.wake_at() == 0.7
+
+
 def test_waiting_connections_go_first_then_prefetches_then_renewals():
     rotation = Rotation(concurrency=1)
     rotation.want("old", Urgency.NOW, 0)

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
-from mesh.errors import OperatorError
+from mesh.errors import OperatorError, PeerError
 from mesh.gen.authorization_pb2 import Authorization
 from mesh.gen.workload_pb2 import Address, Workload
 from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
@@ -273,9 +273,7 @@ def test_the_ca_is_asked_for_the_identity_by_name(plane, settings_for, core):
     async def main():
         async with listening(plane) as port:
             client = CaClient(settings_for(port))
-            chain = await client.sign(identity, core.new_key(identity).decode())
-            await client.close()
-            return chain
+            return await client.sign(identity, core.new_key(identity).decode())
 
     chain = asyncio.run(main())
     assert len(chain) == 2
@@ -283,3 +281,18 @@ def test_the_ca_is_asked_for_the_identity_by_name(plane, settings_for, core):
     assert request.metadata["ImpersonatedIdentity"] == identity
     assert request.validity_duration == 86400
     assert plane.metadata[0]["authorization"] == "Bearer node-token"
+
+
+def test_a_ca_that_says_no_or_is_away_is_quoted(plane, settings_for, core):
+    identity = "spiffe://cluster.local/ns/shop/sa/web"
+    plane.refuses = (grpc.StatusCode.PERMISSION_DENIED, "not on this node")
+
+    async def main():
+        async with listening(plane) as port:
+            client = CaClient(settings_for(port))
+            with pytest.raises(PeerError, match="says PERMISSION_DENIED: not on this node"):
+                await client.sign(identity, core.new_key(identity).decode())
+        with pytest.raises(PeerError, match="says UNAVAILABLE"):
+            await client.sign(identity, core.new_key(identity).decode())
+
+    asyncio.run(main())

@@ -19,7 +19,6 @@ from mesh.gen.zds_pb2 import (
 )
 from tests.fakes.core import AddressTaken, NamespaceGone
 from tests.ztunnel.conftest import until
-from ztunnel.metrics import Metrics
 from ztunnel.pods import Pods
 from ztunnel.zds import MAX_PACKET, ZdsClient
 
@@ -80,7 +79,7 @@ class Agent:
 
 @pytest.fixture
 def pods(dataplane):
-    return Pods(dataplane, Metrics())
+    return Pods(dataplane)
 
 
 @pytest.fixture
