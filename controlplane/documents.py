@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import yaml
 
-from controlplane.validate import Field, Finding, Problem
+from controlplane.validate import NULL, Field, Finding, Problem
 
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 CLUSTER_SCOPED: Final = frozenset({"Namespace", "Node"})
@@ -33,7 +33,7 @@ class Key(NamedTuple):
 
     @property
     def path(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"{self.namespace}/{self.name}" if self.namespace and self.name else self.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +73,7 @@ def parse(file: str, text: bytes) -> Parsed:
     try:
         _refuse_stack_overflow(text)
         for root in yaml.compose_all(text, Loader=yaml.CSafeLoader):
-            if root is not None:
+            if root.tag != NULL:  # nothing between two separators
                 _refuse_depth(root)
                 documents.extend(_documents(file, root))
     except yaml.MarkedYAMLError as error:
@@ -137,6 +137,9 @@ def _documents(file: str, node: yaml.Node) -> Iterator[Document]:
 
 def _document(file: str, node: yaml.Node) -> Document:
     root = Field(node, "", node.start_mark.line + 1, [])
+    if not isinstance(node, yaml.MappingNode):
+        root.fail("must be a mapping with apiVersion, kind and metadata")
+        return Document(file, root.line, "", Key("", "", ""), root, header_ok=False)
     metadata = root.get("metadata").required()
     api_version = root.get("apiVersion").required().string()
     kind = root.get("kind").required().string()

@@ -19,11 +19,12 @@ from mesh.model import IPAddress, IPNetwork
 
 _SUBDOMAIN: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _LABEL: Final = re.compile(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+NULL: Final = "tag:yaml.org,2002:null"
 _KINDS: Final = {
     "tag:yaml.org,2002:int": "a number",
     "tag:yaml.org,2002:float": "a number",
     "tag:yaml.org,2002:bool": "true or false",
-    "tag:yaml.org,2002:null": "empty",
+    NULL: "empty",
     "tag:yaml.org,2002:str": "a string",
     "tag:yaml.org,2002:timestamp": "a time",
     "tag:yaml.org,2002:seq": "a list",
@@ -85,7 +86,7 @@ class Field:
         return self.node is not None
 
     def fail(self, why: str) -> None:
-        self.problems.append(Problem(self.line, f"{self.path}: {why}"))
+        self.problems.append(Problem(self.line, f"{self.path or 'document'}: {why}"))
 
     def warn(self, why: str) -> None:
         self.problems.append(Problem(self.line, f"{self.path}: {why}", Level.WARNING))
@@ -226,7 +227,7 @@ class Field:
 
 
 def _is_null(node: yaml.Node) -> bool:
-    return bool(node.tag == "tag:yaml.org,2002:null")
+    return bool(node.tag == NULL)
 
 
 def _kind(node: yaml.Node | None) -> str:

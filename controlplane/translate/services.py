@@ -19,18 +19,18 @@ class Offered:
     service: Service
     selector: Labels
     ports: tuple[ServicePort, ...]
-    # ServiceEntry matches its ports with an endpoint's by the port's own name, Service by the target port's.
-    by_port_name: bool
+    from_entry: bool
 
-    def serve(self, named: Mapping[str, int]) -> tuple[Port, ...]:
+    def serve(self, named: Mapping[str, int], is_pod: bool = False) -> tuple[Port, ...]:
         """How an endpoint with these named ports serves it. A named target that it does not have is left out."""
-        served = ((port, self._target(port, named)) for port in self.ports)
+        served = ((port, self._target(port, named, is_pod)) for port in self.ports)
         return tuple(Port(port.number, target, port.protocol) for port, target in served if target)
 
-    def _target(self, port: ServicePort, named: Mapping[str, int]) -> int:
+    def _target(self, port: ServicePort, named: Mapping[str, int], is_pod: bool) -> int:
+        """A ServiceEntry has no named targets; an entry's endpoint, unlike a pod, answers to the port's own name."""
         if isinstance(port.target, str):
             return named.get(port.target, 0)
-        return named.get(port.name, port.target) if self.by_port_name else port.target
+        return named.get(port.name, port.target) if self.from_entry and not is_pod else port.target
 
 
 class Services:
@@ -48,10 +48,12 @@ class Services:
             if each.selector:
                 self._selecting[each.service.namespace].append(each)
 
-    def of(self, namespace: str, labels: Labels, named: Mapping[str, int]) -> dict[str, tuple[Port, ...]]:
+    def of(
+        self, namespace: str, labels: Labels, named: Mapping[str, int], is_pod: bool = False
+    ) -> dict[str, tuple[Port, ...]]:
         """What an endpoint with these labels and named ports serves; by "namespace/hostname"."""
         chosen = (each for each in self._selecting.get(namespace, ()) if selects(each.selector, labels))
-        return {each.service.key: each.serve(named) for each in chosen}
+        return {each.service.key: each.serve(named, is_pod) for each in chosen}
 
 
 def _kubernetes(service: KubernetesService, network: str) -> Offered:
@@ -66,7 +68,7 @@ def _kubernetes(service: KubernetesService, network: str) -> Offered:
         ip_families=service.ip_families,
         canonical=True,
     )
-    return Offered(model, service.selector, service.ports, by_port_name=False)
+    return Offered(model, service.selector, service.ports, from_entry=False)
 
 
 def _entry(entry: ServiceEntry, host: str, network: str) -> Offered:
@@ -81,7 +83,7 @@ def _entry(entry: ServiceEntry, host: str, network: str) -> Offered:
         load_balancing=passthrough if entry.resolution is Resolution.NONE else None,
         namespace_only=entry.namespace_only,
     )
-    return Offered(model, entry.selector or {}, entry.ports, by_port_name=True)
+    return Offered(model, entry.selector or {}, entry.ports, from_entry=True)
 
 
 def _ports(ports: tuple[ServicePort, ...]) -> tuple[Port, ...]:

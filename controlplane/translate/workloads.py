@@ -96,7 +96,7 @@ class Workloads:
             healthy=pod.ready,
             workload_type=kind,
             locality=self._locality(pod.node),
-            services={**self.services.of(about.namespace, about.labels, pod.ports), **sliced},
+            services={**self.services.of(about.namespace, about.labels, pod.ports, is_pod=True), **sliced},
         )
 
     def _base(self, about: Meta, labels: Labels, workload_name: str) -> Workload:
@@ -181,7 +181,7 @@ class Slices:
         self._outside: list[tuple[EndpointSlice, SliceEndpoint, IPAddress, Served]] = []
         self._by_address = {address: pod for pod in inventory.pods if not pod.host_network for address in pod.ips}
         for offered in services.offered:
-            if not offered.selector and not offered.by_port_name:
+            if not offered.selector and not offered.from_entry:
                 for each in inventory.slices.get((offered.service.namespace, offered.service.name), ()):
                     self._take(each, offered)
 
