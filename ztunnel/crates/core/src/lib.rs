@@ -3,6 +3,8 @@
 //! Pure: no clock, environment, socket, thread or randomness; what a decision needs comes as an argument. Owns the
 //! tables, routing, authorisation and the HBONE codec; not the bytes of connections (`ztunnel-net`).
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod addr;
 pub mod authz;
 pub mod decide;
@@ -10,6 +12,9 @@ pub mod h2;
 pub mod hbone;
 pub mod ids;
 pub mod tables;
+
+#[cfg(test)]
+mod fixtures;
 
 /// The messages that cross door 4, as `ztunnel-gen` wrote them. Nothing outside `tables::decode*` reads them.
 #[allow(clippy::all, clippy::use_self, unreachable_pub, dead_code)]
