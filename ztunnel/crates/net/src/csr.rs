@@ -17,7 +17,9 @@ const URI: u8 = 0x86; // [6] of GeneralName, RFC 5280 §4.2.1.6
 // Whole encodings, tag and length included.
 const TRUE: &[u8] = &[0x01, 0x01, 0xff];
 const ECDSA_WITH_SHA256: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
-const EXTENSION_REQUEST: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x0e];
+const EXTENSION_REQUEST: &[u8] = &[
+    0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x0e,
+];
 const SUBJECT_ALT_NAME: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x11];
 
 /// A private key that never leaves this process; the type has no way to print it.
@@ -66,12 +68,20 @@ impl Key {
 
 fn request_info(public_key: &[u8], uri: &str) -> Vec<u8> {
     let names = join(SEQUENCE, &[&join(URI, &[uri.as_bytes()])]);
-    let extension = join(SEQUENCE, &[SUBJECT_ALT_NAME, TRUE, &join(OCTET_STRING, &[&names])]);
+    let extension = join(
+        SEQUENCE,
+        &[SUBJECT_ALT_NAME, TRUE, &join(OCTET_STRING, &[&names])],
+    );
     let extensions = join(SET, &[&join(SEQUENCE, &[&extension])]);
     let attribute = join(SEQUENCE, &[EXTENSION_REQUEST, &extensions]);
     join(
         SEQUENCE,
-        &[&join(INTEGER, &[&[0]]), &join(SEQUENCE, &[]), public_key, &join(ATTRIBUTES, &[&attribute])],
+        &[
+            &join(INTEGER, &[&[0]]),
+            &join(SEQUENCE, &[]),
+            public_key,
+            &join(ATTRIBUTES, &[&attribute]),
+        ],
     )
 }
 
@@ -107,10 +117,16 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
-        let word = group.iter().enumerate().fold(0u32, |word, (at, byte)| word | u32::from(*byte) << (16 - 8 * at));
+        let word = group.iter().enumerate().fold(0u32, |word, (at, byte)| {
+            word | u32::from(*byte) << (16 - 8 * at)
+        });
         for at in 0..4 {
             let digit = ALPHABET[(word >> (18 - 6 * at) & 63) as usize];
-            out.push(if at <= group.len() { char::from(digit) } else { '=' });
+            out.push(if at <= group.len() {
+                char::from(digit)
+            } else {
+                '='
+            });
         }
     }
     out
@@ -126,11 +142,16 @@ mod tests {
 
     fn parsed(check: impl FnOnce(&X509CertificationRequest<'_>)) {
         let key = Key::generate().expect("key");
-        let text = key.request(&SpiffeId::parse(ID).expect("id")).expect("request");
+        let text = key
+            .request(&SpiffeId::parse(ID).expect("id"))
+            .expect("request");
         let (_, pem) = x509_parser::pem::parse_x509_pem(text.as_bytes()).expect("PEM");
         let (rest, request) = X509CertificationRequest::from_der(&pem.contents).expect("DER");
         assert!(rest.is_empty());
-        assert_eq!(request.certification_request_info.subject_pki.raw, key.public_der().expect("public key"));
+        assert_eq!(
+            request.certification_request_info.subject_pki.raw,
+            key.public_der().expect("public key")
+        );
         check(&request);
     }
 
@@ -142,7 +163,11 @@ mod tests {
     #[test]
     fn the_one_extension_is_a_critical_name_with_the_one_uri() {
         parsed(|request| {
-            let attribute = request.certification_request_info.iter_attributes().next().expect("attribute");
+            let attribute = request
+                .certification_request_info
+                .iter_attributes()
+                .next()
+                .expect("attribute");
             let x509_parser::cri_attributes::ParsedCriAttribute::ExtensionRequest(asked) =
                 attribute.parsed_attribute()
             else {
@@ -150,7 +175,9 @@ mod tests {
             };
             assert_eq!(asked.extensions.len(), 1);
             assert!(asked.extensions[0].critical);
-            let ParsedExtension::SubjectAlternativeName(names) = asked.extensions[0].parsed_extension() else {
+            let ParsedExtension::SubjectAlternativeName(names) =
+                asked.extensions[0].parsed_extension()
+            else {
                 panic!("not a SAN")
             };
             assert_eq!(names.general_names, [GeneralName::URI(ID)]);
@@ -166,7 +193,13 @@ mod tests {
 
     #[test]
     fn base64_pads_like_the_rfc() {
-        for (plain, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+        for (plain, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foobar", "Zm9vYmFy"),
+        ] {
             assert_eq!(base64(plain.as_bytes()), text);
         }
     }

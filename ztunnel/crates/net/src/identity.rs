@@ -83,7 +83,10 @@ enum State {
 
 impl Entry {
     fn new() -> Self {
-        Self { pending: None, state: watch::Sender::new(State::Waiting) }
+        Self {
+            pending: None,
+            state: watch::Sender::new(State::Waiting),
+        }
     }
 
     fn valid(&self) -> Option<Arc<Credentials>> {
@@ -97,7 +100,10 @@ impl Entry {
 impl Identities {
     /// `ask` is called from any thread, at most once per waiting connection; it must not block.
     pub fn new(ask: Ask) -> Self {
-        Self { ask, known: Mutex::default() }
+        Self {
+            ask,
+            known: Mutex::default(),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<SpiffeId, Entry>> {
@@ -110,16 +116,28 @@ impl Identities {
         let key = Key::generate()?;
         let request = key.request(identity)?;
         let mut known = self.known();
-        known.entry(identity.clone()).or_insert_with(Entry::new).pending = Some(key);
+        known
+            .entry(identity.clone())
+            .or_insert_with(Entry::new)
+            .pending = Some(key);
         Ok(request)
     }
 
     /// Takes the CA's answer into use for new handshakes. `chain`: PEM of the leaf, the intermediates, last the roots
     /// (one string may hold several). Returns (not before, not after), Unix seconds. On error nothing changes.
-    pub fn install_chain(&self, identity: &SpiffeId, chain: &[String]) -> Result<(f64, f64), String> {
+    pub fn install_chain(
+        &self,
+        identity: &SpiffeId,
+        chain: &[String],
+    ) -> Result<(f64, f64), String> {
         let mut known = self.known();
-        let entry = known.get_mut(identity).ok_or_else(|| format!("no key was made for {identity}"))?;
-        let key = entry.pending.as_ref().ok_or_else(|| format!("no request is pending for {identity}"))?;
+        let entry = known
+            .get_mut(identity)
+            .ok_or_else(|| format!("no key was made for {identity}"))?;
+        let key = entry
+            .pending
+            .as_ref()
+            .ok_or_else(|| format!("no request is pending for {identity}"))?;
         let credentials = Arc::new(credentials(identity, key, chain)?);
         let validity = (credentials.not_before, credentials.not_after);
         entry.pending = None;
@@ -139,7 +157,9 @@ impl Identities {
     /// Drops key and chain; whoever waits fails.
     pub fn forget(&self, identity: &SpiffeId) {
         if let Some(entry) = self.known().remove(identity) {
-            entry.state.send_replace(State::Failed("the identity has left this node".to_owned()));
+            entry
+                .state
+                .send_replace(State::Failed("the identity has left this node".to_owned()));
         }
     }
 
@@ -170,18 +190,26 @@ impl Identities {
     }
 
     /// Otherwise: where the answer will appear, and whether nobody else waits for it.
-    fn valid_or_watch(&self, identity: &SpiffeId) -> Result<Arc<Credentials>, (watch::Receiver<State>, bool)> {
+    fn valid_or_watch(
+        &self,
+        identity: &SpiffeId,
+    ) -> Result<Arc<Credentials>, (watch::Receiver<State>, bool)> {
         let mut known = self.known();
         let entry = known.entry(identity.clone()).or_insert_with(Entry::new);
         let first = entry.state.receiver_count() == 0;
         // Subscribed under the lock: an answer that comes at once is not missed.
-        entry.valid().ok_or_else(|| (entry.state.subscribe(), first))
+        entry
+            .valid()
+            .ok_or_else(|| (entry.state.subscribe(), first))
     }
 
     /// Every identity and what there is for it; no private key is in it.
     pub fn dump(&self) -> Vec<CertificateInfo> {
         let known = self.known();
-        let mut rows: Vec<_> = known.iter().map(|(identity, entry)| row(identity, entry)).collect();
+        let mut rows: Vec<_> = known
+            .iter()
+            .map(|(identity, entry)| row(identity, entry))
+            .collect();
         rows.sort_by(|a, b| a.identity.cmp(&b.identity));
         rows
     }
@@ -216,12 +244,20 @@ fn credentials(identity: &SpiffeId, key: &Key, chain: &[String]) -> Result<Crede
     };
     let mut store = RootCertStore::empty();
     for root in roots {
-        store.add(root).map_err(|why| format!("a root of the chain cannot be used: {why}"))?;
+        store
+            .add(root)
+            .map_err(|why| format!("a root of the chain cannot be used: {why}"))?;
     }
     let (not_before, not_after) = validity;
     let trust_domain = identity.trust_domain();
     let configs = Configs::new(presented, key.private_der()?, Arc::new(store), trust_domain)?;
-    Ok(Credentials { id: identity.clone(), not_before, not_after, configs, info })
+    Ok(Credentials {
+        id: identity.clone(),
+        not_before,
+        not_after,
+        configs,
+        info,
+    })
 }
 
 type Certificates = Vec<CertificateDer<'static>>;
@@ -229,7 +265,10 @@ type Certificates = Vec<CertificateDer<'static>>;
 /// What we present (leaf, intermediates) and whom we believe (the roots: everything in the last PEM string).
 fn split_chain(chain: &[String]) -> Result<(Certificates, Certificates), String> {
     let [leaf, intermediates @ .., roots] = chain else {
-        return Err(format!("the chain has {} element(s); it needs a leaf and, last, the roots", chain.len()));
+        return Err(format!(
+            "the chain has {} element(s); it needs a leaf and, last, the roots",
+            chain.len()
+        ));
     };
     let mut presented = certificates(leaf)?;
     for text in intermediates {
@@ -251,25 +290,38 @@ fn certificates(pem: &str) -> Result<Certificates, String> {
 fn check_leaf(identity: &SpiffeId, key: &Key, leaf: &[u8]) -> Result<(f64, f64), String> {
     let found = leaf_identity(leaf)?;
     if found != *identity {
-        return Err(format!("the certificate is for {found}, expected {identity}"));
+        return Err(format!(
+            "the certificate is for {found}, expected {identity}"
+        ));
     }
     let parsed = parse(leaf)?;
     if parsed.public_key().raw != key.public_der()? {
-        return Err(format!("the certificate is not for the last key made for {identity}"));
+        return Err(format!(
+            "the certificate is not for the last key made for {identity}"
+        ));
     }
     let (not_before, not_after) = validity(&parsed);
     if until(not_after).is_zero() {
-        return Err(format!("the certificate expired at {}", parsed.validity().not_after));
+        return Err(format!(
+            "the certificate expired at {}",
+            parsed.validity().not_after
+        ));
     }
     if !until(not_before).is_zero() {
-        return Err(format!("the certificate is valid only from {}", parsed.validity().not_before));
+        return Err(format!(
+            "the certificate is valid only from {}",
+            parsed.validity().not_before
+        ));
     }
     Ok((not_before, not_after))
 }
 
 fn validity(certificate: &x509_parser::certificate::X509Certificate<'_>) -> (f64, f64) {
     let dates = certificate.validity();
-    (dates.not_before.timestamp() as f64, dates.not_after.timestamp() as f64)
+    (
+        dates.not_before.timestamp() as f64,
+        dates.not_after.timestamp() as f64,
+    )
 }
 
 /// How long until a certificate's last second, by the wall clock. Zero when it is over or unreadable.
@@ -279,7 +331,9 @@ pub(crate) fn remaining(certificate: &[u8]) -> Duration {
 
 /// Zero for what lies in the past.
 fn until(unix_seconds: f64) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Duration::try_from_secs_f64(unix_seconds - now.as_secs_f64()).unwrap_or_default()
 }
 
@@ -288,5 +342,10 @@ fn link(certificate: &CertificateDer<'static>) -> Result<ChainLink, String> {
     let (not_before, not_after) = validity(&parsed);
     let serial_number = parsed.serial.to_string();
     let pem = crate::csr::pem("CERTIFICATE", certificate);
-    Ok(ChainLink { pem, serial_number, not_before, not_after })
+    Ok(ChainLink {
+        pem,
+        serial_number,
+        not_before,
+        not_after,
+    })
 }

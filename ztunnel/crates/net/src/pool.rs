@@ -108,7 +108,7 @@ impl Clone for OpenError {
 /// Makes the socket of a new tunnel: in the pod's namespace, marked, bound, non-blocking, not connected.
 pub type Dialer<'a> = &'a dyn Fn() -> io::Result<socket2::Socket>;
 
-type Attempt = watch::Receiver<Option<Result<(), OpenError>>>;
+type Attempt = watch::Receiver<Option<Result<Rc<Tunnel>, OpenError>>>;
 
 #[derive(Default)]
 struct Slot {
@@ -157,59 +157,99 @@ impl Tunnels {
         for _ in 0..MAX_DIALS {
             let Checkout { tunnel, fresh } = self.checkout(&key, dialer).await?;
             let request = timeout(self.limits.answer, tunnel.request(authority, headers));
-            match request.await.map_err(|_| OpenError::Timeout("answer to CONNECT"))? {
+            match request
+                .await
+                .map_err(|_| OpenError::Timeout("answer to CONNECT"))?
+            {
                 Ok((stream, headers)) => {
                     let (peer, local) = (tunnel.peer.clone(), tunnel.local_addr);
-                    return Ok(Opened { stream, peer, local, headers });
+                    return Ok(Opened {
+                        stream,
+                        peer,
+                        local,
+                        headers,
+                    });
                 }
                 Err(RequestError::Full) => {}
                 Err(RequestError::Unanswered(_)) if may_retry && !fresh => may_retry = false,
-                Err(RequestError::Unanswered(why)) if !tunnel.is_introduced() => return Err(OpenError::Tls(why)),
+                Err(RequestError::Unanswered(why)) if !tunnel.is_introduced() => {
+                    return Err(OpenError::Tls(why));
+                }
                 Err(RequestError::Unanswered(why)) => return Err(OpenError::H2(why)),
                 Err(RequestError::Reset(code)) => {
-                    return Err(OpenError::H2(format!("the peer reset the stream (HTTP/2 code {code})")));
+                    return Err(OpenError::H2(format!(
+                        "the peer reset the stream (HTTP/2 code {code})"
+                    )));
                 }
                 Err(RequestError::Status(status)) => return Err(OpenError::Status(status)),
             }
         }
-        Err(OpenError::H2("the peer accepts tunnels but no streams in them".to_owned()))
+        Err(OpenError::H2(
+            "the peer accepts tunnels but no streams in them".to_owned(),
+        ))
     }
 
-    async fn checkout(self: &Rc<Self>, key: &Key, dialer: Dialer<'_>) -> Result<Checkout, OpenError> {
-        let mut fresh = false;
-        for _ in 0..MAX_DIALS {
-            if let Some(tunnel) = self.usable(key) {
-                return Ok(Checkout { tunnel, fresh });
-            }
-            let mut attempt = self.attempt(key, dialer)?;
-            fresh = true;
-            // An attempt that ended without a word was cut with its worker.
-            let outcome = attempt.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
-            outcome.ok().flatten().unwrap_or_else(|| Err(OpenError::H2("the worker ends".to_owned())))?;
+    async fn checkout(
+        self: &Rc<Self>,
+        key: &Key,
+        dialer: Dialer<'_>,
+    ) -> Result<Checkout, OpenError> {
+        if let Some(tunnel) = self.usable(key) {
+            return Ok(Checkout {
+                tunnel,
+                fresh: false,
+            });
         }
-        Err(OpenError::H2("the peer accepts tunnels but no streams in them".to_owned()))
+        let mut attempt = self.attempt(key, dialer)?;
+        let outcome = attempt
+            .wait_for(Option::is_some)
+            .await
+            .map(|outcome| outcome.clone());
+        let tunnel = outcome
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| Err(OpenError::H2("it was cut".to_owned())))?;
+        Ok(Checkout {
+            tunnel,
+            fresh: true,
+        })
     }
 
     fn usable(&self, key: &Key) -> Option<Rc<Tunnel>> {
         let mut pool = self.pool.borrow_mut();
         let slot = pool.get_mut(key)?;
         slot.tunnels.retain(|tunnel| !tunnel.is_over());
-        slot.tunnels.iter().find(|tunnel| tunnel.is_usable()).cloned()
+        slot.tunnels
+            .iter()
+            .find(|tunnel| tunnel.is_usable())
+            .cloned()
     }
 
     /// The attempt that is under way, or a new one. It does not end with the caller: others may wait for it too.
     fn attempt(self: &Rc<Self>, key: &Key, dialer: Dialer<'_>) -> Result<Attempt, OpenError> {
-        if let Some(under_way) = self.pool.borrow().get(key).and_then(|slot| slot.dialling.clone()) {
-            return Ok(under_way);
+        let under_way = self
+            .pool
+            .borrow()
+            .get(key)
+            .and_then(|slot| slot.dialling.clone());
+        if let Some(attempt) = under_way.filter(|attempt| attempt.has_changed().is_ok()) {
+            return Ok(attempt);
         }
         let socket = dialer().map_err(OpenError::Connect)?;
         let (outcome, attempt) = watch::channel(None);
-        self.pool.borrow_mut().entry(key.clone()).or_default().dialling = Some(attempt.clone());
+        self.pool
+            .borrow_mut()
+            .entry(key.clone())
+            .or_default()
+            .dialling = Some(attempt.clone());
         let (tunnels, key) = (self.clone(), key.clone());
         tokio::task::spawn_local(async move {
             let dialled = tunnels.dial(&key, socket).await;
-            let result = dialled.as_ref().map(|_| ()).map_err(OpenError::clone);
-            tunnels.settle(&key, dialled.as_ref().ok().map(|(tunnel, _)| tunnel));
+            let result = dialled
+                .as_ref()
+                .map(|(tunnel, _)| tunnel.clone())
+                .map_err(OpenError::clone);
+            tunnels.settle(&key, result.as_ref().ok());
             outcome.send_replace(Some(result));
             if let Ok((tunnel, early)) = dialled {
                 let idle = tunnels.limits.pool_idle;
@@ -240,16 +280,31 @@ impl Tunnels {
         }
     }
 
-    async fn dial(&self, key: &Key, socket: socket2::Socket) -> Result<(Rc<Tunnel>, Early), OpenError> {
-        let credentials = self.identities.ready(&key.from).await.map_err(OpenError::Identity)?;
+    async fn dial(
+        &self,
+        key: &Key,
+        socket: socket2::Socket,
+    ) -> Result<(Rc<Tunnel>, Early), OpenError> {
+        let credentials = self
+            .identities
+            .ready(&key.from)
+            .await
+            .map_err(OpenError::Identity)?;
         let connecting = TcpSocket::from_std_stream(socket.into()).connect(key.dial);
         let connected = timeout(self.limits.connect, connecting).await;
-        let mut tcp = connected.map_err(|_| OpenError::Timeout("TCP connection"))?.map_err(OpenError::Connect)?;
+        let mut tcp = connected
+            .map_err(|_| OpenError::Timeout("TCP connection"))?
+            .map_err(OpenError::Connect)?;
         tcp.set_nodelay(true).map_err(OpenError::Connect)?;
         let shaking = tls::connect(&mut tcp, credentials.configs.client_for(&key.want));
         let shaken = timeout(self.limits.handshake, shaking).await;
-        let secured = shaken.map_err(|_| OpenError::Timeout("TLS handshake"))?.map_err(OpenError::Tls)?;
-        let config = Config { max_streams: self.limits.streams_per_tunnel, ..Config::client() };
+        let secured = shaken
+            .map_err(|_| OpenError::Timeout("TLS handshake"))?
+            .map_err(OpenError::Tls)?;
+        let config = Config {
+            max_streams: self.limits.streams_per_tunnel,
+            ..Config::client()
+        };
         Tunnel::new(tcp, secured, config, credentials.remaining()).map_err(OpenError::Connect)
     }
 
@@ -263,15 +318,30 @@ impl Tunnels {
     ) -> Result<(), ServeError> {
         let (tunnel, early) = self.admit(tcp, me).await?;
         self.remember(&tunnel);
-        let served = drive(tunnel, early, Role::Server, self.limits.pool_idle, &*on_request).await;
+        let served = drive(
+            tunnel,
+            early,
+            Role::Server,
+            self.limits.pool_idle,
+            &*on_request,
+        )
+        .await;
         served.map_err(ServeError::Tunnel)
     }
 
-    async fn admit(&self, mut tcp: TcpStream, me: &SpiffeId) -> Result<(Rc<Tunnel>, Early), ServeError> {
+    async fn admit(
+        &self,
+        mut tcp: TcpStream,
+        me: &SpiffeId,
+    ) -> Result<(Rc<Tunnel>, Early), ServeError> {
         let broken = |why: io::Error| ServeError::Tunnel(format!("the connection broke: {why}"));
         let _pending = self.pending(tcp.local_addr().map_err(broken)?)?;
         tcp.set_nodelay(true).map_err(broken)?;
-        let credentials = self.identities.ready(me).await.map_err(ServeError::Identity)?;
+        let credentials = self
+            .identities
+            .ready(me)
+            .await
+            .map_err(ServeError::Identity)?;
         let shaking = tls::accept(&mut tcp, credentials.configs.server.clone());
         let shaken = timeout(self.limits.handshake, shaking).await;
         let secured = shaken.map_err(|_| ServeError::HandshakeTimeout(self.limits.handshake))?;
@@ -303,14 +373,20 @@ impl Tunnels {
         for slot in self.pool.borrow().values() {
             slot.tunnels.iter().for_each(|tunnel| tunnel.leave());
         }
-        self.served.borrow().iter().filter_map(std::rc::Weak::upgrade).for_each(|tunnel| tunnel.leave());
+        self.served
+            .borrow()
+            .iter()
+            .filter_map(std::rc::Weak::upgrade)
+            .for_each(|tunnel| tunnel.leave());
     }
 
     /// Cuts our tunnels to others where `which` says so (a pod has left, an identity was taken away).
     pub fn cut(&self, which: &dyn Fn(&Key) -> bool) {
         for (key, slot) in self.pool.borrow().iter() {
             if which(key) {
-                slot.tunnels.iter().for_each(|tunnel| tunnel.die("it was cut"));
+                slot.tunnels
+                    .iter()
+                    .for_each(|tunnel| tunnel.die("it was cut"));
             }
         }
     }

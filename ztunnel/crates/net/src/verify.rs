@@ -63,7 +63,10 @@ fn only_uri<'a>(leaf: &X509Certificate<'a>) -> Result<&'a str, String> {
         .map_err(|_| "the certificate's alternative names are malformed or occur twice".to_owned())?
         .ok_or("the certificate carries no SPIFFE ID: it has no alternative name")?;
     if leaf.subject().iter().next().is_none() && !names.critical {
-        return Err("the certificate has an empty subject but its alternative names are not critical".to_owned());
+        return Err(
+            "the certificate has an empty subject but its alternative names are not critical"
+                .to_owned(),
+        );
     }
     let uris: Vec<&str> = names
         .value
@@ -77,14 +80,17 @@ fn only_uri<'a>(leaf: &X509Certificate<'a>) -> Result<&'a str, String> {
     match uris[..] {
         [uri] => Ok(uri),
         [] => Err("the certificate carries no SPIFFE ID: it has no URI among its names".to_owned()),
-        _ => Err(format!("the certificate carries {} URI names where exactly one is allowed", uris.len())),
+        _ => Err(format!(
+            "the certificate carries {} URI names where exactly one is allowed",
+            uris.len()
+        )),
     }
 }
 
 fn check_basic_constraints(leaf: &X509Certificate<'_>) -> Result<(), String> {
-    let constraints = leaf
-        .basic_constraints()
-        .map_err(|_| "the certificate's basic constraints are malformed or occur twice".to_owned())?;
+    let constraints = leaf.basic_constraints().map_err(|_| {
+        "the certificate's basic constraints are malformed or occur twice".to_owned()
+    })?;
     match constraints {
         Some(found) if found.value.ca => Err("a CA certificate cannot be a workload's".to_owned()),
         _ => Ok(()),
@@ -109,9 +115,9 @@ fn check_key_usage(leaf: &X509Certificate<'_>) -> Result<(), String> {
 }
 
 fn check_extended_key_usage(leaf: &X509Certificate<'_>) -> Result<(), String> {
-    let usage = leaf
-        .extended_key_usage()
-        .map_err(|_| "the certificate's extended key usage is malformed or occurs twice".to_owned())?;
+    let usage = leaf.extended_key_usage().map_err(|_| {
+        "the certificate's extended key usage is malformed or occurs twice".to_owned()
+    })?;
     match usage {
         Some(found) if !(found.value.server_auth && found.value.client_auth) => {
             Err("the certificate's extended key usage lacks serverAuth or clientAuth".to_owned())
@@ -135,7 +141,10 @@ impl WantedServer {
             return Ok(());
         }
         let want: Vec<&str> = self.want.iter().map(SpiffeId::as_str).collect();
-        Err(format!("the peer is {found}, expected {}", want.join(" or ")))
+        Err(format!(
+            "the peer is {found}, expected {}",
+            want.join(" or ")
+        ))
     }
 }
 
@@ -150,7 +159,13 @@ impl ServerCertVerifier for WantedServer {
     ) -> Result<ServerCertVerified, Error> {
         let leaf = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&leaf, &self.roots, intermediates, now, algorithms)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &leaf,
+            &self.roots,
+            intermediates,
+            now,
+            algorithms,
+        )?;
         self.check_identity(end_entity).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -194,7 +209,10 @@ impl MeshClient {
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider)
             .build()
             .map_err(|why| format!("the roots cannot be used: {why}"))?;
-        Ok(Self { chain, trust_domain: trust_domain.to_owned() })
+        Ok(Self {
+            chain,
+            trust_domain: trust_domain.to_owned(),
+        })
     }
 
     fn check_identity(&self, leaf: &[u8]) -> Result<(), String> {
@@ -202,7 +220,10 @@ impl MeshClient {
         if found.trust_domain() == self.trust_domain {
             return Ok(());
         }
-        Err(format!("the peer is {found}, expected one of trust domain {}", self.trust_domain))
+        Err(format!(
+            "the peer is {found}, expected one of trust domain {}",
+            self.trust_domain
+        ))
     }
 }
 
@@ -218,7 +239,9 @@ impl ClientCertVerifier for MeshClient {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now)?;
         self.check_identity(end_entity).map_err(refuse)?;
         Ok(verified)
     }
@@ -238,7 +261,8 @@ impl ClientCertVerifier for MeshClient {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signature)
+        self.chain
+            .verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -72,7 +72,9 @@ impl HalfClosed {
                 return std::task::Poll::Ready(());
             }
             self.moved = moved;
-            timer.as_mut().reset(tokio::time::Instant::now() + HALF_CLOSED);
+            timer
+                .as_mut()
+                .reset(tokio::time::Instant::now() + HALF_CLOSED);
         }
         std::task::Poll::Pending
     }

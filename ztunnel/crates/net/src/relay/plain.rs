@@ -21,12 +21,22 @@ thread_local! {
 
 /// Carries bytes until both ends have ended; a half-closed connection goes on. Otherwise, and when the future is
 /// dropped, both ends get a RST. `counts.sent`: from `a` to `b`.
-pub async fn relay_plain(a: TcpStream, b: TcpStream, counts: &Rc<Bytes2>) -> Result<(), RelayError> {
+pub async fn relay_plain(
+    a: TcpStream,
+    b: TcpStream,
+    counts: &Rc<Bytes2>,
+) -> Result<(), RelayError> {
     for end in [&a, &b] {
         // Fails only on a socket that is already gone, which the first read will say.
         let _ = end.set_nodelay(true);
     }
-    let mut relay = Relay { a, b, there: Way::default(), back: Way::default(), complete: false };
+    let mut relay = Relay {
+        a,
+        b,
+        there: Way::default(),
+        back: Way::default(),
+        complete: false,
+    };
     let mut half_closed = HalfClosed::default();
     std::future::poll_fn(|cx| relay.poll(cx, counts, &mut half_closed)).await
 }
@@ -59,15 +69,21 @@ impl Relay {
         counts: &Bytes2,
         half_closed: &mut HalfClosed,
     ) -> Poll<Result<(), RelayError>> {
-        let there = self.there.poll(cx, &self.a, &self.b).map_err(|broken| match broken {
-            Broken::Reader(why) => RelayError::App(why),
-            Broken::Writer(why) => RelayError::Peer(why),
-        })?;
+        let there = self
+            .there
+            .poll(cx, &self.a, &self.b)
+            .map_err(|broken| match broken {
+                Broken::Reader(why) => RelayError::App(why),
+                Broken::Writer(why) => RelayError::Peer(why),
+            })?;
         counts.sent.set(counts.sent.get() + there);
-        let back = self.back.poll(cx, &self.b, &self.a).map_err(|broken| match broken {
-            Broken::Reader(why) => RelayError::Peer(why),
-            Broken::Writer(why) => RelayError::App(why),
-        })?;
+        let back = self
+            .back
+            .poll(cx, &self.b, &self.a)
+            .map_err(|broken| match broken {
+                Broken::Reader(why) => RelayError::Peer(why),
+                Broken::Writer(why) => RelayError::App(why),
+            })?;
         counts.received.set(counts.received.get() + back);
         if self.there.ended && self.back.ended {
             self.complete = true;
@@ -91,7 +107,12 @@ impl Drop for Relay {
 
 impl Way {
     /// Moves at most one helping; returns how much was written. The task is woken when there is more to do.
-    fn poll(&mut self, cx: &mut Context<'_>, from: &TcpStream, to: &TcpStream) -> Result<u64, Broken> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+    ) -> Result<u64, Broken> {
         let mut written = 0;
         while !self.ended {
             if !self.kept.is_empty() {
@@ -149,7 +170,14 @@ impl Way {
 
 fn or_nothing(result: io::Result<usize>) -> io::Result<usize> {
     match result {
-        Err(why) if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+        Err(why)
+            if matches!(
+                why.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ) =>
+        {
+            Ok(0)
+        }
         other => other,
     }
 }

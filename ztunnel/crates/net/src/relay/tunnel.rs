@@ -15,7 +15,11 @@ use crate::tunnel::{Failure, Stream};
 /// dropped, the application gets a RST and the stream a RST_STREAM. `counts.sent`: from the application.
 ///
 /// `counts` is shared because the tunnel itself writes to the application's socket.
-pub async fn relay_tunnel(app: TcpStream, tunnel: Stream, counts: &Rc<Bytes2>) -> Result<(), RelayError> {
+pub async fn relay_tunnel(
+    app: TcpStream,
+    tunnel: Stream,
+    counts: &Rc<Bytes2>,
+) -> Result<(), RelayError> {
     // Fails only on a socket that is already gone, which the first read will say.
     let _ = app.set_nodelay(true);
     let app = Rc::new(app);
@@ -71,7 +75,9 @@ impl Relay {
             return Ok(drained);
         }
         self.to_peer(cx)?;
-        if self.app_ended != self.peer_ended && self.half_closed.poll(cx, self.counts.total()).is_ready() {
+        if self.app_ended != self.peer_ended
+            && self.half_closed.poll(cx, self.counts.total()).is_ready()
+        {
             return Err(RelayError::HalfClosedIdle);
         }
         Ok(self.app_ended && self.peer_ended)
@@ -82,7 +88,12 @@ impl Relay {
         if let Some(why) = self.tunnel.app_failure() {
             return Err(RelayError::App(why.into()));
         }
-        if self.tunnel.poll_drain(cx, &self.app).map_err(RelayError::App)?.is_pending() {
+        if self
+            .tunnel
+            .poll_drain(cx, &self.app)
+            .map_err(RelayError::App)?
+            .is_pending()
+        {
             return Ok(false);
         }
         if self.tunnel.remote_ended() && !self.peer_ended {

@@ -34,7 +34,10 @@ pub(crate) struct Secured {
 }
 
 /// The server's part. Errors are sentences.
-pub(crate) async fn accept(tcp: &mut TcpStream, config: Arc<ServerConfig>) -> Result<Secured, String> {
+pub(crate) async fn accept(
+    tcp: &mut TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<Secured, String> {
     let side = UnbufferedServerConnection::new(config).map_err(|why| explain(&why))?;
     let shaken = shake(tcp, side).await;
     if shaken.is_err() {
@@ -53,7 +56,10 @@ async fn part(tcp: &mut TcpStream) {
 }
 
 /// The client's part. Errors are sentences.
-pub(crate) async fn connect(tcp: &mut TcpStream, config: Arc<ClientConfig>) -> Result<Secured, String> {
+pub(crate) async fn connect(
+    tcp: &mut TcpStream,
+    config: Arc<ClientConfig>,
+) -> Result<Secured, String> {
     // Never sent (no SNI) and never compared: the verifier looks at the SPIFFE ID.
     let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0])));
     let side = UnbufferedClientConnection::new(config, name).map_err(|why| explain(&why))?;
@@ -113,7 +119,9 @@ async fn shake<S: Side>(tcp: &mut TcpStream, mut side: S) -> Result<Secured, Str
             let _ = tcp.write_all(&buffers.output).await;
             return Err(explain(why));
         }
-        tcp.write_all(&buffers.output).await.map_err(|why| why.to_string())?;
+        tcp.write_all(&buffers.output)
+            .await
+            .map_err(|why| why.to_string())?;
         buffers.output.clear();
         if matches!(step, Ok(true)) {
             return finish(side, buffers);
@@ -148,7 +156,11 @@ fn advance<S: Side>(side: &mut S, buffers: &mut Buffers) -> Result<bool, Error> 
                 }
             }
             ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => blocked = true,
-            _ => return Err(Error::General("the peer closed the connection during the handshake".into())),
+            _ => {
+                return Err(Error::General(
+                    "the peer closed the connection during the handshake".into(),
+                ));
+            }
         }
         buffers.input.drain(..discard);
         // One record too many may have been opened; every later one is ours, so stop at the first chance.
@@ -166,7 +178,9 @@ fn encode<Data>(mut chunk: EncodeTlsData<'_, Data>, output: &mut Vec<u8>) -> Res
         Ok(_) => return Ok(()),
     };
     output.resize(at + needed, 0);
-    chunk.encode(&mut output[at..]).map_err(|why| Error::General(why.to_string()))?;
+    chunk
+        .encode(&mut output[at..])
+        .map_err(|why| Error::General(why.to_string()))?;
     Ok(())
 }
 

@@ -19,7 +19,9 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig, version::TLS13};
 use ztunnel_core::ids::SpiffeId;
 
 pub(crate) use handshake::{Secured, accept, connect};
-pub(crate) use record::{Content, MAX_PLAINTEXT, Opener, RECORD_HEADER, RECORD_TRAILER, Rekey, Sealer};
+pub(crate) use record::{
+    Content, MAX_PLAINTEXT, Opener, RECORD_HEADER, RECORD_TRAILER, Rekey, Sealer,
+};
 
 use crate::verify::{MeshClient, WantedServer};
 
@@ -33,7 +35,10 @@ pub(crate) fn crypto() -> &'static Arc<CryptoProvider> {
             provider::cipher_suite::TLS13_AES_128_GCM_SHA256,
             provider::cipher_suite::TLS13_AES_256_GCM_SHA384,
         ];
-        Arc::new(CryptoProvider { cipher_suites, ..provider::default_provider() })
+        Arc::new(CryptoProvider {
+            cipher_suites,
+            ..provider::default_provider()
+        })
     })
 }
 
@@ -67,7 +72,9 @@ impl Configs {
     /// Cheap: everything but the verifier is shared.
     pub(crate) fn client_for(&self, want: &[SpiffeId]) -> Arc<ClientConfig> {
         let mut config = self.client.clone();
-        config.dangerous().set_certificate_verifier(wanted(&self.roots, want));
+        config
+            .dangerous()
+            .set_certificate_verifier(wanted(&self.roots, want));
         Arc::new(config)
     }
 }
@@ -90,7 +97,9 @@ fn server_config(
         .with_protocol_versions(&[&TLS13])
         .map_err(|why| why.to_string())?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified.clone())));
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
+            certified.clone(),
+        )));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_secret_extraction = true; // the record layer is ours
     config.send_tls13_tickets = 0; // a ticket would outlive the identity's revocation
@@ -98,13 +107,18 @@ fn server_config(
     Ok(config)
 }
 
-fn client_config(certified: &Arc<CertifiedKey>, roots: &Arc<RootCertStore>) -> Result<ClientConfig, String> {
+fn client_config(
+    certified: &Arc<CertifiedKey>,
+    roots: &Arc<RootCertStore>,
+) -> Result<ClientConfig, String> {
     let mut config = ClientConfig::builder_with_provider(crypto().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|why| why.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(wanted(roots, &[]))
-        .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified.clone())));
+        .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
+            certified.clone(),
+        )));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_sni = false;
     config.enable_secret_extraction = true;

@@ -56,16 +56,27 @@ impl Keyed {
             ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
             _ => return Err("a cipher suite was negotiated that nobody offered".to_owned()),
         };
-        let iv = iv.as_ref().try_into().map_err(|_| "an IV of a strange length".to_owned())?;
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| "a key of a strange length".to_owned())?;
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
+        let iv = iv
+            .as_ref()
+            .try_into()
+            .map_err(|_| "an IV of a strange length".to_owned())?;
+        let key = UnboundKey::new(algorithm, key.as_ref())
+            .map_err(|_| "a key of a strange length".to_owned())?;
+        Ok(Self {
+            key: LessSafeKey::new(key),
+            iv,
+            sequence,
+        })
     }
 
     /// Never the same twice: the sequence only counts up and ends with the key long before it could wrap.
     fn nonce(&mut self) -> Nonce {
         let mut nonce = self.iv;
         let counter = self.sequence.to_be_bytes();
-        nonce[4..].iter_mut().zip(counter).for_each(|(byte, count)| *byte ^= count);
+        nonce[4..]
+            .iter_mut()
+            .zip(counter)
+            .for_each(|(byte, count)| *byte ^= count);
         self.sequence += 1;
         Nonce::assume_unique_for_key(nonce)
     }
@@ -123,7 +134,9 @@ impl Opener {
         };
         let body = usize::from(u16::from_be_bytes([high, low]));
         if kind != Content::Data as u8 || !(RECORD_TRAILER..=MAX_CIPHERTEXT).contains(&body) {
-            return Err(format!("a record of type {kind} and length {body} has no place in TLS 1.3"));
+            return Err(format!(
+                "a record of type {kind} and length {body} has no place in TLS 1.3"
+            ));
         }
         Ok((input.len() >= RECORD_HEADER + body).then_some(RECORD_HEADER + body))
     }
@@ -138,7 +151,10 @@ impl Opener {
             .open_in_place(nonce, Aad::from(&*header), body)
             .map_err(|_| "a record does not open: it was altered or is out of order".to_owned())?;
         // Padding is zeros behind the content type, RFC 8446 §5.4.
-        let end = plain.iter().rposition(|byte| *byte != 0).ok_or("a record without a content type")?;
+        let end = plain
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .ok_or("a record without a content type")?;
         let content = match plain[end] {
             21 => Content::Alert,
             22 => Content::Handshake,

@@ -100,7 +100,10 @@ impl Driver<'_> {
         while self.timer.as_mut().poll(cx).is_ready() {
             self.on_timer()?;
         }
-        Ok(sent && self.tunnel.leaving.get() && self.tunnel.streams.borrow().is_empty() && !self.tunnel.dirty.get())
+        Ok(sent
+            && self.tunnel.leaving.get()
+            && self.tunnel.streams.borrow().is_empty()
+            && !self.tunnel.dirty.get())
     }
 
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), Over> {
@@ -131,7 +134,9 @@ impl Driver<'_> {
             }
             match tunnel.tcp.poll_write_ready(cx) {
                 Poll::Pending => return Ok(false),
-                Poll::Ready(ready) => ready.map_err(|why| Over::Broken(format!("the connection broke: {why}")))?,
+                Poll::Ready(ready) => {
+                    ready.map_err(|why| Over::Broken(format!("the connection broke: {why}")))?
+                }
             }
         }
     }
@@ -146,7 +151,9 @@ impl Driver<'_> {
         let heard = self.tunnel.heard.take();
         match (heard, self.watch) {
             (_, Watch::Preface) if !self.tunnel.settings_seen.get() => {
-                return Err(Over::Broken(format!("no HTTP/2 preface within {PREFACE:?}")));
+                return Err(Over::Broken(format!(
+                    "no HTTP/2 preface within {PREFACE:?}"
+                )));
             }
             (true, _) | (_, Watch::Preface) => self.watch(Watch::Busy, TICK),
             (false, Watch::Busy) => self.watch(Watch::Silent, SILENCE),
@@ -156,7 +163,9 @@ impl Driver<'_> {
                 self.watch(Watch::Pinged, PING_ANSWER);
             }
             (false, Watch::Pinged) => {
-                return Err(Over::Broken(format!("the peer answered no PING within {PING_ANSWER:?}")));
+                return Err(Over::Broken(format!(
+                    "the peer answered no PING within {PING_ANSWER:?}"
+                )));
             }
         }
         self.retire();
@@ -168,7 +177,9 @@ impl Driver<'_> {
         let now = Instant::now();
         if !self.tunnel.streams.borrow().is_empty() {
             self.idle_since = None;
-        } else if self.role == Role::Client && now - *self.idle_since.get_or_insert(now) >= self.pool_idle {
+        } else if self.role == Role::Client
+            && now - *self.idle_since.get_or_insert(now) >= self.pool_idle
+        {
             self.tunnel.leave();
         }
         if now >= self.tunnel.expires {
@@ -180,7 +191,11 @@ impl Driver<'_> {
     fn end(&self, over: Option<Over>, cut: &Cut) -> Result<(), String> {
         let tunnel = &cut.0;
         let orderly = tunnel.streams.borrow().is_empty();
-        let parting = tunnel.state.borrow_mut().outbox.push_message(Content::Alert, &CLOSE_NOTIFY);
+        let parting = tunnel
+            .state
+            .borrow_mut()
+            .outbox
+            .push_message(Content::Alert, &CLOSE_NOTIFY);
         let _ = parting.map(|()| tunnel.flush_once().is_ok());
         match over {
             Some(Over::Broken(why)) => {
@@ -213,7 +228,9 @@ impl Tunnel {
 
     /// Whoever waits for room in the outbox tries again, in the order of their coming.
     fn unpark(&self) {
-        if self.parked.borrow().is_empty() || self.state.borrow().outbox.unsent() >= OUTBOX_LIMIT / 2 {
+        if self.parked.borrow().is_empty()
+            || self.state.borrow().outbox.unsent() >= OUTBOX_LIMIT / 2
+        {
             return;
         }
         for stream in self.parked.borrow_mut().drain(..) {

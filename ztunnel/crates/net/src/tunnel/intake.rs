@@ -47,8 +47,17 @@ struct Batch {
 }
 
 enum Head {
-    Request { id: StreamId, head: RequestHead, end: bool },
-    Response { id: StreamId, status: u16, headers: Headers, end: bool },
+    Request {
+        id: StreamId,
+        head: RequestHead,
+        end: bool,
+    },
+    Response {
+        id: StreamId,
+        status: u16,
+        headers: Headers,
+        end: bool,
+    },
 }
 
 enum After {
@@ -56,20 +65,36 @@ enum After {
     Reset(StreamId, u32),
     SendReady(StreamId),
     GoAway,
-    Changed,
 }
 
 impl Batch {
     /// `base`, `input`: the plaintext that `event` lies in, and its place in the scratch bytes.
-    fn note(&mut self, event: Event<'_>, input: &[u8], base: usize, settings: &std::cell::Cell<bool>) {
+    fn note(
+        &mut self,
+        event: Event<'_>,
+        input: &[u8],
+        base: usize,
+        settings: &std::cell::Cell<bool>,
+    ) {
         match event {
             Event::Request { id, head, end } => self.heads.push(Head::Request { id, head, end }),
-            Event::Response { id, status, headers, end } => {
-                self.heads.push(Head::Response { id, status, headers, end });
+            Event::Response {
+                id,
+                status,
+                headers,
+                end,
+            } => {
+                self.heads.push(Head::Response {
+                    id,
+                    status,
+                    headers,
+                    end,
+                });
             }
             Event::Data { id, payload, end } => {
-                let at = base + (payload.as_ptr() as usize - input.as_ptr() as usize);
                 if !payload.is_empty() {
+                    // The engine lends payload out of its input, so its place there is its place in the scratch.
+                    let at = base + (payload.as_ptr() as usize - input.as_ptr() as usize);
                     self.payload.push((id, at..at + payload.len()));
                 }
                 if end {
@@ -80,12 +105,9 @@ impl Batch {
             Event::Reset { id, code } => self.after.push(After::Reset(id, code)),
             Event::SendReady { id } => self.after.push(After::SendReady(id)),
             Event::GoAway { .. } => self.after.push(After::GoAway),
-            Event::Opened => self.after.push(After::Changed),
-            Event::Settings => {
-                settings.set(true);
-                self.after.push(After::Changed);
-            }
-            Event::Pong(_) => {}
+            Event::Settings => settings.set(true),
+            // Whoever found the tunnel full has dialled another one; any byte is sign enough of life.
+            Event::Opened | Event::Pong(_) => {}
         }
     }
 }
@@ -111,10 +133,19 @@ impl From<String> for Over {
 
 impl Tunnel {
     /// What came with the handshake, before the first read.
-    pub(super) fn take_early(self: &Rc<Self>, early: Early, on_request: &dyn Fn(Incoming)) -> Result<(), Over> {
+    pub(super) fn take_early(
+        self: &Rc<Self>,
+        early: Early,
+        on_request: &dyn Fn(Incoming),
+    ) -> Result<(), Over> {
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { bytes, batch } = scratch;
-            bytes.resize((READ + TAIL).max(early.plaintext.len()).max(early.ciphertext.len()), 0);
+            bytes.resize(
+                (READ + TAIL)
+                    .max(early.plaintext.len())
+                    .max(early.ciphertext.len()),
+                0,
+            );
             bytes[..early.plaintext.len()].copy_from_slice(&early.plaintext);
             let taken = self.receive(&bytes[..early.plaintext.len()], 0, batch);
             self.hand_out(bytes, batch, on_request);
@@ -142,7 +173,11 @@ impl Tunnel {
             };
             self.heard.set(true);
             self.work_off(bytes, kept + read, batch, on_request)?;
-            Ok(if read == READ { Taken::More } else { Taken::All })
+            Ok(if read == READ {
+                Taken::More
+            } else {
+                Taken::All
+            })
         })
     }
 
@@ -181,7 +216,11 @@ impl Tunnel {
     fn open_records(&self, bytes: &mut [u8], batch: &mut Batch) -> Result<usize, Over> {
         let mut at = 0;
         while let Some(len) = Opener::record_length(&bytes[at..])? {
-            let (content, size) = self.state.borrow_mut().opener.open(&mut bytes[at..at + len])?;
+            let (content, size) = self
+                .state
+                .borrow_mut()
+                .opener
+                .open(&mut bytes[at..at + len])?;
             let base = at + RECORD_HEADER;
             let plain = &bytes[base..base + size];
             match content {
@@ -198,7 +237,9 @@ impl Tunnel {
         let mut state = self.state.borrow_mut();
         state.records_since_update = state.records_since_update.saturating_add(1);
         let seen = &self.settings_seen;
-        let received = state.h2.receive(plain, &mut |event| batch.note(event, plain, base, seen));
+        let received = state
+            .h2
+            .receive(plain, &mut |event| batch.note(event, plain, base, seen));
         if !state.h2.output().is_empty() {
             self.dirty.set(true);
         }
@@ -228,7 +269,12 @@ impl Tunnel {
                     stream,
                 });
             }
-            Head::Response { id, status, headers, end } => {
+            Head::Response {
+                id,
+                status,
+                headers,
+                end,
+            } => {
                 if let Some(stream) = self.streams.borrow().get(&id) {
                     stream.remote_end.set(end);
                     *stream.response.borrow_mut() = Some((status, headers));
@@ -275,11 +321,7 @@ impl Tunnel {
                     stream.waker.wake();
                 }
             }
-            After::GoAway => {
-                self.leaving.set(true);
-                self.changed.notify_waiters();
-            }
-            After::Changed => self.changed.notify_waiters(),
+            After::GoAway => self.leaving.set(true),
         }
     }
 }
@@ -315,12 +357,17 @@ impl State {
             return Err("the peer changes its key over and over".to_owned());
         }
         self.opener = self.rekey.next_opener()?;
-        if wants_ours == 1 { self.change_own_key() } else { Ok(()) }
+        if wants_ours == 1 {
+            self.change_own_key()
+        } else {
+            Ok(())
+        }
     }
 
     /// Announces a new key of ours and takes it into use.
     pub(super) fn change_own_key(&mut self) -> Result<(), String> {
-        self.outbox.push_message(Content::Handshake, &[KEY_UPDATE, 0, 0, 1, 0])?;
+        self.outbox
+            .push_message(Content::Handshake, &[KEY_UPDATE, 0, 0, 1, 0])?;
         let next = self.rekey.next_sealer()?;
         self.outbox.change_key(next)
     }

@@ -19,18 +19,17 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use ztunnel_core::h2::{self, Headers, OpenRefused, StreamId};
 use ztunnel_core::ids::SpiffeId;
 
 use crate::identity;
 use crate::tls::{Opener, Rekey, Secured};
-use outbox::Outbox;
 pub(crate) use driver::drive;
+use outbox::Outbox;
 pub(crate) use stream::Failure;
-use stream::{StreamState, WakerSlot};
 pub use stream::{Incoming, Stream};
+use stream::{StreamState, WakerSlot};
 
 /// Unsent bytes of one tunnel above which applications are not read: what a stalled peer can make us hold.
 const OUTBOX_LIMIT: usize = 1 << 20;
@@ -88,8 +87,6 @@ pub(crate) struct Tunnel {
     /// Either side said GOAWAY.
     leaving: Cell<bool>,
     dead: RefCell<Option<Rc<str>>>,
-    /// The number of usable streams may have grown, or the tunnel is gone.
-    pub(crate) changed: Notify,
 }
 
 struct State {
@@ -153,9 +150,14 @@ impl Tunnel {
             settings_seen: Cell::new(false),
             leaving: Cell::new(false),
             dead: RefCell::default(),
-            changed: Notify::new(),
         };
-        Ok((Rc::new(tunnel), Early { plaintext: secured.plaintext, ciphertext: secured.ciphertext }))
+        Ok((
+            Rc::new(tunnel),
+            Early {
+                plaintext: secured.plaintext,
+                ciphertext: secured.ciphertext,
+            },
+        ))
     }
 
     /// May a new stream be opened here?
@@ -179,6 +181,9 @@ impl Tunnel {
         authority: &str,
         headers: &[(&str, &str)],
     ) -> Result<(Stream, Headers), RequestError> {
+        if let Some(why) = &*self.dead.borrow() {
+            return Err(RequestError::Unanswered(why.to_string()));
+        }
         let opened = self.state.borrow_mut().h2.open(authority, headers);
         let id = opened.map_err(|why| match why {
             OpenRefused::TooManyStreams => RequestError::Full,
@@ -195,7 +200,10 @@ impl Tunnel {
     fn admit(self: &Rc<Self>, id: StreamId) -> Stream {
         let state = StreamState::new(id);
         self.streams.borrow_mut().insert(id, state.clone());
-        Stream { tunnel: self.clone(), state }
+        Stream {
+            tunnel: self.clone(),
+            state,
+        }
     }
 
     fn poll_forward(
@@ -231,7 +239,11 @@ impl Tunnel {
             }
             return None;
         }
-        let fair = if state.h2.open_streams() > 1 { SHARED_READ } else { LONE_READ };
+        let fair = if state.h2.open_streams() > 1 {
+            SHARED_READ
+        } else {
+            LONE_READ
+        };
         Some(room.min(fair).min(stream.appetite.get()))
     }
 
@@ -240,17 +252,32 @@ impl Tunnel {
         let mut state = self.state.borrow_mut();
         let State { h2, outbox, .. } = &mut *state;
         let room = h2.send_room(stream.id);
-        let fair = if h2.open_streams() > 1 { SHARED_READ } else { LONE_READ };
+        let fair = if h2.open_streams() > 1 {
+            SHARED_READ
+        } else {
+            LONE_READ
+        };
         let limit = room.min(fair).min(stream.appetite.get());
         outbox.push(h2.output()).map_err(io::Error::other)?;
         h2.output().clear();
         let max_frame = h2.max_frame_send();
         let header = |len| h2.data(stream.id, len, false);
-        let read = outbox.read_from(limit, max_frame, |slices| read_once(app, slices, limit), header)?;
+        let read = outbox.read_from(
+            limit,
+            max_frame,
+            |slices| read_once(app, slices, limit),
+            header,
+        )?;
         if read == 0 {
-            outbox.push(&h2.data(stream.id, 0, true)).map_err(io::Error::other)?;
+            outbox
+                .push(&h2.data(stream.id, 0, true))
+                .map_err(io::Error::other)?;
         }
-        let next = if read == limit { limit * 4 } else { read.max(SMALL_READ) };
+        let next = if read == limit {
+            limit * 4
+        } else {
+            read.max(SMALL_READ)
+        };
         stream.appetite.set(next.clamp(SMALL_READ, LONE_READ));
         drop(state);
         self.touch();
@@ -285,7 +312,6 @@ impl Tunnel {
         if !self.state.borrow().h2.is_finished(id) {
             self.reset(id, code);
         }
-        self.changed.notify_waiters();
         if self.leaving.get() {
             self.driver.wake();
         }
@@ -295,7 +321,6 @@ impl Tunnel {
     pub(crate) fn leave(&self) {
         if !self.leaving.replace(true) {
             self.state.borrow_mut().h2.go_away(h2::code::NO_ERROR);
-            self.changed.notify_waiters();
             self.touch();
         }
     }
@@ -308,11 +333,12 @@ impl Tunnel {
         let why: Rc<str> = why.into();
         *self.dead.borrow_mut() = Some(why.clone());
         let streams: Vec<_> = self.streams.borrow_mut().drain().collect();
-        streams.iter().for_each(|(_, stream)| stream.fail(Failure::Tunnel(why.clone())));
+        streams
+            .iter()
+            .for_each(|(_, stream)| stream.fail(Failure::Tunnel(why.clone())));
         self.parked.borrow_mut().clear();
         // Streams keep the socket alive until their relays have noticed; the peer should not have to wait for that.
         let _ = SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Both);
-        self.changed.notify_waiters();
         self.driver.wake();
     }
 
@@ -332,7 +358,11 @@ pub(crate) struct Early {
 
 /// Reads what is there. A read that was not filled has emptied the socket, so its readiness is cleared at once: that
 /// saves the read that would only say so (tokio's own `poll_read` does the same).
-fn read_once(tcp: &TcpStream, slices: &mut [io::IoSliceMut<'_>], limit: usize) -> io::Result<usize> {
+fn read_once(
+    tcp: &TcpStream,
+    slices: &mut [io::IoSliceMut<'_>],
+    limit: usize,
+) -> io::Result<usize> {
     let mut result = Ok(0);
     let emptied = tcp.try_io(Interest::READABLE, || {
         result = io::Read::read_vectored(&mut &*SockRef::from(tcp), slices);

@@ -43,7 +43,13 @@ struct Piece {
 
 impl Outbox {
     pub(super) fn new(sealer: Sealer) -> Self {
-        Self { buffer: Vec::new(), start: 0, open: 0, end: 0, sealer }
+        Self {
+            buffer: Vec::new(),
+            start: 0,
+            open: 0,
+            end: 0,
+            sealer,
+        }
     }
 
     /// Bytes that wait, give or take one record's overhead.
@@ -95,12 +101,14 @@ impl Outbox {
         header: impl FnMut(usize) -> [u8; FRAME_HEADER],
     ) -> io::Result<usize> {
         self.begin();
-        let overhead = (limit / MAX_PLAINTEXT + 3) * (RECORD_HEADER + RECORD_TRAILER + FRAME_HEADER)
+        let overhead = (limit / MAX_PLAINTEXT + 3)
+            * (RECORD_HEADER + RECORD_TRAILER + FRAME_HEADER)
             + (limit / max_frame + 1) * 2 * FRAME_HEADER;
         self.ensure(self.end + limit + overhead);
         let (pieces, count) = self.lay_out(limit, max_frame);
         let read = scattered(&mut self.buffer, &pieces[..count], read)?;
-        self.commit(&pieces[..count], read, header).map_err(io::Error::other)?;
+        self.commit(&pieces[..count], read, header)
+            .map_err(io::Error::other)?;
         Ok(read)
     }
 
@@ -123,7 +131,8 @@ impl Outbox {
             }
             piece.at = cursor;
             piece.len = frame_left.min(record + RECORD_HEADER + MAX_PLAINTEXT - cursor);
-            (cursor, frame_left, left) = (cursor + piece.len, frame_left - piece.len, left - piece.len);
+            (cursor, frame_left, left) =
+                (cursor + piece.len, frame_left - piece.len, left - piece.len);
             pieces[count] = piece;
             count += 1;
         }
@@ -155,7 +164,10 @@ impl Outbox {
     }
 
     /// Seals what is open and hands everything to `write` until it would block. True: nothing waits any more.
-    pub(super) fn flush(&mut self, mut write: impl FnMut(&[u8]) -> io::Result<usize>) -> io::Result<bool> {
+    pub(super) fn flush(
+        &mut self,
+        mut write: impl FnMut(&[u8]) -> io::Result<usize>,
+    ) -> io::Result<bool> {
         self.seal_open(Content::Data).map_err(io::Error::other)?;
         while self.start < self.open {
             match write(&self.buffer[self.start..self.open]) {
@@ -173,7 +185,8 @@ impl Outbox {
 
     /// Content bytes that still fit into the open record.
     fn room(&self) -> usize {
-        (self.open + RECORD_HEADER + MAX_PLAINTEXT).saturating_sub(self.end.max(self.open + RECORD_HEADER))
+        (self.open + RECORD_HEADER + MAX_PLAINTEXT)
+            .saturating_sub(self.end.max(self.open + RECORD_HEADER))
     }
 
     fn begin(&mut self) {
@@ -187,7 +200,8 @@ impl Outbox {
         }
         self.ensure(self.end + RECORD_TRAILER);
         let stop = self.end + RECORD_TRAILER;
-        self.sealer.seal(&mut self.buffer[self.open..stop], content)?;
+        self.sealer
+            .seal(&mut self.buffer[self.open..stop], content)?;
         (self.open, self.end) = (stop, stop);
         Ok(())
     }
@@ -201,10 +215,13 @@ impl Outbox {
             self.buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
         }
         let stop = stop - self.start;
-        self.buffer.copy_within(self.start..self.end, 0);
-        (self.open, self.end, self.start) = (self.open - self.start, self.end - self.start, 0);
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.open, self.end, self.start) = (self.open - self.start, self.end - self.start, 0);
+        }
         if stop > self.buffer.len() {
-            self.buffer.resize(stop.next_power_of_two().max(SMALLEST_BUFFER), 0);
+            self.buffer
+                .resize(stop.next_power_of_two().max(SMALLEST_BUFFER), 0);
         }
     }
 }
@@ -233,7 +250,8 @@ fn scattered(
     pieces: &[Piece],
     read: impl FnOnce(&mut [IoSliceMut<'_>]) -> io::Result<usize>,
 ) -> io::Result<usize> {
-    let mut slices: [IoSliceMut<'_>; MAX_PIECES] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+    let mut slices: [IoSliceMut<'_>; MAX_PIECES] =
+        std::array::from_fn(|_| IoSliceMut::new(&mut []));
     let (mut rest, mut passed) = (buffer, 0);
     for (slice, piece) in slices.iter_mut().zip(pieces) {
         let (here, behind) = rest.split_at_mut(piece.at + piece.len - passed);

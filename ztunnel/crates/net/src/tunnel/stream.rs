@@ -116,7 +116,10 @@ impl StreamState {
         let mut total = 0;
         for group in ranges.chunks(GATHER) {
             let mut slices = [IoSlice::new(&[]); GATHER];
-            slices.iter_mut().zip(group).for_each(|(slice, (_, range))| *slice = IoSlice::new(&bytes[range.clone()]));
+            slices
+                .iter_mut()
+                .zip(group)
+                .for_each(|(slice, (_, range))| *slice = IoSlice::new(&bytes[range.clone()]));
             let written = self.write(tcp, &slices[..group.len()]);
             total += written;
             if written < group.iter().map(|(_, range)| range.len()).sum() {
@@ -167,7 +170,10 @@ impl Stream {
     }
 
     /// The peer's answer to our request.
-    pub(super) fn poll_answer(&self, cx: &Context<'_>) -> Poll<Result<(u16, Headers), RequestError>> {
+    pub(super) fn poll_answer(
+        &self,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(u16, Headers), RequestError>> {
         self.register(cx);
         if let Some(answer) = self.state.response.take() {
             return Poll::Ready(Ok(answer));
@@ -220,7 +226,11 @@ impl Stream {
 
     /// Carries one helping from the application to the peer. Ready(n): so much went; 0: it sends nothing more, and the
     /// peer has been told. Pending: nothing to carry, or no room; the task is woken when that changes.
-    pub(crate) fn poll_forward(&self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_forward(
+        &self,
+        cx: &mut Context<'_>,
+        app: &TcpStream,
+    ) -> Poll<io::Result<usize>> {
         self.tunnel.poll_forward(cx, &self.state, app)
     }
 }
@@ -245,7 +255,9 @@ pub struct Incoming {
 impl Incoming {
     /// Answers 200.
     pub fn accept(self, headers: &[(&str, &str)]) -> Stream {
-        self.stream.tunnel.respond(self.stream.state.id, 200, headers, false);
+        self.stream
+            .tunnel
+            .respond(self.stream.state.id, 200, headers, false);
         self.stream
     }
 

@@ -1,0 +1,279 @@
+//! Two ends of a mesh in one process: a CA, identities, a serving worker and a dialling one, applications on loopback.
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
+
+use std::cell::Cell;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, SanType, SignatureAlgorithm,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::LocalSet;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
+use ztunnel_core::ids::SpiffeId;
+use ztunnel_net::identity::Identities;
+use ztunnel_net::pool::{Key, Limits, OpenError, Opened, Tunnels};
+use ztunnel_net::relay::{Bytes2, relay_tunnel};
+use ztunnel_net::tunnel::{Incoming, ServeError};
+
+pub const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/web";
+pub const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/db";
+
+pub fn id(text: &str) -> SpiffeId {
+    SpiffeId::parse(text).expect("a SPIFFE ID")
+}
+
+/// A certificate authority that signs what it is asked, also what no honest one would.
+pub struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    pub root_pem: String,
+}
+
+impl Ca {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().expect("key");
+        let root_pem = params.self_signed(&key).expect("root").pem();
+        Self {
+            issuer: Issuer::new(params, key),
+            root_pem,
+        }
+    }
+
+    /// An orderly SVID for the key in `csr`, changed by `alter`.
+    pub fn sign(
+        &self,
+        csr: &str,
+        identity: &str,
+        alter: impl FnOnce(&mut CertificateParams),
+    ) -> String {
+        let key = Asked(requested_point(csr));
+        let mut params = leaf_params(&[identity]);
+        alter(&mut params);
+        params.signed_by(&key, &self.issuer).expect("leaf").pem()
+    }
+
+    /// An identity store that already holds `identity`.
+    pub fn identities(&self, identity: &str) -> Arc<Identities> {
+        self.identities_with(identity, |_| {})
+            .expect("an orderly certificate")
+    }
+
+    pub fn identities_with(
+        &self,
+        identity: &str,
+        alter: impl FnOnce(&mut CertificateParams),
+    ) -> Result<Arc<Identities>, String> {
+        let identities = Arc::new(Identities::new(Box::new(|_, _| {})));
+        let csr = identities.new_key(&id(identity))?;
+        let leaf = self.sign(&csr, identity, alter);
+        identities.install_chain(&id(identity), &[leaf, self.root_pem.clone()])?;
+        Ok(identities)
+    }
+
+    /// A key and certificate outside any store, for hand-made peers: (chain PEM, key PEM).
+    pub fn loose(
+        &self,
+        uris: &[&str],
+        alter: impl FnOnce(&mut CertificateParams),
+    ) -> (String, String) {
+        let key = KeyPair::generate().expect("key");
+        let mut params = leaf_params(uris);
+        alter(&mut params);
+        (
+            params.signed_by(&key, &self.issuer).expect("leaf").pem(),
+            key.serialize_pem(),
+        )
+    }
+}
+
+fn leaf_params(uris: &[&str]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    params.custom_extensions = vec![alternative_names(uris)];
+    params
+}
+
+/// A critical subjectAltName of these URIs (each shorter than 128 bytes), in the order given.
+pub fn alternative_names(uris: &[&str]) -> CustomExtension {
+    let mut names = Vec::new();
+    for uri in uris {
+        names.extend([0x86, uri.len() as u8]);
+        names.extend(uri.as_bytes());
+    }
+    let mut der = vec![0x30];
+    if names.len() >= 128 {
+        der.push(0x81);
+    }
+    der.push(names.len() as u8);
+    der.extend(names);
+    let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 17], der);
+    extension.set_criticality(true);
+    extension
+}
+
+pub fn uri(text: &str) -> SanType {
+    SanType::URI(text.try_into().expect("IA5"))
+}
+
+/// The public key of a certificate request: a point on P-256.
+struct Asked(Vec<u8>);
+
+impl PublicKeyData for Asked {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+fn requested_point(csr: &str) -> Vec<u8> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(csr.as_bytes()).expect("PEM");
+    let (_, request) = X509CertificationRequest::from_der(&pem.contents).expect("request");
+    request
+        .certification_request_info
+        .subject_pki
+        .subject_public_key
+        .data
+        .to_vec()
+}
+
+/// Runs one test on one thread, as a worker does.
+pub fn on_worker<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    LocalSet::new().block_on(&runtime, test)
+}
+
+/// The same with tokio's clock stopped: it jumps to the next deadline when nothing else is left to do.
+pub fn on_worker_with_stopped_clock<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .expect("runtime");
+    LocalSet::new().block_on(&runtime, test)
+}
+
+pub async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("bind");
+    let at = listener.local_addr().expect("address");
+    (listener, at)
+}
+
+/// A connected pair: an application's socket and the one the tunnel relays.
+pub async fn app() -> (TcpStream, TcpStream) {
+    let (listener, at) = listen().await;
+    let (near, far) = tokio::join!(TcpStream::connect(at), listener.accept());
+    (near.expect("connect"), far.expect("accept").0)
+}
+
+/// A serving end: every accepted connection is served as `SERVER`, every request connected to the authority.
+pub struct Server {
+    pub tunnels: Rc<Tunnels>,
+    pub at: SocketAddr,
+    pub accepted: Rc<Cell<usize>>,
+    pub ended: tokio::sync::mpsc::UnboundedReceiver<Result<(), ServeError>>,
+}
+
+impl Server {
+    pub async fn start(identities: Arc<Identities>, limits: Limits) -> Self {
+        Self::start_with(identities, limits, Rc::new(connect_to_authority)).await
+    }
+
+    pub async fn start_with(
+        identities: Arc<Identities>,
+        limits: Limits,
+        on_request: Rc<dyn Fn(Incoming)>,
+    ) -> Self {
+        let (listener, at) = listen().await;
+        let tunnels = Tunnels::new(identities, limits);
+        let accepted = Rc::new(Cell::new(0));
+        let (sender, ended) = tokio::sync::mpsc::unbounded_channel();
+        let (serving, count) = (tunnels.clone(), accepted.clone());
+        tokio::task::spawn_local(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                count.set(count.get() + 1);
+                let (serving, on_request, sender) =
+                    (serving.clone(), on_request.clone(), sender.clone());
+                tokio::task::spawn_local(async move {
+                    let ended = serving.serve(tcp, &id(SERVER), on_request).await;
+                    let _ = sender.send(ended); // nobody may be listening
+                });
+            }
+        });
+        Self {
+            tunnels,
+            at,
+            accepted,
+            ended,
+        }
+    }
+}
+
+/// What an inbound proxy does, without any policy.
+pub fn connect_to_authority(request: Incoming) {
+    tokio::task::spawn_local(async move {
+        let authority = request.head.authority.clone().unwrap_or_default();
+        match TcpStream::connect(&authority).await {
+            Ok(app) => {
+                let stream = request.accept(&[]);
+                let _ = relay_tunnel(app, stream, &Rc::default()).await; // the tests look at the sockets
+            }
+            Err(_) => request.refuse(503),
+        }
+    });
+}
+
+pub fn key(at: SocketAddr) -> Key {
+    Key {
+        from: id(CLIENT),
+        want: vec![id(SERVER)],
+        dial: at,
+        source: IpAddr::V4(Ipv4Addr::LOCALHOST),
+    }
+}
+
+pub fn dialer() -> std::io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+pub async fn open(
+    tunnels: &Rc<Tunnels>,
+    at: SocketAddr,
+    to: SocketAddr,
+) -> Result<Opened, OpenError> {
+    tunnels.open(key(at), &dialer, &to.to_string(), &[]).await
+}
+
+/// An application's connection through the tunnel to `to`.
+pub async fn through(tunnels: &Rc<Tunnels>, at: SocketAddr, to: SocketAddr) -> TcpStream {
+    let opened = open(tunnels, at, to).await.expect("a stream");
+    let (near, far) = app().await;
+    tokio::task::spawn_local(async move {
+        let counts: Rc<Bytes2> = Rc::default();
+        let _ = relay_tunnel(far, opened.stream, &counts).await; // the tests look at the sockets
+    });
+    near
+}
