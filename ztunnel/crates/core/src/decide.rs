@@ -99,6 +99,7 @@ pub fn route(tables: &Tables, from: &Workload, dst: OrigDst, random: u64) -> Rou
     found.unwrap_or_else(|why| Route::Refused { why })
 }
 
+/// One connection that looks for its way.
 struct Asked<'a> {
     tables: &'a Tables,
     from: &'a Workload,
@@ -155,15 +156,7 @@ impl Asked<'_> {
         destination: &Key,
         service: Option<&Arc<Service>>,
     ) -> Result<Route, Refusal> {
-        let v4 = self.dst.is_ipv4();
-        let hop = waypoint::resolve(
-            self.tables,
-            self.from,
-            gateway,
-            destination,
-            v4,
-            self.random,
-        )?;
+        let hop = waypoint::resolve(self, gateway, destination)?;
         Ok(Route::Tunnel {
             dial: DialAddr(hop.dial),
             authority: self.dst.to_string(),

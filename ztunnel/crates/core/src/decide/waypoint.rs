@@ -2,7 +2,7 @@
 //! reached is never gone round.
 
 use super::pick::{Want, pick, share};
-use super::{Refusal, picked};
+use super::{Asked, Refusal, picked};
 use crate::tables::{Destination, Gateway, Key, Protocol, Service, Tables, Workload};
 use std::fmt;
 use std::net::SocketAddr;
@@ -69,57 +69,76 @@ pub(super) fn serves(tables: &Tables, local: &Workload, service: &Service) -> bo
 
 /// Finds the waypoint's listener. `destination`: on whose behalf, for the sentence.
 pub(super) fn resolve<'a>(
-    tables: &'a Tables,
-    from: &Workload,
+    asked: &Asked<'a>,
     gateway: &Gateway,
     destination: &Key,
-    v4: bool,
-    random: u64,
 ) -> Result<Hop<'a>, Refusal> {
-    let unknown = || Refusal::UnknownWaypoint {
-        waypoint: Shown(gateway).to_string(),
-        destination: destination.clone(),
-    };
-    let through = |service: &'a Arc<Service>| {
-        let want = Want {
-            from,
-            service,
-            port: gateway.hbone_port,
-            v4,
-            waypoint: true,
-        };
-        let found =
-            pick(tables, want, random).map_err(|nobody| picked(service, want.port, nobody))?;
-        let dial = SocketAddr::new(found.ip, found.port);
-        Ok(Hop {
-            workload: &found.endpoint.workload,
-            service: Some(service),
-            dial,
-        })
-    };
-    let hop = match &gateway.destination {
-        Destination::Service(key) => through(tables.service(key).ok_or_else(unknown)?)?,
+    let named = || (Shown(gateway).to_string(), destination.clone());
+    match find(asked, gateway, destination)? {
+        Some(hop) if hop.workload.protocol == Protocol::Hbone => Ok(hop),
+        Some(_) => {
+            let (waypoint, destination) = named();
+            Err(Refusal::WaypointWithoutTunnel {
+                waypoint,
+                destination,
+            })
+        }
+        None => {
+            let (waypoint, destination) = named();
+            Err(Refusal::UnknownWaypoint {
+                waypoint,
+                destination,
+            })
+        }
+    }
+}
+
+fn find<'a>(
+    asked: &Asked<'a>,
+    gateway: &Gateway,
+    destination: &Key,
+) -> Result<Option<Hop<'a>>, Refusal> {
+    let tables = asked.tables;
+    let service = match &gateway.destination {
+        Destination::Service(key) => tables.service(key),
         Destination::Address { network, .. } if **network != *tables.network() => {
             return Err(Refusal::RemoteNetwork(destination.clone(), network.clone()));
         }
-        Destination::Address { network, ip } => match tables.workload_by_ip(network, *ip) {
-            Some(workload) => Hop {
-                workload,
-                service: None,
-                dial: SocketAddr::new(*ip, gateway.hbone_port),
-            },
-            None => through(
-                tables
-                    .service_by_vip(network, *ip, &from.namespace)
-                    .ok_or_else(unknown)?,
-            )?,
-        },
+        Destination::Address { network, ip } => {
+            if let Some(workload) = tables.workload_by_ip(network, *ip) {
+                let dial = SocketAddr::new(*ip, gateway.hbone_port);
+                return Ok(Some(Hop {
+                    workload,
+                    service: None,
+                    dial,
+                }));
+            }
+            tables.service_by_vip(network, *ip, &asked.from.namespace)
+        }
     };
-    match hop.workload.protocol {
-        Protocol::Hbone => Ok(hop),
-        Protocol::Tcp => Err(Refusal::WaypointWithoutTunnel {
-            waypoint: Shown(gateway).to_string(),
-            destination: destination.clone(),
-        }),
-    }
+    service
+        .map(|service| through(asked, service, gateway.hbone_port))
+        .transpose()
+}
+
+fn through<'a>(
+    asked: &Asked<'a>,
+    service: &'a Arc<Service>,
+    port: u16,
+) -> Result<Hop<'a>, Refusal> {
+    let want = Want {
+        from: asked.from,
+        service,
+        port,
+        v4: asked.dst.is_ipv4(),
+        waypoint: true,
+    };
+    let found =
+        pick(asked.tables, want, asked.random).map_err(|nobody| picked(service, port, nobody))?;
+    let dial = SocketAddr::new(found.ip, found.port);
+    Ok(Hop {
+        workload: &found.endpoint.workload,
+        service: Some(service),
+        dial,
+    })
 }

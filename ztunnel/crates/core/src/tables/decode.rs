@@ -116,59 +116,59 @@ pub(super) fn known<T: TryFrom<i32>>(field: &'static str, value: i32) -> Result<
     T::try_from(value).map_err(|_| Unusable::Unknown { field, value })
 }
 
+pub(super) fn each<W, T>(
+    messages: Vec<W>,
+    read: impl Fn(W) -> Result<T, Unusable>,
+) -> Result<Box<[T]>, Unusable> {
+    messages.into_iter().map(read).collect()
+}
+
+fn maybe<W, T>(
+    message: Option<W>,
+    read: impl Fn(W) -> Result<T, Unusable>,
+) -> Result<Option<T>, Unusable> {
+    message.map(read).transpose()
+}
+
 fn workload(message: pb::Workload) -> Result<Workload, Unusable> {
     let trust_domain = or(message.trust_domain, "cluster.local");
     let account = or(message.service_account, "default");
     let host_network = known("network_mode", message.network_mode)?;
     let status = known("status", message.status)?;
-    let locality = message.locality.unwrap_or_default();
     Ok(Workload {
         uid: filled("uid", message.uid)?.into(),
         name: filled("name", message.name)?,
         identity: SpiffeId::new(&trust_domain, &message.namespace, &account)?,
         namespace: message.namespace.into(),
-        addresses: message
-            .addresses
-            .iter()
-            .map(|a| ip("addresses", a))
-            .collect::<Result<_, _>>()?,
+        addresses: each(message.addresses, |a| ip("addresses", &a))?,
         hostname: message.hostname.into(),
         network: message.network.into(),
         protocol: protocol(message.tunnel_protocol)?,
-        waypoint: message
-            .waypoint
-            .map(|g| gateway("waypoint", g))
-            .transpose()?,
-        network_gateway: message
-            .network_gateway
-            .map(|g| gateway("network_gateway", g))
-            .transpose()?,
+        waypoint: maybe(message.waypoint, |g| gateway("waypoint", g))?,
+        network_gateway: maybe(message.network_gateway, |g| gateway("network_gateway", g))?,
         node: message.node.into(),
         canonical_name: message.canonical_name.into(),
         canonical_revision: message.canonical_revision.into(),
         workload_type: workload_type(message.workload_type),
         workload_name: message.workload_name.into(),
         native_tunnel: message.native_tunnel,
-        application_tunnel: message
-            .application_tunnel
-            .map(application_tunnel)
-            .transpose()?,
+        application_tunnel: maybe(message.application_tunnel, application_tunnel)?,
         services: memberships(message.services)?,
-        authorization_policies: message
-            .authorization_policies
-            .into_iter()
-            .map(Key::from)
-            .collect(),
+        authorization_policies: each(message.authorization_policies, |key| Ok(key.into()))?,
         healthy: matches!(status, pb::WorkloadStatus::Healthy),
         cluster_id: or(message.cluster_id, "Kubernetes"),
-        locality: Locality {
-            region: locality.region.into(),
-            zone: locality.zone.into(),
-            subzone: locality.subzone.into(),
-        },
+        locality: locality(message.locality.unwrap_or_default()),
         host_network: matches!(host_network, pb::NetworkMode::HostNetwork),
         capacity: message.capacity.unwrap_or(1),
     })
+}
+
+fn locality(message: pb::Locality) -> Locality {
+    Locality {
+        region: message.region.into(),
+        zone: message.zone.into(),
+        subzone: message.subzone.into(),
+    }
 }
 
 fn protocol(value: i32) -> Result<Protocol, Unusable> {
@@ -260,26 +260,11 @@ fn service(message: pb::Service) -> Result<Service, Unusable> {
         subject_alt_names: identities.collect(),
         namespace: message.namespace.into(),
         hostname: message.hostname.into(),
-        vips: message
-            .addresses
-            .into_iter()
-            .map(vip)
-            .collect::<Result<_, _>>()?,
+        vips: each(message.addresses, vip)?,
         ports: ports(message.ports)?,
-        waypoint: message
-            .waypoint
-            .map(|g| gateway("waypoint", g))
-            .transpose()?,
-        weighted_waypoints: message
-            .weighted_waypoints
-            .into_iter()
-            .map(weighted)
-            .collect::<Result<_, _>>()?,
-        balancing: message
-            .load_balancing
-            .map(balancing)
-            .transpose()?
-            .unwrap_or_default(),
+        waypoint: maybe(message.waypoint, |g| gateway("waypoint", g))?,
+        weighted_waypoints: each(message.weighted_waypoints, weighted)?,
+        balancing: maybe(message.load_balancing, balancing)?.unwrap_or_default(),
         ip_families: ip_families(known("ip_families", message.ip_families)?),
         canonical: message.canonical,
         namespace_only: matches!(visibility, pb::service::Visibility::Namespace),
@@ -314,11 +299,7 @@ fn balancing(message: pb::LoadBalancing) -> Result<Balancing, Unusable> {
             Wire::Failover => Mode::Failover,
             Wire::Passthrough => Mode::Passthrough,
         },
-        scopes: message
-            .routing_preference
-            .into_iter()
-            .map(locus)
-            .collect::<Result<_, _>>()?,
+        scopes: each(message.routing_preference, locus)?,
         unhealthy_too: matches!(health, HealthPolicy::AllowAll),
     })
 }

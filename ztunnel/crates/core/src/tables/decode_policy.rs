@@ -1,7 +1,7 @@
 //! `istio.security.Authorization` to `Policy`. A part that cannot be read refuses the whole policy: leaving it out would
 //! widen an ALLOW or narrow a DENY in silence.
 
-use super::decode::{Unusable, cidr, filled, known, same_name};
+use super::decode::{Unusable, cidr, each, filled, known, same_name};
 use super::model::*;
 use crate::wire::security as pb;
 use prost::Message;
@@ -30,13 +30,6 @@ pub(super) fn policy(name: &str, bytes: &[u8]) -> Result<Policy, Unusable> {
         dry_run: message.dry_run,
         rules: each(message.rules, rule)?,
     })
-}
-
-fn each<W, T>(
-    messages: Vec<W>,
-    read: impl Fn(W) -> Result<T, Unusable>,
-) -> Result<Box<[T]>, Unusable> {
-    messages.into_iter().map(read).collect()
 }
 
 fn pair<W, T>(

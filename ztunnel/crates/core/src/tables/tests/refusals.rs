@@ -14,8 +14,8 @@ fn empty() -> Tables {
 type Change<T> = (fn(&mut T), &'static str);
 
 #[test]
-fn a_workload_that_is_not_understood_is_refused_with_a_sentence() {
-    let cases: [Change<pb::Workload>; 16] = [
+fn a_workload_without_a_name_or_an_identity_is_refused_with_a_sentence() {
+    let cases: [Change<pb::Workload>; 5] = [
         (|w| w.uid = String::new(), "uid is empty"),
         (|w| w.name = String::new(), "name is empty"),
         (
@@ -31,6 +31,15 @@ fn a_workload_that_is_not_understood_is_refused_with_a_sentence() {
             "the identity is impossible: the trust domain is empty, longer than 255 bytes or has characters other than \
              a-z 0-9 . - _",
         ),
+    ];
+    for (change, why) in cases {
+        assert_eq!(refusal(&empty(), &web().with(change)), why);
+    }
+}
+
+#[test]
+fn a_workload_that_could_not_be_reached_as_it_says_is_refused_with_a_sentence() {
+    let cases: [Change<pb::Workload>; 11] = [
         (
             |w| w.addresses = vec![vec![1, 2, 3].into()],
             "addresses has 3 bytes instead of 4 or 16",
