@@ -27,8 +27,10 @@ _log = log.get("ztunnel")
 
 
 def main() -> None:
-    """Exit codes: 0 drained and stopped, 1 cut short, 2 an operator has to act."""
+    """`ztunnel [run]`. Exit codes: 0 drained and stopped, 1 cut short, 2 an operator has to act."""
     try:
+        if sys.argv[1:] not in ([], ["run"]):
+            raise OperatorError("the only command is `ztunnel run`; its settings come from the environment")
         settings = Settings.read(os.environ)
         log.configure(settings.log_format, settings.log_level)
         drained = asyncio.run(run(settings))

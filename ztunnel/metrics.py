@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterable
 from typing import Final
 
@@ -21,7 +20,6 @@ _HELP: Final = {
     "nodemesh_pods_waiting": ("gauge", "Pods that could not be served yet and are tried again"),
     "nodemesh_certificate_expiry_seconds": ("gauge", "End of an identity's certificate, Unix seconds"),
     "nodemesh_certificate_requests_total": ("counter", "Certificate requests, by result"),
-    "process_max_fds": ("gauge", "Limit of open descriptors"),
     "process_resident_memory_bytes": ("gauge", "Resident memory"),
     "process_cpu_seconds_total": ("counter", "Processor time, user and system"),
     "process_start_time_seconds": ("gauge", "Start, Unix seconds"),
@@ -60,7 +58,6 @@ class Metrics:
         me = psutil.Process()
         with me.oneshot():
             times = me.cpu_times()
-            self.set("process_max_fds", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
             self.set("process_resident_memory_bytes", me.memory_info().rss)
             self.set("process_cpu_seconds_total", times.user + times.system)
             self.set("process_start_time_seconds", me.create_time())

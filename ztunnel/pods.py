@@ -104,7 +104,7 @@ class Pods:
             return why
         os.close(netns_fd)
         if pod.uid not in self._served:
-            _log.info(log.POD_ENROLLED, uid=pod.uid, name=pod.name, namespace=pod.namespace)
+            _log.debug(log.POD_ENROLLED, uid=pod.uid, name=pod.name, namespace=pod.namespace)
         self._served[pod.uid] = pod
         return ""
 
@@ -112,7 +112,7 @@ class Pods:
         self._forget_waiting(uid)
         await self._dataplane.withdraw(uid)
         if self._served.pop(uid, None):
-            _log.info(log.POD_WITHDRAWN, uid=uid)
+            _log.debug(log.POD_WITHDRAWN, uid=uid)
 
     def _forget_waiting(self, uid: str) -> None:
         entry = self._waiting.pop(uid, None)

@@ -109,8 +109,9 @@ class XdsClient:
     def _give_up_if_unknown(self, error: grpc.aio.AioRpcError) -> None:
         """A node that nobody knows and that has nothing to serve yet is better told so than left waiting."""
         if error.code() in _REFUSED_US and not self.in_force.is_set():
+            said = f"{error.code().name}: {error.details()}"
             raise OperatorError(
-                f"the control plane at {self._settings.xds.target} refuses it: {error.details()}", where="AUTH_TOKEN"
+                f"the control plane at {self._settings.xds.target} refuses it: {said}", where="AUTH_TOKEN"
             ) from None
 
     def _reason(self, code: grpc.StatusCode, details: str) -> str:

@@ -131,7 +131,7 @@ class FakeCore:
 
     def metrics(self) -> bytes:
         self._alive()
-        names = ("workload_manager_active_proxy_count", "process_open_fds")
+        names = ("workload_manager_active_proxy_count", "process_open_fds", "process_max_fds")
         more = "".join(f"# TYPE {name} gauge\n{name} 0\n" for name in names)
         return b'istio_build{component="ztunnel",tag="fake"} 1\n' + more.encode()
 

@@ -9,8 +9,10 @@ import socket
 import aiohttp
 import pytest
 import structlog
+from grpc import StatusCode
 
 from mesh.delta import ADDRESS_TYPE, Versioned
+from mesh.errors import OperatorError
 from mesh.gen.workload_pb2 import Address, Workload
 from tests.fakes.core import FakeCore, NamespaceGone
 from tests.ztunnel.authority import Authority, pem
@@ -149,6 +151,33 @@ def test_its_numbers_are_beside_the_cores(live):
     live(story)
 
 
+def start_with(monkeypatch, environment, *arguments):
+    monkeypatch.setattr("sys.argv", ["ztunnel", *arguments])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_an_unknown_command_is_one_sentence_and_exit_code_2(environment, monkeypatch, capsys, quiet):
+    start_with(monkeypatch, environment, "--help")
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("ztunnel: the only command is `ztunnel run`")
+
+
+def test_a_refused_token_ends_the_whole_tunnel(live):
+    async def story(plane, core, task, fetch):
+        plane.refuses = (StatusCode.UNAUTHENTICATED, "no such token")
+        plane.end_streams()
+        with pytest.raises(ExceptionGroup) as caught:
+            await task
+        assert caught.group_contains(OperatorError, match="AUTH_TOKEN: .*no such token")
+        with pytest.raises(RuntimeError):
+            core.pods()
+
+    live(story, worlds={ADDRESS_TYPE: {"web": Versioned("1", ADDRESS_TYPE, b"\xff\xff")}})
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -160,8 +189,7 @@ def test_its_numbers_are_beside_the_cores(live):
     ],
 )
 def test_what_is_missing_is_one_sentence_and_exit_code_2(environment, change, sentence, monkeypatch, capsys, quiet):
-    for name, value in (environment | change).items():
-        monkeypatch.setenv(name, value)
+    start_with(monkeypatch, environment | change)
     with pytest.raises(SystemExit) as caught:
         main.main()
     assert caught.value.code == 2
@@ -171,8 +199,7 @@ def test_what_is_missing_is_one_sentence_and_exit_code_2(environment, change, se
 def test_an_occupied_port_is_one_sentence_and_exit_code_2(environment, monkeypatch, capsys, quiet):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        for name, value in (environment | {"STATS_ADDR": f"127.0.0.1:{port}"}).items():
-            monkeypatch.setenv(name, value)
+        start_with(monkeypatch, environment | {"STATS_ADDR": f"127.0.0.1:{port}"})
         with pytest.raises(SystemExit) as caught:
             main.main()
     assert caught.value.code == 2

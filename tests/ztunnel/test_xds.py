@@ -138,7 +138,7 @@ def test_a_token_that_nobody_knows_ends_a_tunnel_that_has_nothing_to_serve(plane
     with pytest.raises(OperatorError) as caught:
         asyncio.run(main())
     assert str(caught.value).startswith("AUTH_TOKEN: the control plane at localhost:")
-    assert str(caught.value).endswith("refuses it: no such join token")
+    assert str(caught.value).endswith("refuses it: UNAUTHENTICATED: no such join token")
 
 
 def test_a_tunnel_with_something_to_serve_outlives_a_refused_token(plane, make):
