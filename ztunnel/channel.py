@@ -69,7 +69,12 @@ def _read(path: str, variable: str) -> str:
 
 
 def check_files(settings: Settings) -> None:
-    """Says at the start, not at the first connection, which file is missing. Raises OperatorError."""
+    """Says at the start, not at the first connection, which file is missing or unusable. Raises OperatorError."""
     for endpoint in (settings.xds, settings.ca):
         read_roots(endpoint)
     read_token(settings.auth_token)
+    if settings.access_log not in ("stderr", "off"):
+        try:
+            Path(settings.access_log).open("ab").close()
+        except OSError as error:
+            raise OperatorError(f"{settings.access_log}: {error.strerror}", where="NODEMESH_ACCESS_LOG") from None

@@ -185,6 +185,10 @@ def test_a_refused_token_ends_the_whole_tunnel(live):
         ({"CA_ROOT_CA": "/dev/null"}, "ztunnel: CA_ROOT_CA: holds no certificate in PEM"),
         ({"AUTH_TOKEN": "/nowhere/token"}, "ztunnel: AUTH_TOKEN: /nowhere/token: No such file or directory"),
         ({"AUTH_TOKEN": "two\nlines"}, "ztunnel: AUTH_TOKEN: is not a token: printable ASCII is expected"),
+        (
+            {"NODEMESH_ACCESS_LOG": "/nowhere/log"},
+            "ztunnel: NODEMESH_ACCESS_LOG: /nowhere/log: No such file or directory",
+        ),
         ({"ADMIN_ADDR": "occupied"}, "ztunnel: ADMIN_ADDR: 'occupied' is not ADDRESS:PORT"),
     ],
 )
