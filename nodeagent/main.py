@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ def _workload_of(pod: Pod) -> zds.Workload:
 
 
 class Agent:
-    """Raises OperatorError when a door cannot be opened."""
+    """One node's agent, wired."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -112,12 +113,15 @@ class Agent:
 
 
 async def serve(settings: Settings) -> None:
+    """Raises OperatorError when a door cannot be opened."""
     await Agent(settings).run()
 
 
-def main(variables: Mapping[str, str] = os.environ) -> None:
-    """Exit code 2: the operator has to help, one sentence says how."""
+def main(variables: Mapping[str, str] = os.environ, arguments: Sequence[str] | None = None) -> None:
+    """`nodeagent [run]`. Exit code 2: the operator has to help, one sentence says how."""
     try:
+        if list(sys.argv[1:] if arguments is None else arguments) not in ([], ["run"]):
+            raise OperatorError("the only command is `nodeagent run`; its settings come from the environment")
         settings = Settings.read(variables)
         log.configure(settings.log_format, settings.log_level)
         if os.geteuid() != 0:

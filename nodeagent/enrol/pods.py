@@ -136,8 +136,8 @@ _Loader: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def _read_documents(loaded: Iterable[Any]) -> Iterator[_Document]:
     for content in loaded:
-        items = content.get("items", []) if _is_kind(content, "List") else [content]
-        for item in items:
+        items = content.get("items") if _is_kind(content, "List") else [content]
+        for item in items if isinstance(items, list) else []:
             if _is_kind(item, "Pod") or _is_kind(item, "Namespace"):
                 named = {"namespace": "default", "name": ""} | dict(_strings(item, "metadata"))
                 yield _Document(item["kind"], named["namespace"], named["name"], item)

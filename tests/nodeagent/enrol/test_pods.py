@@ -1,0 +1,118 @@
+"""Which pods are meant for the mesh, and how their documents are found."""
+
+import os
+
+import pytest
+
+from nodeagent.enrol.pods import FilePods, PodSpec, UnknownYet, is_eligible
+
+AMBIENT = {"istio.io/dataplane-mode": "ambient"}
+NONE = {"istio.io/dataplane-mode": "none"}
+
+
+class Source:
+    def __init__(self, labels):
+        self.labels = labels
+
+    def pod(self, namespace, name):
+        raise AssertionError("not asked for")
+
+    def namespace_labels(self, namespace):
+        if self.labels is None:
+            raise UnknownYet(f"namespace {namespace} is not known yet")
+        return self.labels
+
+
+@pytest.mark.parametrize(
+    ("eligible", "namespace", "pod"),
+    [
+        (True, AMBIENT, {}),
+        (True, {}, {"labels": AMBIENT}),
+        (True, NONE, {"labels": AMBIENT}),
+        (True, None, {"labels": AMBIENT}),
+        (True, AMBIENT, {"labels": {"istio.io/dataplane-mode": "other"}}),
+        (False, {}, {}),
+        (False, AMBIENT, {"labels": NONE}),
+        (False, None, {"labels": NONE}),
+        (False, AMBIENT, {"host_network": True}),
+        (False, AMBIENT, {"annotations": {"sidecar.istio.io/status": "{}"}}),
+        (False, AMBIENT, {"labels": {"app": "ztunnel"}}),
+        (False, AMBIENT, {"namespace": "kube-system", "labels": AMBIENT}),
+    ],
+)
+def test_who_is_meant_for_the_mesh(eligible, namespace, pod):
+    assert is_eligible(PodSpec(**{"namespace": "shop", "name": "web", **pod}), Source(namespace)) is eligible
+
+
+def test_a_namespace_not_known_yet_is_no_reason_to_start_uncaptured():
+    with pytest.raises(UnknownYet, match="namespace shop is not known yet"):
+        is_eligible(PodSpec("shop", "web"), Source(None))
+
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web, weight: 5}}
+spec: {serviceAccountName: web, nodeName: node-1, hostNetwork: false}
+"""
+
+
+def test_a_pods_document(tmp_path):
+    (tmp_path / "a.yaml").write_text(POD)
+    expected = PodSpec("shop", "web-1", "web", "node-1", labels={"app": "web", "weight": "5"})
+    assert FilePods(tmp_path).pod("shop", "web-1") == expected
+
+
+def test_what_a_document_leaves_out(tmp_path):
+    (tmp_path / "a.yml").write_text("apiVersion: v1\nkind: Pod\nmetadata: {name: web-1}\n")
+    assert FilePods(tmp_path).pod("default", "web-1") == PodSpec("default", "web-1", "default")
+
+
+def test_a_list_and_json_and_several_documents(tmp_path):
+    (tmp_path / "a.json").write_text(
+        '{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"}}]}'
+    )
+    (tmp_path / "b.yaml").write_text(f"{POD}---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n---\n")
+    pods = FilePods(tmp_path)
+    assert pods.pod("default", "a").name == "a"
+    assert pods.namespace_labels("shop") == {}
+
+
+def test_a_pod_that_comes_later_is_found_and_one_that_goes_is_not(tmp_path):
+    pods = FilePods(tmp_path)
+    with pytest.raises(UnknownYet, match=r"pod shop/web-1 is not known yet \(looked in .+\)"):
+        pods.pod("shop", "web-1")
+    (tmp_path / "a.yaml").write_text(POD)
+    assert pods.pod("shop", "web-1")
+    (tmp_path / "a.yaml").unlink()
+    with pytest.raises(UnknownYet):
+        pods.pod("shop", "web-1")
+
+
+def test_a_file_that_changed_is_read_again_and_one_that_broke_keeps_its_last_word(tmp_path, capsys):
+    path, pods = tmp_path / "a.yaml", FilePods(tmp_path)
+    path.write_text(POD)
+    assert pods.pod("shop", "web-1").service_account == "web"
+    path.write_text(POD.replace("Name: web", "Name: other"))
+    assert pods.pod("shop", "web-1").service_account == "other"
+    path.write_text("a: [")
+    os.utime(path, ns=(1, 1))
+    assert pods.pod("shop", "web-1").service_account == "other"
+    assert "its last good content stays" in "".join(capsys.readouterr())
+
+
+STRANGE = ["", "5", "[]", "kind: Pod", "apiVersion: v1\nkind: Pod", "apiVersion: v1\nkind: Pod\nmetadata: 5\nspec: 7"]
+
+
+@pytest.mark.parametrize(
+    "content", [*STRANGE, "apiVersion: v1\nkind: List\nitems: 3", "\x00", "apiVersion: v1\nkind: List"]
+)
+def test_strange_documents_name_no_pod(tmp_path, content):
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(UnknownYet):
+        FilePods(tmp_path).pod("shop", "web-1")
+
+
+def test_a_directory_that_is_missing_knows_no_pod(tmp_path):
+    with pytest.raises(UnknownYet):
+        FilePods(tmp_path / "nowhere").namespace_labels("shop")
