@@ -155,15 +155,17 @@ def policy(stage: Stage) -> None:
         written = time.monotonic()
         stage.cluster.apply("deny-client", documents.deny_from("shop", "deny-client", "web", principal))
         try:
-            _denied(stage, held.expect("cut")["at"] - written, log)
+            cut = held.expect("cut")["at"] - written
+            report.note(f"     access log: {log.wait_for(direction='inbound', error='deny-client')['error']}")
+            _denied(stage, cut)
         finally:
             stage.cluster.remove("deny-client")
     took = stage.until("the connection is allowed again", lambda: stage.answers(stage.client, stage.server))
     report.check("allowed again after its removal", f"{ms(took)} later", True)
 
 
-def _denied(stage: Stage, cut_s: float, log: AccessLog) -> None:
-    report = stage.report
+def _denied(stage: Stage, cut_s: float) -> None:
+    report, log = stage.report, AccessLog(stage.cluster, stage.server.node)
     report.check("an established connection was cut after", ms(cut_s), cut_s <= CUT_BUDGET_S, f"≤ {ms(CUT_BUDGET_S)}")
     report.equal("a new connection gets an answer", stage.answers(stage.client, stage.server), False)
     line = log.wait_for(direction="inbound", error="deny-client")

@@ -26,7 +26,8 @@ CLIENT = "spiffe://cluster.local/ns/shop/sa/web-1"
 # In the pod's own namespace, whatever the interface: a new connection on the tunnel's behalf would count here.
 COUNT_SYNS = """
 table inet syns { counter opened { }
-  chain out { type filter hook output priority -400; tcp flags & (syn | ack) == syn counter name opened } }
+  chain out { type filter hook output priority -400; tcp flags & (syn | ack) == syn counter name opened; }
+}
 """
 
 
@@ -152,6 +153,11 @@ def test_a_certificate_of_our_ca_for_another_trust_domain_is_no_tunnel(mesh, att
     assert opened == 0
 
 
+def signs_only():
+    """X509-SVID, section 4.3: a leaf's key usage has digitalSignature and neither of the CA's."""
+    return x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+
+
 def signed_by_the_mesh(mesh, identity):
     authority = daemons.state_dir(mesh.layout, daemons.CONTROL) / "ca"
     root = x509.load_pem_x509_certificate((authority / "root-cert.pem").read_bytes())
@@ -171,6 +177,7 @@ def signed_by_the_mesh(mesh, identity):
         .add_extension(san, critical=True)
         .add_extension(both, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(signs_only(), critical=True)
         .sign(root_key, hashes.SHA256())
     )
     pem = cert.public_bytes(serialization.Encoding.PEM).decode()
