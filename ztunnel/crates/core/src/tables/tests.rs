@@ -231,6 +231,20 @@ fn host_bits_of_a_range_do_not_matter_and_a_mapped_range_is_v4() {
 }
 
 #[test]
+fn prefixes_of_ranges_that_are_gone_are_probed_no_more() {
+    let tables = mesh(&[
+        &service("a/x", &["10.0.0.0/8", "10.1.0.1"], &[]),
+        &service("a/y", &["10.0.0.0/8"], &[]),
+    ]);
+    let probed = |tables: &Tables| tables.index.range_prefixes(true).collect::<Vec<_>>();
+    assert_eq!(probed(&tables), [8]);
+    let (tables, _) = tables.with(Kind::Address, &[], &["a/x".into()]);
+    assert_eq!(probed(&tables), [8]);
+    let (tables, _) = tables.with(Kind::Address, &[], &["a/y".into()]);
+    assert_eq!(probed(&tables), []);
+}
+
+#[test]
 fn hostnames_are_found_in_lower_case() {
     let tables = mesh(&[&service("a/Web.Example.COM", &[], &[])]);
     assert!(tables.service_by_host("web.example.com", "a").is_some());

@@ -136,6 +136,12 @@ fn failover_takes_the_longest_run_of_leading_scopes() {
     assert_eq!(shares(&tables, "10.96.0.1:80"), even(&["web-2", "web-4"]));
     let tables = mesh(&[&here, &service, &all[2]]);
     assert_eq!(shares(&tables, "10.96.0.1:80"), even(&["web-3"]));
+    let tables = mesh(&[&here, &service, &all[2], &located(9, "r", "z")]);
+    assert_eq!(
+        shares(&tables, "10.96.0.1:80"),
+        even(&["web-9"]),
+        "a worse one came first"
+    );
 }
 
 #[test]

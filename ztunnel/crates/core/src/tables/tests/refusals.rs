@@ -37,62 +37,63 @@ fn a_workload_without_a_name_or_an_identity_is_refused_with_a_sentence() {
     }
 }
 
+const UNREACHABLE: [Change<pb::Workload>; 11] = [
+    (
+        |w| w.addresses = vec![vec![1, 2, 3].into()],
+        "addresses has 3 bytes instead of 4 or 16",
+    ),
+    (
+        |w| w.addresses = vec![vec![].into()],
+        "addresses has 0 bytes instead of 4 or 16",
+    ),
+    (
+        |w| w.tunnel_protocol = pb::TunnelProtocol::LegacyIstioMtls.into(),
+        "tunnel protocol LEGACY_ISTIO_MTLS is not spoken",
+    ),
+    (
+        |w| w.tunnel_protocol = 9,
+        "tunnel_protocol has the unknown value 9",
+    ),
+    (
+        |w| w.network_mode = 9,
+        "network_mode has the unknown value 9",
+    ),
+    (|w| w.status = 9, "status has the unknown value 9"),
+    (
+        |w| w.waypoint = Some(pb::GatewayAddress::default()),
+        "waypoint is empty",
+    ),
+    (
+        |w| {
+            w.waypoint = gateway_at("10.0.0.9").map(|g| pb::GatewayAddress {
+                hbone_mtls_port: 0,
+                ..g
+            })
+        },
+        "waypoint: 0 is not a port",
+    ),
+    (
+        |w| {
+            w.application_tunnel = Some(pb::ApplicationTunnel {
+                protocol: 0,
+                port: 70_000,
+            })
+        },
+        "application_tunnel.port: 70000 is not a port",
+    ),
+    (
+        |w| *w = w.clone().serving("shop/web", &[(80, 65_536)]),
+        "target_port: 65536 is not a port",
+    ),
+    (
+        |w| *w = w.clone().serving("shop/web", &[(0, 80)]),
+        "service_port: 0 is not a port",
+    ),
+];
+
 #[test]
 fn a_workload_that_could_not_be_reached_as_it_says_is_refused_with_a_sentence() {
-    let cases: [Change<pb::Workload>; 11] = [
-        (
-            |w| w.addresses = vec![vec![1, 2, 3].into()],
-            "addresses has 3 bytes instead of 4 or 16",
-        ),
-        (
-            |w| w.addresses = vec![vec![].into()],
-            "addresses has 0 bytes instead of 4 or 16",
-        ),
-        (
-            |w| w.tunnel_protocol = pb::TunnelProtocol::LegacyIstioMtls.into(),
-            "tunnel protocol LEGACY_ISTIO_MTLS is not spoken",
-        ),
-        (
-            |w| w.tunnel_protocol = 9,
-            "tunnel_protocol has the unknown value 9",
-        ),
-        (
-            |w| w.network_mode = 9,
-            "network_mode has the unknown value 9",
-        ),
-        (|w| w.status = 9, "status has the unknown value 9"),
-        (
-            |w| w.waypoint = Some(pb::GatewayAddress::default()),
-            "waypoint is empty",
-        ),
-        (
-            |w| {
-                w.waypoint = gateway_at("10.0.0.9").map(|g| pb::GatewayAddress {
-                    hbone_mtls_port: 0,
-                    ..g
-                })
-            },
-            "waypoint: 0 is not a port",
-        ),
-        (
-            |w| {
-                w.application_tunnel = Some(pb::ApplicationTunnel {
-                    protocol: 0,
-                    port: 70_000,
-                })
-            },
-            "application_tunnel.port: 70000 is not a port",
-        ),
-        (
-            |w| *w = w.clone().serving("shop/web", &[(80, 65_536)]),
-            "target_port: 65536 is not a port",
-        ),
-        (
-            |w| *w = w.clone().serving("shop/web", &[(0, 80)]),
-            "service_port: 0 is not a port",
-        ),
-    ];
-    for (change, why) in cases {
+    for (change, why) in UNREACHABLE {
         assert_eq!(refusal(&empty(), &web().with(change)), why);
     }
 }
