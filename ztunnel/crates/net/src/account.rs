@@ -60,6 +60,9 @@ pub async fn follow(worker: &Worker, connection: &Entered, story: impl Future<Ou
 }
 
 fn settle(worker: &Worker, connection: &Connection, failure: Option<Failure>) {
+    if connection.kind == Kind::Tunnel && failure.as_ref().is_none_or(|f| f.flag == flag::NONE) {
+        return; // a tunnel that was served has told its story stream by stream
+    }
     let established = connection.series.borrow().is_some();
     worker.meter.closed(connection);
     let parties = connection.parties.borrow();
@@ -69,8 +72,6 @@ fn settle(worker: &Worker, connection: &Connection, failure: Option<Failure>) {
         worker.meter.failed(connection.kind, &parties, failure.flag);
     }
     let level = match (&failure, established) {
-        // A tunnel that was served well has told its story stream by stream.
-        (None, _) if connection.kind == Kind::Tunnel => return,
         (None, _) => Level::Info,
         (Some(_), true) => Level::Error,
         (Some(_), false) => Level::Warn,

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
-use ztunnel_core::addr::is_illegal;
+use ztunnel_core::addr::{canonical, is_illegal};
 use ztunnel_core::decide::inbound_target;
 use ztunnel_core::hbone::{baggage, parse_forwarded_host};
 use ztunnel_core::ids::SpiffeId;
@@ -45,7 +45,7 @@ async fn serve(worker: &Rc<Worker>, of: &Entered, accepted: Accepted) -> Result<
 
 async fn handle_stream(worker: Rc<Worker>, pod: Arc<Pod>, incoming: Incoming) {
     let _load = Load::on(&worker.peers[worker.index]);
-    let mut parties = Parties::between(incoming.peer_addr, incoming.local_addr);
+    let mut parties = Parties::between(canonical(incoming.peer_addr), canonical(incoming.local_addr));
     parties.source_id = Some(incoming.peer.clone());
     parties.hbone = incoming.head.authority.clone();
     let connection = worker.registry.enter(pod, Kind::Stream, parties);
@@ -76,13 +76,13 @@ async fn open(worker: &Worker, of: &Entered, incoming: &Incoming) -> Result<(Arc
     let me = of.pod.known(worker).await.ok_or_else(|| (503, Failure::unknown_pod(of)))?;
     let tables = worker.shared.tables.load_full();
     let authority = incoming.head.authority.as_deref().unwrap_or("");
-    let target = inbound_target(&tables, &me, incoming.local_addr, authority)
+    let target = inbound_target(&tables, &me, canonical(incoming.local_addr), authority)
         .map_err(|refused| refuse(refused.status, flag::CONNECT, format!("{authority}: {}", refused.why)))?;
     let forwarded = incoming.head.headers.get("forwarded").and_then(parse_forwarded_host);
     let addressed = forwarded.and_then(|host| tables.service_by_host(host, incoming.peer.namespace())).cloned();
     name(of, &tables, &me, target.service.or(addressed), Some(incoming.peer.clone()));
     of.parties.borrow_mut().original_dst = target.addr;
-    let client = incoming.peer_addr.ip();
+    let client = canonical(incoming.peer_addr).ip();
     ask(of, &tables, &me, client, target.addr).map_err(|failure| (401, failure))?;
     drop(tables);
     let app = to_application(worker, of, client, target.addr).await.map_err(|failure| (503, failure))?;
@@ -136,7 +136,7 @@ fn name(of: &Entered, tables: &Tables, me: &Arc<Workload>, service: Option<Arc<S
 /// With the client's address as source, so that the application sees who it talks to. Never without: an application that
 /// trusts its own pod's address would trust everybody.
 async fn to_application(worker: &Worker, of: &Entered, client: IpAddr, to: SocketAddr) -> Result<TcpStream, Failure> {
-    let as_client = worker.shared.config.orig_src && client != to.ip() && client.is_ipv4() == to.is_ipv4();
+    let as_client = worker.shared.config.orig_src && client != to.ip();
     let connected: io::Result<TcpStream> = of.pod.connect(worker, to, as_client.then_some(client)).await;
     connected.map_err(|e| Failure::new(flag::CONNECT, format!("connect to the application at {to}: {e}")))
 }
