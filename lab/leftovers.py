@@ -42,23 +42,33 @@ def snapshot(layout: Layout) -> Snapshot:
     seen["namespaces"] = {name for name in os.listdir(NETNS) if layout.owns_netns(name)} if NETNS.is_dir() else set()
     seen["processes"] = {f"{p.name} ({p.pid})" for p in processes.all_of(layout)}
     groups = _tree(Path("/sys/fs/cgroup"), only_directories=True)
-    seen["control groups"] = {path for path in groups if not _SERVICE_MANAGER.search(path)}
+    seen["control groups"] = {path for path in groups if not _SERVICE_MANAGER.search(path) and not _in_use(path)}
     seen["files"] = set(_files(layout))
     return seen
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:
-    """One line per thing that came or went; empty when the machine is as it was."""
+    """One line per thing that came or went; empty when the machine is as it was. Control groups only come: somebody
+    else's end when their processes do."""
     lines = []
     for kind in before:
         lines += [f"{kind}: left behind: {thing}" for thing in sorted(after[kind] - before[kind])]
-        lines += [f"{kind}: gone: {thing}" for thing in sorted(before[kind] - after[kind])]
+        if kind != "control groups":
+            lines += [f"{kind}: gone: {thing}" for thing in sorted(before[kind] - after[kind])]
     return lines
 
 
 def _lines(command: list[str]) -> set[str]:
     done = subprocess.run(command, capture_output=True, text=True, env={"PATH": search_path()})
     return {re.sub(r"\b(expires|valid_lft|preferred_lft) \S+", "", line).strip() for line in done.stdout.splitlines()}
+
+
+def _in_use(group: str) -> bool:
+    """By a process that is there before or after the lab: not the lab's."""
+    try:
+        return bool(Path(group, "cgroup.procs").read_text())
+    except OSError:
+        return False
 
 
 def _files(layout: Layout) -> Iterator[str]:
