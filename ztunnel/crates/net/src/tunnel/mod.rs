@@ -332,10 +332,12 @@ impl Tunnel {
         }
         let why: Rc<str> = why.into();
         *self.dead.borrow_mut() = Some(why.clone());
-        let streams: Vec<_> = self.streams.borrow_mut().drain().collect();
-        streams
-            .iter()
-            .for_each(|(_, stream)| stream.fail(Failure::Tunnel(why.clone())));
+        for (id, stream) in self.streams.take() {
+            // A stream that has ended both ways has all it needs: what waits for the application is here.
+            if !self.state.borrow().h2.is_finished(id) {
+                stream.fail(Failure::Tunnel(why.clone()));
+            }
+        }
         self.parked.borrow_mut().clear();
         // Streams keep the socket alive until their relays have noticed; the peer should not have to wait for that.
         let _ = SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Both);

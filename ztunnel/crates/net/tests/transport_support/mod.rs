@@ -12,6 +12,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
     PublicKeyData, SanType, SignatureAlgorithm,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 use x509_parser::certification_request::X509CertificationRequest;
@@ -276,4 +277,48 @@ pub async fn through(tunnels: &Rc<Tunnels>, at: SocketAddr, to: SocketAddr) -> T
         let _ = relay_tunnel(far, opened.stream, &counts).await; // the tests look at the sockets
     });
     near
+}
+
+/// A serving and a dialling worker of one mesh.
+pub async fn pair() -> (Rc<Tunnels>, Server) {
+    let ca = Ca::new();
+    let server = Server::start(ca.identities(SERVER), Limits::default()).await;
+    (
+        Tunnels::new(ca.identities(CLIENT), Limits::default()),
+        server,
+    )
+}
+
+/// An application that sends back what it gets and ends when the other ends.
+pub async fn echo() -> SocketAddr {
+    let (listener, at) = listen().await;
+    tokio::task::spawn_local(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            tokio::task::spawn_local(async move {
+                let (mut reader, mut writer) = tcp.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await; // a reset is a test's wish
+                let _ = writer.shutdown().await;
+            });
+        }
+    });
+    at
+}
+
+/// Sends, ends, reads to the end.
+pub async fn exchange(tcp: &mut TcpStream, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let (mut reader, mut writer) = tcp.split();
+    let mut back = Vec::new();
+    let sent = async {
+        writer.write_all(bytes).await?;
+        writer.shutdown().await
+    };
+    tokio::try_join!(sent, reader.read_to_end(&mut back))?;
+    Ok(back)
+}
+
+/// A tunnel whose far application is the second socket, its near one the first.
+pub async fn joined(tunnels: &Rc<Tunnels>, server: &Server) -> (TcpStream, TcpStream) {
+    let (listener, at) = listen().await;
+    let (near, far) = tokio::join!(through(tunnels, server.at, at), listener.accept());
+    (near, far.expect("accept").0)
 }
