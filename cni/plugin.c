@@ -274,7 +274,7 @@ static void kubernetes_arguments(const char **name, const char **name_space, con
 		else if (!strcmp(pair, "K8S_POD_UID"))
 			*uid = value;
 	}
-	if (!*name != !*name_space)
+	if (!**name != !**name_space)
 		fail(BAD_ENVIRONMENT, "CNI_ARGS has only one of K8S_POD_NAME and K8S_POD_NAMESPACE");
 }
 

@@ -314,7 +314,7 @@ def parse_reason(text: str) -> Failure | None:
         places = [find(text, name) for name in ("code", "msg", "details")]
     except TwiceError:
         return None
-    code, msg, details = [json.loads(text[slice(*place)]) if place else "" for place in places]
+    code, msg, details = [json.loads(text[slice(*place)]) if place else None for place in places]
     if not isinstance(code, int) or isinstance(code, bool) or code < 0 or not isinstance(msg, str):
         return None
     return Failure(code, msg, details if isinstance(details, str) else "")
