@@ -13,14 +13,15 @@ from lab import cluster, demo_failures, demo_parts, demo_speed, leftovers, needs
 from lab.layout import Layout
 from lab.report import Report, ms
 from lab.watchdog import Guard
-from mesh.errors import MeshError
+from mesh.errors import MeshError, OperatorError
 
 
 def run(name: str) -> int:
     """Exit code: 0 when every check held, 1 otherwise. Raises OperatorError: the machine lacks something."""
     needs.require_all()
     layout = Layout(name)
-    cluster.down(layout)  # what an earlier run may have left when it was killed
+    if layout.dir.exists():
+        raise OperatorError(f"lab {name} exists: `meshctl lab down --name {name}` first")
     signal.signal(signal.SIGTERM, _leave)
     before = leftovers.snapshot(layout)
     report = Report()

@@ -67,9 +67,9 @@ def down(name: str) -> None:
 
 
 @lab.command()
-@click.option("--name", default="nmdemo", show_default=True, help="The demo's own lab.")
-def demo(name: str) -> None:
+@click.option("--name", default=None, help="The demo's own lab; by default a name that nobody else has.")
+def demo(name: str | None) -> None:
     """The main job, shown working: every line is measured now. Exit code 1 when one is not as it should be."""
     from lab import demo as show
 
-    raise SystemExit(show.run(name))
+    raise SystemExit(show.run(name or f"demo{os.getpid()}"))

@@ -116,6 +116,15 @@ def test_a_missing_program_is_named_with_its_package(monkeypatch, tmp_path, miss
         needs.require_all()
 
 
+def test_a_container_that_may_not_make_namespaces_is_told_so():
+    caps = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--"]
+    command = [*caps, sys.executable, "-m", "meshctl.main", "lab", "up", "--name", "nocaps"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert done.returncode == 2
+    assert one_sentence(done.stderr.strip())
+    assert "does not allow network namespaces" in done.stderr
+
+
 def test_a_plugin_that_is_not_built_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(needs, "REPOSITORY", tmp_path)
     with pytest.raises(OperatorError, match="build/nodemesh-cni is not built: run `make setup`"):
