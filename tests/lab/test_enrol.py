@@ -1,0 +1,287 @@
+"""The agent, a real process, with real namespaces and the real plugin; the tunnel is a stand-in that only listens.
+
+What needs a mesh (daemons of every kind, traffic end to end) is in test_flows.py.
+"""
+
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lab import daemons, netns, processes
+from lab.layout import NETNS, Layout
+from lab.needs import REPOSITORY, plugin_path
+from lab.watchdog import Guard
+from tests.cni.twins import call
+from tests.lab.standin import StandIn
+
+pytestmark = pytest.mark.lab
+
+SOON_S = 10.0
+NAMESPACE = "shop"
+LABELS = {"istio.io/dataplane-mode": "ambient"}
+
+
+class Node:
+    """One agent, its directories and its pods, all inside a lab's names, so that its guard takes everything down."""
+
+    def __init__(self):
+        self.layout = Layout(f"e{os.getpid()}")
+        self.guard = Guard(self.layout)
+        for directory in (self.layout.config, self.layout.logs, self.layout.dir / "tmp"):
+            directory.mkdir(parents=True)
+        self.netns = self.layout.node_netns("node1")
+        netns.create(self.netns)
+        self.write("shop", {"kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": LABELS}})
+        self.agent, self.tunnels = None, []
+        self.start()
+
+    def write(self, name, document):
+        (self.layout.config / f"{name}.yaml").write_text(json.dumps({"apiVersion": "v1"} | document))
+
+    def start(self):
+        run = self.layout.run_dir("node1")
+        settings = {
+            "NODE_NAME": "node1",
+            "NODEMESH_RUN_DIR": str(run),
+            "NODEMESH_STATE_DIR": str(self.layout.node_dir("node1") / "state"),
+            "NODEMESH_PODS_DIR": str(self.layout.config),
+            "ZDS_SOCKET": str(run / "zds.sock"),
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        command = [sys.executable, "-m", "nodeagent.main", "run"]
+        self.agent = processes.start(self.layout, "nodeagent-node1", self.netns, command, settings)
+        processes.wait_until("the agent's socket is there", self.answers, SOON_S)
+
+    def answers(self):
+        try:
+            return self.ask("/status")["node"] == "node1"
+        except daemons.PeerError:
+            return False
+
+    def ask(self, target):
+        return daemons.ask(self.layout.run_dir("node1") / "nodeagent.sock", target)[1]
+
+    def end(self, number=signal.SIGKILL):
+        self.agent.signal(number)
+        assert self.agent.wait(SOON_S)
+
+    def connect_tunnel(self, **how):
+        self.tunnels.append(StandIn(self.layout.run_dir("node1") / "zds.sock", **how))
+        assert self.tunnel.complete.wait(SOON_S)
+
+    @property
+    def tunnel(self):
+        return self.tunnels[-1]
+
+    def disconnect_tunnel(self):
+        self.tunnel.close()
+        processes.wait_until("the agent noticed", lambda: self.ask("/status")["tunnels"] == 0, SOON_S)
+
+    def states(self):
+        return {pod["name"]: pod["state"] for pod in self.ask("/pods")}
+
+    def wait_for(self, state):
+        processes.wait_until(f"web-1 is {state}", lambda: self.states() == {"web-1": state}, SOON_S)
+
+    def pod(self, name, **metadata):
+        return Pod(self, name, metadata)
+
+    def close(self):
+        try:
+            for tunnel in self.tunnels:
+                tunnel.close()
+        finally:
+            self.guard.release()
+
+
+class Pod:
+    """A namespace with an address and a way out that leads nowhere."""
+
+    def __init__(self, node, name, metadata):
+        self.node, self.name = node, name
+        self.netns = node.layout.pod_netns(NAMESPACE, name)
+        metadata = {"name": name, "namespace": NAMESPACE} | metadata
+        node.write(name, {"kind": "Pod", "metadata": metadata, "spec": {"nodeName": "node1"}})
+        netns.create(self.netns)
+        netns.run("ip", "-n", self.netns, "link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
+        lines = [
+            "link set eth0 addrgenmode none up",
+            "link set peer0 addrgenmode none up",
+            "addr add 10.9.0.2/24 dev eth0",
+        ]
+        netns.batch(self.netns, [*lines, "route add default via 10.9.0.1"])
+
+    def call(self, command, **environment):
+        config = {
+            "cniVersion": "1.0.0",
+            "name": "net",
+            "type": "nodemesh-cni",
+            "agentSocket": str(self.node.layout.run_dir("node1") / "cni.sock"),
+            "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "10.9.0.2/24"}]},
+        }
+        args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={self.name}"
+        variables = {"CNI_CONTAINERID": self.name, "CNI_NETNS": str(NETNS / self.netns), "CNI_ARGS": args}
+        plugin = [str(plugin_path("nodemesh-cni"))]
+        return call(plugin, command, json.dumps(config).encode(), **(variables | environment))
+
+    def add(self):
+        said = self.call("ADD")
+        assert said.status == 0, said
+        return said
+
+    def rules(self):
+        """Everything that enrolment leaves in the namespace."""
+        words = ("nft -a list ruleset", "ip rule", "ip route show table all")
+        return [netns.run(*netns.inside(self.netns), *word.split()) for word in words]
+
+
+@pytest.fixture
+def node():
+    made = Node()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def tunnel(node):
+    node.connect_tunnel()
+    return node.tunnel
+
+
+def test_a_pod_comes_is_checked_and_goes_without_a_trace(node, tunnel):
+    pod = node.pod("web-1")
+    before = pod.rules()
+    pod.add()
+    assert node.states() == {"web-1": "IN_MESH"}
+    assert list(tunnel.served) == ["Kubernetes//Pod/shop/web-1"]
+    assert "redirect to :15001" in pod.rules()[0]
+    assert pod.call("CHECK").status == 0
+    assert pod.call("DEL").status == 0
+    assert (node.states(), tunnel.served, pod.rules()) == ({}, {}, before)
+
+
+def test_a_pod_that_is_not_meant_for_the_mesh_is_not_touched(node, tunnel):
+    pod = node.pod("plain", labels={"istio.io/dataplane-mode": "none"})
+    before = pod.rules()
+    pod.add()
+    assert (pod.rules(), tunnel.served) == (before, {})
+
+
+def test_without_a_tunnel_the_pod_does_not_start_and_nothing_is_left(node):
+    pod = node.pod("web-1")
+    before = pod.rules()
+    error = pod.call("ADD").error
+    assert (error["code"], error["msg"]) == (11, "pod shop/web-1 is not in the mesh: no tunnel is connected")
+    assert pod.rules() == before
+
+
+def test_a_tunnel_that_acknowledges_without_listening_is_found_out(node):
+    node.connect_tunnel(listens=False)
+    pod = node.pod("web-1")
+    before = pod.rules()
+    error = pod.call("ADD").error
+    assert error["code"] == 100
+    assert "the canary connection to 192.0.2.127 failed: Connection refused" in error["msg"]
+    assert pod.rules() == before
+
+
+def test_a_pod_that_took_the_tunnels_port_is_refused(node, tunnel):
+    pod = node.pod("web-1")
+    script = "import socket, time; s = socket.create_server(('', 15001)); print('up', flush=True); time.sleep(600)"
+    processes.start(node.layout, "squatter", pod.netns, [sys.executable, "-c", script])
+    processes.wait_until("the squatter listens", lambda: node.layout.log("squatter").read_text() == "up\n", SOON_S)
+    error = pod.call("ADD").error
+    assert (error["code"], "Address already in use" in error["msg"]) == (100, True)
+
+
+def test_a_check_names_what_somebody_deleted(node, tunnel):
+    pod = node.pod("web-1")
+    pod.add()
+    netns.run(*netns.inside(pod.netns), "nft", "flush", "chain", "inet", "nodemesh", "nat-output")
+    error = pod.call("CHECK").error
+    assert (error["code"], error["msg"]) == (100, "pod shop/web-1: chain nat-output lacks 5 of its 5 rules")
+
+
+def test_an_agent_that_was_killed_finds_its_pods_and_does_not_touch_them(node, tunnel):
+    pod = node.pod("web-1")
+    pod.add()
+    rules = pod.rules()
+    tunnel.hang_up()
+    node.end()
+    assert node.pod("web-2").call("ADD").code == 11
+    node.start()
+    node.wait_for("WAITING")
+    for listener in tunnel.served.pop("Kubernetes//Pod/shop/web-1"):
+        listener.close()
+    node.connect_tunnel()
+    node.wait_for("IN_MESH")
+    assert pod.rules() == rules, "same handles: nothing was replaced"
+    assert node.tunnel.heard == ["add", "snapshot_sent"]
+
+
+def test_rules_deleted_while_the_agent_was_away_are_restored(node, tunnel):
+    pod = node.pod("web-1")
+    pod.add()
+    tunnel.close()
+    node.end()
+    netns.run(*netns.inside(pod.netns), "nft", "delete", "table", "inet", "nodemesh")
+    node.start()
+    node.connect_tunnel()
+    node.wait_for("IN_MESH")
+    assert "redirect to :15001" in pod.rules()[0]
+
+
+def test_a_pod_that_went_while_the_agent_was_away_is_dropped(node, tunnel):
+    pod = node.pod("web-1")
+    pod.add()
+    node.end()
+    netns.delete(pod.netns)
+    netns.create(pod.netns)
+    node.start()
+    assert node.states() == {}
+
+
+def test_an_agent_that_is_asked_to_stop_leaves_the_rules_in(node, tunnel):
+    pod = node.pod("web-1")
+    pod.add()
+    rules = pod.rules()
+    node.end(signal.SIGTERM)
+    assert pod.rules() == rules
+    assert pod.call("DEL").status == 0, "DEL never fails"
+    node.start()
+
+
+def test_a_tunnel_that_comes_back_is_told_of_every_pod(node, tunnel):
+    node.pod("web-1").add()
+    node.disconnect_tunnel()
+    node.wait_for("WAITING")
+    node.connect_tunnel()
+    node.wait_for("IN_MESH")
+
+
+def test_many_pods_at_once_all_join(node, tunnel):
+    pods = [node.pod(f"web-{number}") for number in range(12)]
+    with ThreadPoolExecutor(12) as runtime:
+        list(runtime.map(Pod.add, pods))
+    assert set(node.states().values()) == {"IN_MESH"}
+
+
+def test_how_long_an_add_takes(node, tunnel, record_property):
+    took = []
+    for number in range(15):
+        pod = node.pod(f"web-{number}")
+        began = time.perf_counter()
+        pod.add()
+        took.append((time.perf_counter() - began) * 1000)
+    agents = [pod["add_ms"] for pod in node.ask("/pods")]
+    record_property("add_ms_p50", round(statistics.median(took), 1))
+    record_property("agent_ms_p50", statistics.median(agents))
+    print(f"ADD p50 {statistics.median(took):.1f} ms, of which the agent {statistics.median(agents):.1f} ms")
