@@ -92,6 +92,9 @@ const SIZE_UPDATE: u8 = 0x20;
 /// A reduction and the final size: more updates say nothing (RFC 7541 §4.2).
 const MAX_SIZE_UPDATES: usize = 2;
 
+/// What the decoder keeps between blocks: more than any honest field.
+const KEPT_SCRATCH: usize = 512;
+
 pub(super) struct Decoder {
     table: Table,
     name: Vec<u8>,
@@ -134,6 +137,8 @@ impl Decoder {
                 field(&self.name, &self.value);
             }
         }
+        self.name.shrink_to(KEPT_SCRATCH);
+        self.value.shrink_to(KEPT_SCRATCH);
         Ok(())
     }
 

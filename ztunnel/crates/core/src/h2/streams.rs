@@ -149,3 +149,32 @@ fn remember(memory: &mut VecDeque<StreamId>, id: StreamId) {
     }
     memory.push_back(id);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_stream_costs_less_than_300_bytes() {
+        // A hash map is at its emptiest when it has just doubled: 7/16 full, one more byte for each place.
+        let place = size_of::<(StreamId, Stream)>() + 1;
+        assert!(place * 16 / 7 < 300, "{place}");
+    }
+
+    #[test]
+    fn what_died_is_remembered_for_a_while() {
+        let mut streams = Streams::default();
+        for n in 0..1000 {
+            let id = StreamId(2 * n + 1);
+            streams.insert(id, Stream::new(0, 0));
+            streams.remove(id);
+            streams.remember_reset(id);
+        }
+        assert!(streams.was_reset_by_us(StreamId(1999)) && streams.ended_lately(StreamId(1999)));
+        assert!(!streams.was_reset_by_us(StreamId(1)) && !streams.ended_lately(StreamId(1)));
+        assert_eq!(
+            (streams.open(), streams.living(), streams.ended.len()),
+            (0, 0, REMEMBERED)
+        );
+    }
+}

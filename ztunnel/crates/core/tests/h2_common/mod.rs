@@ -25,7 +25,7 @@ pub(crate) const END_HEADERS: u8 = 4;
 pub(crate) const PADDED: u8 = 8;
 pub(crate) const PRIORITISED: u8 = 0x20;
 
-pub(crate) const CODES: [&str; 14] = [
+const CODES: [&str; 14] = [
     "NO_ERROR",
     "PROTOCOL_ERROR",
     "INTERNAL_ERROR",
@@ -41,6 +41,11 @@ pub(crate) const CODES: [&str; 14] = [
     "INADEQUATE_SECURITY",
     "HTTP_1_1_REQUIRED",
 ];
+
+/// A peer may send codes that nobody defined (RFC 9113 §7).
+pub(crate) fn code_name(code: u32) -> &'static str {
+    CODES.get(code as usize).copied().unwrap_or("UNKNOWN")
+}
 
 pub(crate) fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = (payload.len() as u32).to_be_bytes()[1..].to_vec();
@@ -152,10 +157,10 @@ pub(crate) fn told(event: &Event<'_>) -> String {
             format!("data {} {text}{}", id.0, mark(end))
         }
         Event::Trailers { id } => format!("trailers {}", id.0),
-        Event::Reset { id, code } => format!("reset {} {}", id.0, CODES[*code as usize]),
+        Event::Reset { id, code } => format!("reset {} {}", id.0, code_name(*code)),
         Event::SendReady { id } => format!("ready {}", id.0),
         Event::Opened => "opened".into(),
-        Event::GoAway { last, code } => format!("goaway {} {}", last.0, CODES[*code as usize]),
+        Event::GoAway { last, code } => format!("goaway {} {}", last.0, code_name(*code)),
         Event::Pong(payload) => format!("pong {payload}"),
         Event::Settings => "settings".into(),
     }
@@ -174,7 +179,7 @@ fn told_frame(bytes: &[u8]) -> (String, &[u8]) {
     let said = match kind {
         DATA => format!("DATA {id} ({len}){end}"),
         HEADERS => format!("HEADERS {id}{end}"),
-        RST_STREAM => format!("RST_STREAM {id} {}", CODES[u32_at(payload, 0) as usize]),
+        RST_STREAM => format!("RST_STREAM {id} {}", code_name(u32_at(payload, 0))),
         SETTINGS => format!("SETTINGS{}", if flags & ACK != 0 { " ack" } else { "" }),
         PING => format!(
             "PING {}{}",
@@ -184,7 +189,7 @@ fn told_frame(bytes: &[u8]) -> (String, &[u8]) {
         GOAWAY => format!(
             "GOAWAY {} {}",
             u32_at(payload, 0),
-            CODES[u32_at(payload, 4) as usize]
+            code_name(u32_at(payload, 4))
         ),
         WINDOW_UPDATE => format!("WINDOW_UPDATE {id} +{}", u32_at(payload, 0)),
         other => format!("frame {other} of {id}"),
@@ -230,7 +235,7 @@ impl Talk {
     /// The code the connection dies of.
     pub(crate) fn dies_of(&mut self, bytes: Vec<u8>) -> &'static str {
         match self.tries(bytes) {
-            (_, Err(error)) => CODES[error.code as usize],
+            (_, Err(error)) => code_name(error.code),
             (heard, Ok(())) => panic!("lives on and tells {heard:?}"),
         }
     }
