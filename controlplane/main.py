@@ -101,10 +101,6 @@ def _tokens() -> Tokens:
 
 async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: None) -> None:
     """Until SIGTERM or SIGINT. `ready` is called with the port once calls are answered. Raises OperatorError."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     authority = load_authority(settings.state_dir, settings.mesh.trust_domain)
     source, store, tokens = FileSource(settings.config_dir), Store(settings.mesh), Tokens(settings.state_dir)
     _take(store, source.read())
@@ -122,12 +118,15 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
         await grpc_server.start()
         _log.info(log.READY, address=f"{settings.address[0]}:{port}", path=str(settings.config_dir))
         ready(port)
-        await _until(stop, _watch(source, store, board), board.run())
+        await _until_stopped(_watch(source, store, board), board.run())
         _log.info(log.STOPPING)
 
 
-async def _until(stop: asyncio.Event, *work: Any) -> None:
-    """A task that ends by itself has failed: its exception ends the daemon."""
+async def _until_stopped(*work: Any) -> None:
+    """Until a signal. Work that ends by itself has failed: its exception ends the daemon."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     tasks = [asyncio.ensure_future(each) for each in (stop.wait(), *work)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -33,6 +33,9 @@ class Stamp(NamedTuple):
     device: int
 
 
+UNKNOWN: Final = Stamp(0, 0, 0, 0, 0)
+
+
 class FileSource:
     """`directory` and everything below, without hidden files and directories (`..data` of a ConfigMap included)."""
 
@@ -65,26 +68,16 @@ class FileSource:
         return stamps
 
     def _scan(self) -> dict[str, Stamp]:
-        """In the order of names. What cannot be listed keeps the stamps that it had."""
-        found: dict[str, Stamp] = {}
-        for path in self._walk(str(self._directory), set()):
-            try:
-                status = os.stat(path)
-            except FileNotFoundError:
-                continue  # went between listing and looking, or a link to nowhere
-            except OSError:
-                found[path] = Stamp(0, 0, 0, 0, 0)
-                continue
-            found[path] = Stamp(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev)
-        return found
+        return dict(self._walk(str(self._directory), set()))
 
-    def _walk(self, directory: str, visited: set[tuple[int, int]]) -> Iterator[str]:
+    def _walk(self, directory: str, visited: set[tuple[int, int]]) -> Iterator[tuple[str, Stamp]]:
+        """Files in the order of their names. A directory that cannot be listed keeps its files, and shows up itself."""
         try:
             status = os.stat(directory)
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
         except OSError:
-            prefix = directory + os.sep
-            yield from (path for path in self._stamps if path.startswith(prefix))
+            yield directory, UNKNOWN
+            yield from (each for each in self._stamps.items() if each[0].startswith(directory + os.sep))
             return
         if (status.st_dev, status.st_ino) in visited:
             return  # a symlink to where we came from
@@ -94,8 +87,8 @@ class FileSource:
                 continue
             if entry.is_dir():
                 yield from self._walk(entry.path, visited)
-            elif entry.name.endswith(SUFFIXES):
-                yield entry.path
+            elif entry.name.endswith(SUFFIXES) and (stamp := _stamp(entry.path)):
+                yield entry.path, stamp
 
     def _take(self, stamps: dict[str, Stamp]) -> Contents:
         contents: dict[str, Parsed] = {}
@@ -104,6 +97,17 @@ class FileSource:
             contents[path] = known if known and self._stamps.get(path) == stamp else load(path)
         self._stamps, self._contents = stamps, contents
         return dict(contents)
+
+
+def _stamp(path: str) -> Stamp | None:
+    """None: it went between listing and looking, or is a link to nowhere."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return UNKNOWN
+    return Stamp(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev)
 
 
 def load(path: str) -> Parsed:

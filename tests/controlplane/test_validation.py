@@ -115,7 +115,7 @@ def test_json_is_yaml():
     assert store_of(text).counts == {"Node": 1}
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, "- " * 200_000, "a: &a\n  b: *a\n"], ids=["flow", "block", "cycle"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "- " * 100_000, "a: &a\n  b: *a\n"], ids=["flow", "block", "cycle"])
 def test_nesting_without_end_is_a_finding_and_not_the_end_of_the_process(text):
     parsed = parse("f.yaml", text.encode())
     assert parsed.broken
