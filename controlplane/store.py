@@ -87,7 +87,7 @@ class Store:
         return dict(sorted(Counter(key.kind for key in self._force).items()))
 
     def update(self, contents: Mapping[str, Parsed]) -> bool:
-        """Takes over a source's whole state; whether the world is a new one."""
+        """Takes over a source's whole state; whether the world is a new one. Reads each `Parsed` once."""
         reads = {file: self._read(contents[file]) for file in sorted(contents)}
         findings = [finding for read in reads.values() for finding in read.findings]
         force = self._placed(reads, findings)
@@ -150,6 +150,7 @@ class Store:
             else:
                 entries.append(_Entry(document, _judge(document, reader)))
             findings.extend(map(document.finding, dict.fromkeys(document.root.problems)))
+            document.root.release()
         return _Read(parsed, tuple(entries), tuple(findings), frozenset(claims))
 
     def _reader(self, document: Document) -> Reader | None:

@@ -91,6 +91,10 @@ class Field:
     def warn(self, why: str) -> None:
         self.problems.append(Problem(self.line, f"{self.path}: {why}", Level.WARNING))
 
+    def release(self) -> None:
+        """Drops the document's tree, which is larger than all that was read from it."""
+        self.node = self._mapping = None
+
     def required(self) -> Field:
         if not self.present:
             self.fail("is required")
