@@ -76,6 +76,10 @@ fn hear(bytes: &[u8], mut chunk: impl FnMut() -> usize) -> (Vec<String>, Vec<u8>
     let mut payloads: BTreeMap<StreamId, Vec<u8>> = BTreeMap::new();
     let mut on = |event: Event<'_>| match event {
         Event::Data { id, payload, end } => {
+            assert!(
+                payload.is_empty() || bytes.as_ptr_range().contains(&payload.as_ptr()),
+                "lent, not copied"
+            );
             payloads.entry(id).or_default().extend(payload);
             if end {
                 heard.push(format!("end {}", id.0));

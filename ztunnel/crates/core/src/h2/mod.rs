@@ -131,7 +131,8 @@ pub enum Event<'a> {
         headers: Headers,
         end: bool,
     },
-    /// A piece of payload, lent. To be answered with `consumed` once it has been passed on.
+    /// A piece of payload, lent: always a part of the bytes `receive` was given, however its frame was cut up. To be
+    /// answered with `consumed` once it has been passed on.
     Data {
         id: StreamId,
         payload: &'a [u8],
