@@ -1,6 +1,10 @@
 /* One request to the node agent: HTTP/1.1 over its Unix socket, one connection, one deadline for all of it.
  * Part of plugin.c, whose buffers and `fail` it uses. */
 
+#define MAX_RESPONSE (64 * 1024)
+
+static char response_bytes[MAX_RESPONSE + 1];
+
 static long long now_ms(void)
 {
 	struct timespec now;

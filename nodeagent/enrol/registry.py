@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from mesh import log
-from mesh.errors import MeshError
+from mesh.errors import MeshError, OperatorError
 from mesh.ids import Uid, pod_uid
 from nodeagent.enrol import machine as m
 from nodeagent.enrol.executor import TRY_AGAIN_LATER, Hands, Namespace, Pod, Redirect, Tunnel, abandon_all
@@ -56,13 +56,17 @@ class Registry:
         return list(self._pods.values())
 
     def readopt(self) -> None:
-        """The pods of an agent that ended before: those whose namespace is still the same. Their traffic goes on."""
+        """The pods of an agent that ended before: those whose namespace is still the same. Their traffic goes on.
+        Raises OperatorError: the list of pods cannot be written."""
         for member in self._store.load():
             if (namespace := self._reopen(member)) is None:
                 continue
             self._remembered[member.uid] = member
             self._begin(member, namespace).tell(m.PodFound(member.uid))
-        self._store.save(self._remembered.values())
+        try:
+            self._store.save(self._remembered.values())
+        except MeshError as error:
+            raise OperatorError(str(error)) from None
 
     def _reopen(self, member: Member) -> Namespace | None:
         try:

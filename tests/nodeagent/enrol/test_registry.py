@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from mesh.errors import OperatorError
 from nodeagent.enrol import machine as m
 from nodeagent.enrol.pods import FilePods
 from nodeagent.enrol.registry import CniError, Registry, describe
@@ -183,6 +184,15 @@ def test_a_disk_that_is_full_refuses_the_pod_before_it_is_touched(tmp_path):
         assert code == 100
         assert "enrolled.json cannot be written" in msg
         assert "put rules" not in node.said
+
+    run(tmp_path, story)
+
+
+def test_an_agent_that_cannot_write_its_list_does_not_start(tmp_path):
+    async def story(node):
+        (tmp_path / "state/enrolled.tmp").mkdir()
+        with pytest.raises(OperatorError, match="enrolled.json cannot be written: Is a directory"):
+            node.registry.readopt()
 
     run(tmp_path, story)
 
