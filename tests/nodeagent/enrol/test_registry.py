@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_refuses_the_pod_before_it_is_touched(tmp_path):
 def test_an_agent_that_cannot_write_its_list_does_not_start(tmp_path):
     async def story(node):
         (tmp_path / "state/enrolled.tmp").mkdir()
-        with pytest.raises(OperatorError, match="enrolled.json cannot be written: Is a directory"):
+        with pytest.raises(OperatorError, match=r"enrolled\.json cannot be written: Is a directory"):
             node.registry.readopt()
 
     run(tmp_path, story)
