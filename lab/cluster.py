@@ -18,7 +18,17 @@ from typing import Any
 
 from lab import apps, daemons, documents, needs, netns, processes
 from lab.documents import PodSpec
-from lab.layout import MOST_NODES, MOST_PODS, NETNS, ROOT, Layout, node_name, service_address, underlay_address
+from lab.layout import (
+    MADE_NETNS,
+    MOST_NODES,
+    MOST_PODS,
+    NETNS,
+    ROOT,
+    Layout,
+    node_name,
+    service_address,
+    underlay_address,
+)
 from lab.processes import Process, wait_until
 from lab.runtime import Added, Runtime, Sandbox
 from mesh.errors import OperatorError
@@ -305,7 +315,7 @@ def _claim(layout: Layout) -> None:
     """The lab's directory, made by exactly one. Raises OperatorError: somebody has it."""
     ROOT.mkdir(mode=0o700, exist_ok=True)
     if not NETNS.exists():
-        (ROOT / ".made-netns-dir").touch()
+        (ROOT / MADE_NETNS).touch()
     try:
         layout.dir.mkdir(mode=0o700)
     except FileExistsError:
@@ -336,7 +346,7 @@ def _leave_the_machine_as_it_was() -> None:
     others = [p for p in ROOT.iterdir() if p.is_dir()] if ROOT.is_dir() else []
     if others or not ROOT.is_dir():
         return
-    if (ROOT / ".made-netns-dir").exists() and not netns.names():
+    if (ROOT / MADE_NETNS).exists() and not netns.names():
         subprocess.run(["umount", str(NETNS)], capture_output=True)
         NETNS.rmdir()
     shutil.rmtree(ROOT, ignore_errors=True)

@@ -16,6 +16,8 @@ from mesh.errors import OperatorError
 
 ROOT: Final = Path("/run/nodemesh-lab")
 NETNS: Final = Path("/run/netns")
+MADE_NETNS: Final = ".made-netns-dir"
+"""In ROOT: a lab has made the directory NETNS, so the last lab takes it away."""
 DEFAULT_NAME: Final = "nm"
 UNDERLAY: Final = IPv4Network("172.30.0.0/16")
 PODS: Final = IPv4Network("10.244.0.0/16")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from lab import processes
-from lab.layout import NETNS, ROOT, Layout
+from lab.layout import MADE_NETNS, NETNS, ROOT, Layout
 from lab.needs import search_path
 
 Snapshot = dict[str, set[str]]
@@ -48,14 +48,20 @@ def snapshot(layout: Layout) -> Snapshot:
 
 
 def difference(before: Snapshot, after: Snapshot) -> list[str]:
-    """One line per thing that came or went; empty when the machine is as it was. Control groups only come: somebody
-    else's end when their processes do."""
+    """One line per thing that came or went; empty when the machine is as it was. Call it right after `after`."""
     lines = []
     for kind in before:
-        lines += [f"{kind}: left behind: {thing}" for thing in sorted(after[kind] - before[kind])]
-        if kind != "control groups":
-            lines += [f"{kind}: gone: {thing}" for thing in sorted(before[kind] - after[kind])]
+        came, went = after[kind] - before[kind], before[kind] - after[kind]
+        lines += [f"{kind}: left behind: {thing}" for thing in sorted(came) if not _needed_by_others(thing)]
+        # A control group that went was somebody else's, whose processes ended: the lab makes none.
+        lines += [f"{kind}: gone: {thing}" for thing in sorted(went) if kind != "control groups"]
     return lines
+
+
+def _needed_by_others(path: str) -> bool:
+    """The common directories stay as long as another lab, or another namespace, is there."""
+    others = bool(_labs()) or (NETNS.is_dir() and any(NETNS.iterdir()))
+    return path in (str(NETNS), str(ROOT), str(ROOT / MADE_NETNS)) and others
 
 
 def _lines(command: list[str]) -> set[str]:
@@ -75,16 +81,10 @@ def _files(layout: Layout) -> Iterator[str]:
     own = re.compile(rf"^/run/(nodemesh-lab/{layout.name}|netns/{layout.name}-[^/]+)(/|$)")
     for top in ("/run", "/etc"):
         for path in _tree(Path(top)):
-            others = _OTHER_LAB.match(path) or _shared(path) or _SERVICE_MANAGER.search(path)
-            if own.match(path) or not others:
+            if own.match(path) or not (_OTHER_LAB.match(path) or _SERVICE_MANAGER.search(path)):
                 yield path
     for top in ("/var/lib", "/tmp", "/opt/cni"):
         yield from (p for p in _tree(Path(top), depth=2) if _OURS.search(p))
-
-
-def _shared(path: str) -> bool:
-    """The labs' common directories stay as long as another lab is up."""
-    return (path.startswith(str(ROOT)) or path == str(NETNS)) and len(_labs()) > 0
 
 
 def _labs() -> list[Path]:

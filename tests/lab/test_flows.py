@@ -90,13 +90,14 @@ def test_a_pod_does_not_start_while_its_agent_is_down_and_nothing_of_it_is_left(
         mesh.start_agent("node1")
 
 
-def test_a_pod_does_not_start_when_its_port_is_occupied(mesh, pods, tmp_path):
+def test_a_pod_does_not_start_when_its_port_is_occupied(mesh, pods):
     """Somebody listens on 15008 inside the namespace before the mesh comes: refused, not half captured."""
     spec = PodSpec("squatted", "node1")
 
     def squat():
         space = mesh.layout.pod_netns("shop", "squatted")
-        return processes.start(mesh.layout, "squatter", space, scripts.server(15008, "connection.close()"))
+        processes.start(mesh.layout, "squatter", space, scripts.server(15008, "connection.close()"))
+        wait_until("it listens", lambda: "listening" in mesh.layout.log("squatter").read_text(), SOON_S)
 
     with pytest.raises(CniRefused, match="15008"):
         mesh.add_pod(spec, with_apps=False, before_cni=squat)
