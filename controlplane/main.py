@@ -106,7 +106,7 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
     _take(store, source.read())
     board = Board(store.world)
     discovery = server.Discovery(board, tokens)
-    certificates = server.Certificates(authority, tokens, lambda: store.world, settings.mesh.trust_domain)
+    certificates = server.Certificates(authority, tokens, board, settings.mesh.trust_domain)
     certificate = server.ServerCertificate(authority, (*server.NAMES, *settings.sans))
     grpc_server, port = server.listen(settings.address, certificate, discovery, certificates)
     async with AsyncExitStack() as stack:

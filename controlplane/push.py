@@ -46,14 +46,26 @@ class Board:
 
     def __init__(self, world: World) -> None:
         self.current = translate(world)
+        # Known, but perhaps not pushed yet.
+        self.latest = world
         self._changed = asyncio.Event()
-        self._pending: World | None = None
+        self._proposed = asyncio.Event()
         self._touched = asyncio.Event()
 
     def propose(self, world: World) -> None:
-        """Takes effect when the burst that it belongs to is over."""
-        self._pending = world
+        """Is pushed when the burst that it belongs to is over."""
+        self.latest = world
         self._touched.set()
+        proposed, self._proposed = self._proposed, asyncio.Event()
+        proposed.set()
+
+    async def later_than(self, world: World, deadline_s: float) -> World:
+        """The next world that becomes known, or after the deadline the same one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while self.latest is world:
+                    await self._proposed.wait()
+        return self.latest
 
     async def newer_than(self, seen: Resources) -> Resources:
         while self.current is seen:
@@ -79,8 +91,7 @@ class Board:
         self._touched.clear()
 
     async def _publish(self) -> None:
-        assert self._pending is not None
-        self.current = await asyncio.to_thread(translate, self._pending, self.current)
+        self.current = await asyncio.to_thread(translate, self.latest, self.current)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

@@ -6,7 +6,7 @@ Owns the listener, its certificate and the list of connected tunnels. What is sa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -24,10 +24,11 @@ from mesh.gen.ca_pb2_grpc import IstioCertificateServiceServicer, add_IstioCerti
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from mesh.gen.xds_pb2_grpc import AggregatedDiscoveryServiceServicer, add_AggregatedDiscoveryServiceServicer_to_server
 from mesh.ids import SpiffeId
-from mesh.model import World
 
 NAMES: Final = ("controlplane", "istiod.istio-system.svc", "localhost", "127.0.0.1")
 IMPERSONATED: Final = "ImpersonatedIdentity"
+# Longer than a source needs to notice a change.
+NEWS_S: Final = 0.3
 MAX_LIFETIME_S: Final = 10 * 365 * 86400
 # A tunnel that resumes names every resource it holds: 5 MB for 50,000 pods.
 MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
@@ -133,17 +134,17 @@ class Discovery(AggregatedDiscoveryServiceServicer):
 class Certificates(IstioCertificateServiceServicer):
     """Issues what is due to the caller's node in the world of this moment."""
 
-    def __init__(self, authority: Authority, tokens: Tokens, world: Callable[[], World], trust_domain: str) -> None:
+    def __init__(self, authority: Authority, tokens: Tokens, board: Board, trust_domain: str) -> None:
         self._authority = authority
         self._tokens = tokens
-        self._world = world
+        self._board = board
         self._trust_domain = trust_domain
 
     async def CreateCertificate(self, request: IstioCertificateRequest, context: Context) -> IstioCertificateResponse:
         node = await _caller(context, self._tokens)
         identity = await self._identity(request, context)
         try:
-            entitlement(self._world(), node, identity, self._trust_domain)
+            await self._require_entitlement(node, identity)
         except PeerError as error:
             _log.warning(log.CERTIFICATE_FAILED, node=node, identity=str(identity), why=str(error))
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
@@ -155,6 +156,14 @@ class Certificates(IstioCertificateServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         _log.info(log.CERTIFICATE_ISSUED, node=node, identity=str(identity))
         return IstioCertificateResponse(cert_chain=chain)
+
+    async def _require_entitlement(self, node: str, identity: SpiffeId) -> None:
+        """A new pod's node may ask before its document has been read here: the next world decides. Raises PeerError."""
+        world = self._board.latest
+        try:
+            entitlement(world, node, identity, self._trust_domain)
+        except PeerError:
+            entitlement(await self._board.later_than(world, NEWS_S), node, identity, self._trust_domain)
 
     async def _identity(self, request: IstioCertificateRequest, context: Context) -> SpiffeId:
         wanted = request.metadata.fields.get(IMPERSONATED)

@@ -35,15 +35,10 @@ class ControlPlane:
         self.authority = load_authority(state, "cluster.local")
         self.board = Board(world)
         self.discovery = server.Discovery(self.board, self.tokens)
-        self.certificates = server.Certificates(self.authority, self.tokens, lambda: self.world, "cluster.local")
+        self.certificates = server.Certificates(self.authority, self.tokens, self.board, "cluster.local")
         self.certificate = server.ServerCertificate(self.authority, server.NAMES)
         self.server, self.port = server.listen(("127.0.0.1", 0), self.certificate, self.discovery, self.certificates)
-        self.world = world
         self.token = self.tokens.create("node1", 3600)
-
-    def publish(self, world):
-        self.world = world
-        self.board.propose(world)
 
     def channel(self):
         credentials = grpc.ssl_channel_credentials(self.authority.root_pem)
@@ -96,10 +91,10 @@ def test_a_tunnel_is_sent_the_world_and_then_what_changes(tmp_path):
             while not subscriber.synced:
                 await stream.write(subscriber.settle(subscriber.receive(await stream.read())))
             [session] = control.discovery.sessions
-            control.publish(world_of(PODS + pod("db", ip="10.0.0.2")))
+            control.board.propose(world_of(PODS + pod("db", ip="10.0.0.2")))
             batch = subscriber.receive(await stream.read())
             await stream.write(subscriber.settle(batch, [(batch.upserts[0][0], "too new")]))
-            control.publish(world_of("# nothing"))
+            control.board.propose(world_of("# nothing"))
             while "Kubernetes//Pod/shop/web" in subscriber.held(ADDRESS_TYPE):
                 await stream.write(subscriber.settle(subscriber.receive(await stream.read())))
             return session.describe(), batch
@@ -186,6 +181,22 @@ def test_an_identity_that_is_not_due_is_refused_with_a_sentence(tmp_path, identi
     error = asyncio.run(play())
     assert error.code() is code
     assert why in error.details()
+
+
+def test_a_pod_that_is_only_just_known_to_its_node_gets_its_certificate_too(tmp_path):
+    async def play():
+        async with running(tmp_path, "# no pod yet") as control:
+            asking = asyncio.create_task(certificate(control))
+            original = control.board.later_than
+
+            async def later_than(world, deadline_s):
+                control.board.propose(world_of(PODS))
+                return await original(world, deadline_s)
+
+            control.board.later_than = later_than
+            return (await asking).cert_chain
+
+    assert len(asyncio.run(play())) == 2
 
 
 def test_the_requests_own_name_counts_and_not_what_is_said_beside_it(tmp_path):
