@@ -29,7 +29,10 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(flag: &'static str, why: impl Into<String>) -> Self {
-        Self { flag, why: why.into() }
+        Self {
+            flag,
+            why: why.into(),
+        }
     }
 
     /// Of a connection that was being relayed.
@@ -39,18 +42,28 @@ impl Failure {
 
     pub fn unknown_pod(of: &Connection) -> Self {
         let (namespace, name) = (&of.pod.namespace, &of.pod.name);
-        Self::new(flag::CONNECT, format!("timed out waiting for workload {namespace}/{name} from the control plane"))
+        Self::new(
+            flag::CONNECT,
+            format!("timed out waiting for workload {namespace}/{name} from the control plane"),
+        )
     }
 }
 
 impl From<Cut> for Failure {
     fn from(cut: Cut) -> Self {
-        Self { flag: cut.flag, why: cut.why }
+        Self {
+            flag: cut.flag,
+            why: cut.why,
+        }
     }
 }
 
 /// Runs `story` until it ends or the connection is cut, then settles the account.
-pub async fn follow(worker: &Worker, connection: &Entered, story: impl Future<Output = Result<(), Failure>>) {
+pub async fn follow(
+    worker: &Worker,
+    connection: &Entered,
+    story: impl Future<Output = Result<(), Failure>>,
+) {
     let ended = select! {
         biased;
         cut = connection.is_cut() => Err(cut.into()),
@@ -76,25 +89,64 @@ fn settle(worker: &Worker, connection: &Connection, failure: Option<Failure>) {
         (Some(_), true) => Level::Error,
         (Some(_), false) => Level::Warn,
     };
-    worker.shared.log.access(level, || access_line(level, established, connection, &parties, failure.as_ref()));
+    worker.shared.log.access(level, || {
+        access_line(level, established, connection, &parties, failure.as_ref())
+    });
 }
 
-fn access_line(level: Level, established: bool, of: &Connection, parties: &Parties, failure: Option<&Failure>) -> Line {
-    let message = if established { "connection complete" } else { "connection failed" };
+fn access_line(
+    level: Level,
+    established: bool,
+    of: &Connection,
+    parties: &Parties,
+    failure: Option<&Failure>,
+) -> Line {
+    let message = if established {
+        "connection complete"
+    } else {
+        "connection failed"
+    };
     let line = Line::new(level, "access", message).show("src.addr", parties.src);
-    let line = party(line, "src", parties.source.as_deref(), parties.source_id.as_ref()).show("dst.addr", parties.dst);
+    let line = party(
+        line,
+        "src",
+        parties.source.as_deref(),
+        parties.source_id.as_ref(),
+    )
+    .show("dst.addr", parties.dst);
     let line = line.maybe("dst.hbone_addr", parties.hbone.as_deref());
-    let line = line.maybe("dst.service", parties.service.as_ref().map(|s| &*s.hostname));
-    party(line, "dst", parties.destination.as_deref(), parties.destination_id.as_ref())
-        .text("direction", if of.kind == Kind::Outbound { "outbound" } else { "inbound" })
-        .number("bytes_sent", of.counts.sent.get())
-        .number("bytes_recv", of.counts.received.get())
-        .show("duration", format_args!("{}ms", of.opened.elapsed().as_millis()))
-        .maybe("error", failure.map(|f| f.why.as_str()))
+    let line = line.maybe(
+        "dst.service",
+        parties.service.as_ref().map(|s| &*s.hostname),
+    );
+    party(
+        line,
+        "dst",
+        parties.destination.as_deref(),
+        parties.destination_id.as_ref(),
+    )
+    .text(
+        "direction",
+        if of.kind == Kind::Outbound {
+            "outbound"
+        } else {
+            "inbound"
+        },
+    )
+    .number("bytes_sent", of.counts.sent.get())
+    .number("bytes_recv", of.counts.received.get())
+    .show(
+        "duration",
+        format_args!("{}ms", of.opened.elapsed().as_millis()),
+    )
+    .maybe("dry_run", of.rehearsed.borrow().as_deref())
+    .maybe("error", failure.map(|f| f.why.as_str()))
 }
 
 fn party(line: Line, end: &str, workload: Option<&Workload>, id: Option<&SpiffeId>) -> Line {
-    let namespace = workload.map(|w| &*w.namespace).or(id.map(SpiffeId::namespace));
+    let namespace = workload
+        .map(|w| &*w.namespace)
+        .or(id.map(SpiffeId::namespace));
     line.maybe(&format!("{end}.workload"), workload.map(|w| &*w.name))
         .maybe(&format!("{end}.namespace"), namespace)
         .maybe(&format!("{end}.identity"), id.map(SpiffeId::as_str))

@@ -54,8 +54,11 @@ impl Default for Config {
 impl Config {
     /// One sentence for the operator when a key is unknown, of a wrong type or out of range.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
-        let config: Self = serde_json::from_slice(json).map_err(|e| format!("the core's configuration: {e}"))?;
-        config.check().map_err(|why| format!("the core's configuration: {why}"))?;
+        let config: Self =
+            serde_json::from_slice(json).map_err(|e| format!("the core's configuration: {e}"))?;
+        config
+            .check()
+            .map_err(|why| format!("the core's configuration: {why}"))?;
         Ok(config)
     }
 
@@ -66,11 +69,16 @@ impl Config {
             ("pool_idle_s", self.pool_idle_s),
         ] {
             if !(value > 0.0 && value <= LONGEST_S) {
-                return Err(format!("{key} is {value}, which is not between 0 and {LONGEST_S} seconds"));
+                return Err(format!(
+                    "{key} is {value}, which is not between 0 and {LONGEST_S} seconds"
+                ));
             }
         }
         if self.workers > MOST_WORKERS {
-            return Err(format!("workers is {}, which is more than {MOST_WORKERS}", self.workers));
+            return Err(format!(
+                "workers is {}, which is more than {MOST_WORKERS}",
+                self.workers
+            ));
         }
         if self.access_log.is_empty() {
             return Err("access_log is empty; it is \"stderr\", \"off\" or a path".into());
@@ -101,7 +109,10 @@ mod tests {
     #[test]
     fn an_empty_object_means_every_default() {
         let config = Config::parse(b"{}").expect("valid");
-        assert_eq!((config.packet_mark, config.trust_domain.as_str()), (0x539, "cluster.local"));
+        assert_eq!(
+            (config.packet_mark, config.trust_domain.as_str()),
+            (0x539, "cluster.local")
+        );
         assert!(config.worker_count() >= 1);
     }
 

@@ -68,7 +68,9 @@ impl Dataplane {
         let level = config.level().map_err(io::Error::other)?;
         let mailbox = Arc::new(Mailbox::new()?);
         let asked = mailbox.clone();
-        let identities = Identities::new(Box::new(move |id, now| asked.need_certificate(id.as_str(), now)));
+        let identities = Identities::new(Box::new(move |id, now| {
+            asked.need_certificate(id.as_str(), now)
+        }));
         let shared = Arc::new(Shared {
             tables: ArcSwap::from_pointee(Tables::new(&config.network, &config.cluster_id)),
             changed: watch::Sender::new(0),
@@ -80,11 +82,22 @@ impl Dataplane {
             config,
         });
         let workers = Workers::start(&shared)?;
-        Ok(Self { shared, workers, pods: Mutex::default(), one_writer: Mutex::default(), enrolling: AtomicUsize::new(0) })
+        Ok(Self {
+            shared,
+            workers,
+            pods: Mutex::default(),
+            one_writer: Mutex::default(),
+            enrolling: AtomicUsize::new(0),
+        })
     }
 
     /// The next snapshot. Returns (name, why) of what was refused.
-    pub fn apply(&self, kind: Kind, upserts: &[(String, Bytes)], removed: &[String]) -> Vec<(String, String)> {
+    pub fn apply(
+        &self,
+        kind: Kind,
+        upserts: &[(String, Bytes)],
+        removed: &[String],
+    ) -> Vec<(String, String)> {
         let one_writer = lock(&self.one_writer);
         let (next, refused) = self.shared.tables.load().with(kind, upserts, removed);
         self.shared.tables.store(Arc::new(next));
@@ -105,7 +118,9 @@ impl Dataplane {
     fn enrol_one(&self, who: Who, fd: BorrowedFd<'_>) -> Result<(), EnrolError> {
         let mut pods = lock(&self.pods);
         if pods.leaving {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "the tunnel is shutting down").into());
+            return Err(
+                io::Error::new(io::ErrorKind::NotConnected, "the tunnel is shutting down").into(),
+            );
         }
         let netns = NetNs::of(fd)?;
         match pods.by_uid.get(&*who.uid) {
@@ -118,7 +133,8 @@ impl Dataplane {
         pods.started += 1;
         pods.by_uid.insert(pod.uid.clone(), pod.clone());
         self.tell("pod enrolled", &pod);
-        let owner = &self.workers.handles[(pod.number % self.workers.handles.len() as u64) as usize];
+        let owner =
+            &self.workers.handles[(pod.number % self.workers.handles.len() as u64) as usize];
         owner.submit(move |worker| pod::serve(worker, &pod, listeners));
         self.learn_identities(&mut pods);
         Ok(())
@@ -131,41 +147,62 @@ impl Dataplane {
     }
 
     fn take_out(&self, pods: &mut Pods, uid: &str) {
-        let Some(pod) = pods.by_uid.remove(uid) else { return };
+        let Some(pod) = pods.by_uid.remove(uid) else {
+            return;
+        };
         pods.stopped += 1;
         pod.gone.store(true, Ordering::Release);
         self.tell("pod withdrawn", &pod);
-        self.ask_all(|_| pod.clone(), |worker, pod, done| drain::leave(worker, &pod, done));
+        self.ask_all(
+            |_| pod.clone(),
+            |worker, pod, done| drain::leave(worker, &pod, done),
+        );
     }
 
     fn tell(&self, message: &str, pod: &Pod) {
         let fields = |line: Line| {
-            line.text("workload", &pod.name).text("namespace", &pod.namespace).text("uid", &pod.uid)
+            line.text("workload", &pod.name)
+                .text("namespace", &pod.namespace)
+                .text("uid", &pod.uid)
         };
         self.shared.log.core(Level::Info, message, fields);
     }
 
     pub fn pods(&self) -> Vec<String> {
-        lock(&self.pods).by_uid.keys().map(|uid| uid.to_string()).collect()
+        let mut uids: Vec<_> = lock(&self.pods)
+            .by_uid
+            .keys()
+            .map(|uid| uid.to_string())
+            .collect();
+        uids.sort_unstable();
+        uids
     }
 
     /// Asks for certificates of what is served here now, and says which identities nobody needs any longer. A record that
     /// vanished leaves its identity in use: the pod is still here.
     fn learn_identities(&self, pods: &mut Pods) {
-        let Pods { by_uid, identities, .. } = pods;
+        let Pods {
+            by_uid, identities, ..
+        } = pods;
         let before: HashSet<SpiffeId> = identities.values().cloned().collect();
         let served: HashSet<u64> = by_uid.values().map(|pod| pod.number).collect();
         identities.retain(|number, _| served.contains(number));
         let tables = self.shared.tables.load();
         for pod in by_uid.values() {
-            let found = pod.workload(&tables).filter(|w| w.protocol == Protocol::Hbone);
+            let found = pod
+                .workload(&tables)
+                .filter(|w| w.protocol == Protocol::Hbone);
             if let Some(workload) = found {
                 identities.insert(pod.number, workload.identity().clone());
             }
         }
         let after: HashSet<SpiffeId> = identities.values().cloned().collect();
-        after.difference(&before).for_each(|id| self.shared.mailbox.need_certificate(id.as_str(), false));
-        before.difference(&after).for_each(|id| self.shared.mailbox.identity_unused(id.as_str()));
+        after
+            .difference(&before)
+            .for_each(|id| self.shared.mailbox.need_certificate(id.as_str(), false));
+        before
+            .difference(&after)
+            .for_each(|id| self.shared.mailbox.identity_unused(id.as_str()));
     }
 
     pub fn drain(&self, deadline: Duration) {
@@ -173,7 +210,9 @@ impl Dataplane {
         pods.leaving = true;
         pods.stopped += pods.by_uid.len() as u64;
         pods.by_uid.clear();
-        self.shared.log.core(Level::Info, "draining", |line| line.show("deadline", format_args!("{deadline:?}")));
+        self.shared.log.core(Level::Info, "draining", |line| {
+            line.show("deadline", format_args!("{deadline:?}"))
+        });
         drain::drain(&self.workers.handles, deadline);
     }
 
@@ -182,7 +221,10 @@ impl Dataplane {
         let answers = self.ask_all(
             |_| shared.clone(),
             |worker, shared, reply| {
-                let (open, growth) = (worker.meter.open(), worker.meter.hand_over(&worker.registry));
+                let (open, growth) = (
+                    worker.meter.open(),
+                    worker.meter.hand_over(&worker.registry),
+                );
                 if let Err(SendError((_, growth))) = reply.send((open, growth)) {
                     lock(&shared.totals).add(growth); // the scrape did not wait for us; nothing may be lost
                 }
@@ -216,14 +258,29 @@ impl Dataplane {
         let seen: Vec<Vec<Seen>> = self.ask_all(
             |_| (),
             |worker, (), reply| {
-                let seen = worker.registry.all().iter().filter_map(|c| dump::connection(c)).collect();
+                let seen = worker
+                    .registry
+                    .all()
+                    .iter()
+                    .filter_map(|c| dump::connection(c))
+                    .collect();
                 let _ = reply.send(seen); // Err: nobody waits any longer
             },
         );
         let pods: Vec<_> = lock(&self.pods).by_uid.values().cloned().collect();
-        let state = dump::workload_state(pods.iter().map(|p| &**p), seen.into_iter().flatten().collect());
+        let state = dump::workload_state(
+            pods.iter().map(|p| &**p),
+            seen.into_iter().flatten().collect(),
+        );
         let tables = self.shared.tables.load_full();
-        dump::whole(&tables, &self.shared.identities.dump(), state, &self.shared.config).to_string().into_bytes()
+        dump::whole(
+            &tables,
+            &self.shared.identities.dump(),
+            state,
+            &self.shared.config,
+        )
+        .to_string()
+        .into_bytes()
     }
 
     /// Cuts everything and joins all threads.
@@ -263,15 +320,29 @@ fn listeners_of(pod: &Arc<Pod>, ipv6: bool) -> Result<Vec<(Side, TcpListener)>, 
     let make = move || {
         inside
             .netns
-            .enter(|| Ok(SIDES.iter().map(|&(side, port)| listener(port, ipv6).map(|l| (side, l))).collect()))
+            .enter(|| {
+                Ok(SIDES
+                    .iter()
+                    .map(|&(side, port)| listener(port, ipv6).map(|l| (side, l)))
+                    .collect())
+            })
             .map_err(EnrolError::NamespaceGone)?
     };
-    let thread = thread::Builder::new().name("mesh-enrol".into()).spawn(make)?;
-    thread.join().unwrap_or_else(|_| Err(EnrolError::Other(io::Error::other("the enrolling thread panicked"))))
+    let thread = thread::Builder::new()
+        .name("mesh-enrol".into())
+        .spawn(make)?;
+    thread.join().unwrap_or_else(|_| {
+        Err(EnrolError::Other(io::Error::other(
+            "the enrolling thread panicked",
+        )))
+    })
 }
 
 fn descriptor_limit() -> libc::rlimit {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: the kernel fills the struct; on failure it stays zero.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     limit

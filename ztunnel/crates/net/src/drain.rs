@@ -13,10 +13,20 @@ use tokio::time::timeout;
 /// Closes the pod's listeners and connections on this worker; `done` is dropped when the listeners are closed.
 pub fn leave(worker: &Rc<Worker>, pod: &Pod, done: Sender<()>) {
     let number = pod.number;
-    worker.registry.cut(|c| c.pod.number == number, "the pod left the mesh");
-    let sources = worker.sources.borrow_mut().remove(&number).unwrap_or_default();
+    worker
+        .registry
+        .cut(|c| c.pod.number == number, "the pod left the mesh");
+    let sources = worker
+        .sources
+        .borrow_mut()
+        .remove(&number)
+        .unwrap_or_default();
     worker.tunnels.cut(&|key| sources.contains(&key.source));
-    let accepting = worker.accepting.borrow_mut().remove(&number).unwrap_or_default();
+    let accepting = worker
+        .accepting
+        .borrow_mut()
+        .remove(&number)
+        .unwrap_or_default();
     spawn_local(async move {
         stop(accepting).await;
         drop(done);
@@ -48,7 +58,9 @@ async fn drain_one(worker: Rc<Worker>, deadline: Duration, left: Arc<AtomicUsize
     stop(accepting).await;
     worker.tunnels.drain();
     if timeout(deadline, worker.registry.empty()).await.is_err() {
-        worker.registry.cut(|_| true, "connection closed: the tunnel is shutting down");
+        worker
+            .registry
+            .cut(|_| true, "connection closed: the tunnel is shutting down");
         worker.registry.empty().await;
     }
     worker.tunnels.cut(&|_| true);

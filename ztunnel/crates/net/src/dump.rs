@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use std::time::Duration;
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{
-    Action, Cidr, Clause, Destination, Endpoint, Gateway, IpFamilies, Locus, Match, Mode, Pair, Policy, Port, Protocol,
-    Scope, Service, Tables, Text, Workload, WorkloadType,
+    Action, Cidr, Clause, Destination, Endpoint, Gateway, IpFamilies, Locus, Match, Mode, Pair,
+    Policy, Port, Protocol, Scope, Service, Tables, Text, Workload, WorkloadType,
 };
 
 /// An open connection, ready to cross threads.
@@ -25,7 +25,15 @@ pub fn connection(of: &Connection) -> Option<Seen> {
     if of.kind == Kind::Tunnel {
         return None;
     }
-    let Parties { src, original_dst, dst, hbone, source_id, destination_id, .. } = &*of.parties.borrow();
+    let Parties {
+        src,
+        original_dst,
+        dst,
+        hbone,
+        source_id,
+        destination_id,
+        ..
+    } = &*of.parties.borrow();
     let json = json!({
         "src": src.to_string(),
         "originalDst": original_dst.to_string(),
@@ -37,15 +45,23 @@ pub fn connection(of: &Connection) -> Option<Seen> {
         "bytesReceived": of.counts.received.get(),
         "ageMs": of.opened.elapsed().as_millis() as u64,
     });
-    Some(Seen { uid: of.pod.uid.to_string(), inbound: of.kind != Kind::Outbound, json })
+    Some(Seen {
+        uid: of.pod.uid.to_string(),
+        inbound: of.kind != Kind::Outbound,
+        json,
+    })
 }
 
 /// uid → state. Connections of pods that have left since are nobody's.
 pub fn workload_state<'a>(pods: impl Iterator<Item = &'a Pod>, seen: Vec<Seen>) -> Value {
-    let mut by_uid: Map<String, Value> = pods.map(|pod| (pod.uid.to_string(), empty_state(pod))).collect();
+    let mut by_uid: Map<String, Value> = pods
+        .map(|pod| (pod.uid.to_string(), empty_state(pod)))
+        .collect();
     for one in seen {
         let direction = if one.inbound { "inbound" } else { "outbound" };
-        let list = by_uid.get_mut(&one.uid).and_then(|state| state["connections"][direction].as_array_mut());
+        let list = by_uid
+            .get_mut(&one.uid)
+            .and_then(|state| state["connections"][direction].as_array_mut());
         if let Some(list) = list {
             list.push(one.json);
         }
@@ -61,8 +77,15 @@ fn empty_state(pod: &Pod) -> Value {
     })
 }
 
-pub fn whole(tables: &Tables, certificates: &[CertificateInfo], state: Value, config: &Config) -> Value {
-    let services = tables.services().map(|s| service(s, tables.endpoints(&s.key)));
+pub fn whole(
+    tables: &Tables,
+    certificates: &[CertificateInfo],
+    state: Value,
+    config: &Config,
+) -> Value {
+    let services = tables
+        .services()
+        .map(|s| service(s, tables.endpoints(&s.key)));
     json!({
         "workloads": tables.workloads().map(|w| workload(w)).collect::<Vec<_>>(),
         "services": services.collect::<Vec<_>>(),
@@ -92,7 +115,11 @@ fn settings(config: &Config) -> Value {
 }
 
 fn workload(of: &Workload) -> Value {
-    let services: Map<_, _> = of.services.iter().map(|(key, map)| (key.to_string(), ports(map))).collect();
+    let services: Map<_, _> = of
+        .services
+        .iter()
+        .map(|(key, map)| (key.to_string(), ports(map)))
+        .collect();
     json!({
         "uid": *of.uid,
         "name": of.name,
@@ -145,7 +172,10 @@ fn texts<T: ToString>(values: &[T]) -> Vec<String> {
 
 /// Service port → target port; 0: the endpoint says which.
 fn ports(of: &[Port]) -> Value {
-    of.iter().map(|p| (p.service.to_string(), json!(p.target.unwrap_or(0)))).collect::<Map<_, _>>().into()
+    of.iter()
+        .map(|p| (p.service.to_string(), json!(p.target.unwrap_or(0))))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 fn gateway(of: &Gateway) -> Value {
@@ -157,12 +187,21 @@ fn gateway(of: &Gateway) -> Value {
 }
 
 fn service<'a>(of: &Service, endpoints: impl Iterator<Item = &'a Endpoint>) -> Value {
-    let range = |c: &Cidr| if c.is_host() { c.ip.to_string() } else { format!("{}/{}", c.ip, c.prefix) };
+    let range = |c: &Cidr| {
+        if c.is_host() {
+            c.ip.to_string()
+        } else {
+            format!("{}/{}", c.ip, c.prefix)
+        }
+    };
     let (single, ranges): (Vec<_>, Vec<_>) = of.vips.iter().partition(|vip| vip.range.is_host());
     let vips = |of: Vec<&ztunnel_core::tables::Vip>| -> Vec<_> {
-        of.iter().map(|vip| format!("{}/{}", vip.network, range(&vip.range))).collect()
+        of.iter()
+            .map(|vip| format!("{}/{}", vip.network, range(&vip.range)))
+            .collect()
     };
-    let weighted = |(to, weight): &(Gateway, u32)| json!({ "destination": gateway(to), "weight": weight });
+    let weighted =
+        |(to, weight): &(Gateway, u32)| json!({ "destination": gateway(to), "weight": weight });
     json!({
         "name": of.name,
         "namespace": of.namespace,
@@ -244,21 +283,60 @@ fn clause(of: &Clause) -> Value {
 /// Attributes without a value are left out.
 fn matching(of: &Match) -> Value {
     let mut out = Map::new();
-    pair(&mut out, "namespaces", "notNamespaces", &of.namespaces, text);
-    pair(&mut out, "principals", "notPrincipals", &of.principals, text);
+    pair(
+        &mut out,
+        "namespaces",
+        "notNamespaces",
+        &of.namespaces,
+        text,
+    );
+    pair(
+        &mut out,
+        "principals",
+        "notPrincipals",
+        &of.principals,
+        text,
+    );
     let account = |a: &ztunnel_core::tables::Account| json!({ "namespace": a.namespace, "serviceAccount": a.name });
-    pair(&mut out, "serviceAccounts", "notServiceAccounts", &of.service_accounts, account);
+    pair(
+        &mut out,
+        "serviceAccounts",
+        "notServiceAccounts",
+        &of.service_accounts,
+        account,
+    );
     let cidr = |c: &Cidr| json!(format!("{}/{}", c.ip, c.prefix));
     pair(&mut out, "sourceIps", "notSourceIps", &of.source_ips, cidr);
-    pair(&mut out, "destinationIps", "notDestinationIps", &of.destination_ips, cidr);
-    pair(&mut out, "destinationPorts", "notDestinationPorts", &of.destination_ports, |port| json!(port));
+    pair(
+        &mut out,
+        "destinationIps",
+        "notDestinationIps",
+        &of.destination_ips,
+        cidr,
+    );
+    pair(
+        &mut out,
+        "destinationPorts",
+        "notDestinationPorts",
+        &of.destination_ports,
+        |port| json!(port),
+    );
     Value::Object(out)
 }
 
-fn pair<T>(out: &mut Map<String, Value>, any: &str, none: &str, of: &Pair<T>, show: impl Fn(&T) -> Value) {
+fn pair<T>(
+    out: &mut Map<String, Value>,
+    any: &str,
+    none: &str,
+    of: &Pair<T>,
+    show: impl Fn(&T) -> Value,
+) {
     for (key, values) in [(any, &of.any), (none, &of.none)] {
         if !values.is_empty() {
-            out.insert(key.into(), values.iter().map(&show).collect::<Vec<_>>().into());
+            out.insert(
+                key.into(),
+                values.iter().map(&show).collect::<Vec<_>>().into(),
+            );
         }
     }
 }

@@ -3,10 +3,11 @@
 
 use crate::account::{Failure, flag, follow};
 use crate::pod::{Accepted, Client, Pod};
-use crate::registry::{Asked, Entered, Kind, Parties};
+use crate::registry::{Asked, Entered, Judgement, Kind, Parties};
 use crate::relay::{relay_plain, relay_tunnel};
 use crate::runtime::{Load, Worker};
 use crate::tunnel::{Incoming, ServeError};
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -28,7 +29,11 @@ pub async fn handle_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted
 
 async fn serve(worker: &Rc<Worker>, of: &Entered, accepted: Accepted) -> Result<(), Failure> {
     let tcp = TcpStream::from_std(accepted.tcp).map_err(Failure::relay)?;
-    let me = of.pod.known(worker).await.ok_or_else(|| Failure::unknown_pod(of))?;
+    let me = of
+        .pod
+        .known(worker)
+        .await
+        .ok_or_else(|| Failure::unknown_pod(of))?;
     of.parties.borrow_mut().destination = Some(me.clone());
     let (there, pod) = (worker.clone(), of.pod.clone());
     let on_request = Rc::new(move |incoming| {
@@ -45,7 +50,10 @@ async fn serve(worker: &Rc<Worker>, of: &Entered, accepted: Accepted) -> Result<
 
 async fn handle_stream(worker: Rc<Worker>, pod: Arc<Pod>, incoming: Incoming) {
     let _load = Load::on(&worker.peers[worker.index]);
-    let mut parties = Parties::between(canonical(incoming.peer_addr), canonical(incoming.local_addr));
+    let mut parties = Parties::between(
+        canonical(incoming.peer_addr),
+        canonical(incoming.local_addr),
+    );
     parties.source_id = Some(incoming.peer.clone());
     parties.hbone = incoming.head.authority.clone();
     let connection = worker.registry.enter(pod, Kind::Stream, parties);
@@ -65,69 +73,164 @@ async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(),
     };
     let stream = incoming.accept(&[("baggage", &baggage(&me))]);
     worker.meter.opened(of);
-    relay_tunnel(app, stream, &of.counts).await.map_err(Failure::relay)
+    relay_tunnel(app, stream, &of.counts)
+        .await
+        .map_err(Failure::relay)
 }
 
-async fn open(worker: &Worker, of: &Entered, incoming: &Incoming) -> Result<(Arc<Workload>, TcpStream), Refusal> {
+async fn open(
+    worker: &Worker,
+    of: &Entered,
+    incoming: &Incoming,
+) -> Result<(Arc<Workload>, TcpStream), Refusal> {
     let refuse = |status, flag, why: String| (status, Failure::new(flag, why));
     if incoming.head.method != "CONNECT" {
-        return Err(refuse(400, flag::CONNECT, format!("method {:?} is not CONNECT", incoming.head.method)));
+        return Err(refuse(
+            400,
+            flag::CONNECT,
+            format!("method {:?} is not CONNECT", incoming.head.method),
+        ));
     }
-    let me = of.pod.known(worker).await.ok_or_else(|| (503, Failure::unknown_pod(of)))?;
+    let me = of
+        .pod
+        .known(worker)
+        .await
+        .ok_or_else(|| (503, Failure::unknown_pod(of)))?;
     let tables = worker.shared.tables.load_full();
     let authority = incoming.head.authority.as_deref().unwrap_or("");
-    let target = inbound_target(&tables, &me, canonical(incoming.local_addr), authority)
-        .map_err(|refused| refuse(refused.status, flag::CONNECT, format!("{authority}: {}", refused.why)))?;
-    let forwarded = incoming.head.headers.get("forwarded").and_then(parse_forwarded_host);
-    let addressed = forwarded.and_then(|host| tables.service_by_host(host, incoming.peer.namespace())).cloned();
-    name(of, &tables, &me, target.service.or(addressed), Some(incoming.peer.clone()));
+    let target = inbound_target(&tables, &me, canonical(incoming.local_addr), authority).map_err(
+        |refused| {
+            refuse(
+                refused.status,
+                flag::CONNECT,
+                format!("{authority}: {}", refused.why),
+            )
+        },
+    )?;
+    let forwarded = incoming
+        .head
+        .headers
+        .get("forwarded")
+        .and_then(parse_forwarded_host);
+    let addressed = forwarded
+        .and_then(|host| tables.service_by_host(host, incoming.peer.namespace()))
+        .cloned();
+    name(
+        of,
+        &tables,
+        &me,
+        target.service.or(addressed),
+        Some(incoming.peer.clone()),
+    );
     of.parties.borrow_mut().original_dst = target.addr;
     let client = canonical(incoming.peer_addr).ip();
-    ask(of, &tables, &me, client, target.addr).map_err(|failure| (401, failure))?;
     drop(tables);
-    let app = to_application(worker, of, client, target.addr).await.map_err(|failure| (503, failure))?;
+    ask(worker, of, client, target.addr)
+        .await
+        .map_err(|failure| (401, failure))?;
+    let app = to_application(worker, of, client, target.addr)
+        .await
+        .map_err(|failure| (503, failure))?;
     Ok((me, app))
 }
 
 pub async fn handle_plaintext(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
     let dst = accepted.destination();
-    let connection = worker.registry.enter(pod, Kind::Plaintext, Parties::between(accepted.peer, dst));
-    follow(&worker, &connection, admit(&worker, &connection, accepted, dst)).await;
+    let connection =
+        worker
+            .registry
+            .enter(pod, Kind::Plaintext, Parties::between(accepted.peer, dst));
+    follow(
+        &worker,
+        &connection,
+        admit(&worker, &connection, accepted, dst),
+    )
+    .await;
 }
 
-async fn admit(worker: &Worker, of: &Entered, accepted: Accepted, dst: SocketAddr) -> Result<(), Failure> {
+async fn admit(
+    worker: &Worker,
+    of: &Entered,
+    accepted: Accepted,
+    dst: SocketAddr,
+) -> Result<(), Failure> {
     let peer = accepted.peer.ip();
     let client = Client::of(accepted.tcp).map_err(Failure::relay)?;
     if is_illegal(dst.port()) {
-        return Err(Failure::new(flag::CONNECT, format!("{dst} is a port of the tunnel itself: a loop")));
+        return Err(Failure::new(
+            flag::CONNECT,
+            format!("{dst} is a port of the tunnel itself: a loop"),
+        ));
     }
-    let me = of.pod.known(worker).await.ok_or_else(|| Failure::unknown_pod(of))?;
+    let me = of
+        .pod
+        .known(worker)
+        .await
+        .ok_or_else(|| Failure::unknown_pod(of))?;
     let tables = worker.shared.tables.load_full();
     name(of, &tables, &me, None, None);
+    drop(tables);
     if !me.addresses.contains(&dst.ip()) && !of.pod.netns.owns(dst.ip()) {
         // Routed here but meant for somebody else: we would launder it past that pod's policies.
-        return Err(Failure::new(flag::CONNECT, format!("{dst} is not an address of this pod")));
+        return Err(Failure::new(
+            flag::CONNECT,
+            format!("{dst} is not an address of this pod"),
+        ));
     }
-    ask(of, &tables, &me, peer, dst)?;
-    drop(tables);
+    ask(worker, of, peer, dst).await?;
     let app = to_application(worker, of, peer, dst).await?;
     worker.meter.opened(of);
     let client = client.relayed().map_err(Failure::relay)?;
-    relay_plain(app, client, &of.counts).await.map_err(Failure::relay)
+    relay_plain(app, client, &of.counts)
+        .await
+        .map_err(Failure::relay)
 }
 
-/// The verdict. From here on every swap asks again.
-fn ask(of: &Entered, tables: &Tables, me: &Workload, source: IpAddr, dst: SocketAddr) -> Result<(), Failure> {
+/// The verdict. From here on every swap asks again. A policy that applies and is not known yet is waited for; if it does
+/// not come, that is a denial.
+async fn ask(
+    worker: &Worker,
+    of: &Entered,
+    source: IpAddr,
+    dst: SocketAddr,
+) -> Result<(), Failure> {
     let identity = of.parties.borrow().source_id.clone();
-    *of.asked.borrow_mut() = Some(Asked { source, identity, dst });
-    of.judge(tables, me).map_err(|why| Failure::new(flag::DENY, format!("connection refused: {why}")))
+    *of.asked.borrow_mut() = Some(Asked {
+        source,
+        identity,
+        dst,
+    });
+    let unsure = RefCell::new(None);
+    let look = |tables: &Tables| match of.judge(tables, of.pod.workload(tables)?) {
+        Judgement::Fine => Some(Ok(())),
+        Judgement::Denied(why) => Some(Err(why)),
+        Judgement::Unsure(why) => {
+            unsure.replace(Some(why));
+            None
+        }
+    };
+    let found = worker.until(look).await;
+    let verdict = found.unwrap_or_else(|| {
+        Err(unsure
+            .take()
+            .unwrap_or_else(|| "the pod's record is gone".into()))
+    });
+    verdict.map_err(|why| Failure::new(flag::DENY, format!("connection refused: {why}")))
 }
 
 /// An address alone names nobody: a record whose identity is not the one that was proved is not the client's.
-fn name(of: &Entered, tables: &Tables, me: &Arc<Workload>, service: Option<Arc<Service>>, proved: Option<SpiffeId>) {
+fn name(
+    of: &Entered,
+    tables: &Tables,
+    me: &Arc<Workload>,
+    service: Option<Arc<Service>>,
+    proved: Option<SpiffeId>,
+) {
     let mut parties = of.parties.borrow_mut();
     let source = tables.workload_by_ip(tables.network(), parties.src.ip());
-    parties.source = source.filter(|w| proved.as_ref().is_none_or(|id| w.identity() == id)).cloned();
+    parties.source = source
+        .filter(|w| proved.as_ref().is_none_or(|id| w.identity() == id))
+        .cloned();
     parties.destination_id = proved.is_some().then(|| me.identity().clone());
     parties.destination = Some(me.clone());
     parties.service = service;
@@ -135,8 +238,21 @@ fn name(of: &Entered, tables: &Tables, me: &Arc<Workload>, service: Option<Arc<S
 
 /// With the client's address as source, so that the application sees who it talks to. Never without: an application that
 /// trusts its own pod's address would trust everybody.
-async fn to_application(worker: &Worker, of: &Entered, client: IpAddr, to: SocketAddr) -> Result<TcpStream, Failure> {
+async fn to_application(
+    worker: &Worker,
+    of: &Entered,
+    client: IpAddr,
+    to: SocketAddr,
+) -> Result<TcpStream, Failure> {
     let as_client = worker.shared.config.orig_src && client != to.ip();
-    let connected: io::Result<TcpStream> = of.pod.connect(worker, to, as_client.then_some(client)).await;
-    connected.map_err(|e| Failure::new(flag::CONNECT, format!("connect to the application at {to}: {e}")))
+    let connected: io::Result<TcpStream> = of
+        .pod
+        .connect(worker, to, as_client.then_some(client))
+        .await;
+    connected.map_err(|e| {
+        Failure::new(
+            flag::CONNECT,
+            format!("connect to the application at {to}: {e}"),
+        )
+    })
 }

@@ -11,6 +11,7 @@ pub mod drain;
 pub mod dump;
 pub mod identity;
 pub mod inbound;
+pub mod labels;
 pub mod log;
 pub mod mailbox;
 pub mod meter;

@@ -37,7 +37,9 @@ impl FromStr for Level {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let found = LEVELS.iter().find(|(_, name)| *name == text);
-        found.map(|(level, _)| *level).ok_or_else(|| format!("log level {text:?} is none of error, warn, info, debug, trace"))
+        found
+            .map(|(level, _)| *level)
+            .ok_or_else(|| format!("log level {text:?} is none of error, warn, info, debug, trace"))
     }
 }
 
@@ -47,9 +49,14 @@ pub struct Line(String);
 
 impl Line {
     pub fn new(level: Level, scope: &str, message: &str) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let line = Self(String::with_capacity(640)).raw("level", format_args!("\"{}\"", LEVELS[level as usize].1));
-        line.raw("time", format_args!("\"{}\"", Rfc3339(now))).text("scope", scope).text("message", message)
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let line = Self(String::with_capacity(640))
+            .raw("level", format_args!("\"{}\"", LEVELS[level as usize].1));
+        line.raw("time", format_args!("\"{}\"", Rfc3339(now)))
+            .text("scope", scope)
+            .text("message", message)
     }
 
     pub fn text(mut self, key: &str, value: &str) -> Self {
@@ -108,15 +115,29 @@ struct Rfc3339(Duration);
 
 impl Display for Rfc3339 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (days, second) = (self.0.as_secs() / 86_400 + 719_468, self.0.as_secs() % 86_400);
+        let (days, second) = (
+            self.0.as_secs() / 86_400 + 719_468,
+            self.0.as_secs() % 86_400,
+        );
         let (era, day) = (days / 146_097, days % 146_097);
         let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
         let of_year = day - (365 * year + year / 4 - year / 100);
         let shifted = (5 * of_year + 2) / 153; // months from March
-        let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-        let (y, d) = (year + era * 400 + u64::from(month <= 2), of_year - (153 * shifted + 2) / 5 + 1);
+        let month = if shifted < 10 {
+            shifted + 3
+        } else {
+            shifted - 9
+        };
+        let (y, d) = (
+            year + era * 400 + u64::from(month <= 2),
+            of_year - (153 * shifted + 2) / 5 + 1,
+        );
         let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
-        write!(f, "{y:04}-{month:02}-{d:02}T{h:02}:{m:02}:{s:02}.{:06}Z", self.0.subsec_micros())
+        write!(
+            f,
+            "{y:04}-{month:02}-{d:02}T{h:02}:{m:02}:{s:02}.{:06}Z",
+            self.0.subsec_micros()
+        )
     }
 }
 
@@ -144,10 +165,23 @@ impl Log {
         };
         let (queue, entries) = sync_channel(QUEUE);
         let dropped = std::sync::Arc::new(AtomicU64::new(0));
-        let writer = Writer { entries, access: sink, dropped: dropped.clone(), reported: 0 };
-        let thread = thread::Builder::new().name("mesh-log".into()).spawn(move || writer.run())?;
+        let writer = Writer {
+            entries,
+            access: sink,
+            dropped: dropped.clone(),
+            reported: 0,
+        };
+        let thread = thread::Builder::new()
+            .name("mesh-log".into())
+            .spawn(move || writer.run())?;
         let access = access != "off";
-        Ok(Self { queue, level: AtomicU8::new(level as u8), access, dropped, writer: Mutex::new(Some(thread)) })
+        Ok(Self {
+            queue,
+            level: AtomicU8::new(level as u8),
+            access,
+            dropped,
+            writer: Mutex::new(Some(thread)),
+        })
     }
 
     pub fn set_level(&self, level: Level) {
@@ -167,7 +201,9 @@ impl Log {
 
     pub fn core(&self, level: Level, message: &str, fields: impl FnOnce(Line) -> Line) {
         if self.shows(level) {
-            self.put(Entry::Core(fields(Line::new(level, "core", message)).finish()));
+            self.put(Entry::Core(
+                fields(Line::new(level, "core", message)).finish(),
+            ));
         }
     }
 
@@ -177,7 +213,11 @@ impl Log {
 
     /// Writes what waits and ends the thread. Idempotent.
     pub fn close(&self) {
-        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread {
             // Waits for room at worst; fails only if the writer has ended already.
             let _ = self.queue.send(Entry::Stop);
@@ -204,7 +244,9 @@ impl Writer {
         let (mut access, mut core) = (String::new(), String::new());
         let mut open = true;
         while open {
-            let Ok(first) = self.entries.recv() else { return };
+            let Ok(first) = self.entries.recv() else {
+                return;
+            };
             let batch = std::iter::once(first).chain(self.entries.try_iter().take(BATCH - 1));
             for entry in batch {
                 match entry {
@@ -228,7 +270,9 @@ impl Writer {
         self.reported = dropped;
         match news {
             0 => String::new(),
-            n => Line::new(Level::Warn, "core", "log lines dropped").number("count", n).finish(),
+            n => Line::new(Level::Warn, "core", "log lines dropped")
+                .number("count", n)
+                .finish(),
         }
     }
 }
@@ -239,10 +283,15 @@ mod tests {
 
     #[test]
     fn a_line_is_valid_json_whatever_its_fields_hold() {
-        let line = Line::new(Level::Info, "access", "connection complete").text("error", "a \"b\"\n\\é").number("bytes_sent", 7);
+        let line = Line::new(Level::Info, "access", "connection complete")
+            .text("error", "a \"b\"\n\\é")
+            .number("bytes_sent", 7);
         let read: serde_json::Value = serde_json::from_str(&line.finish()).expect("JSON");
         assert_eq!(read["error"], "a \"b\"\n\\é");
-        assert_eq!((&read["level"], &read["scope"], &read["bytes_sent"]), (&"info".into(), &"access".into(), &7.into()));
+        assert_eq!(
+            (&read["level"], &read["scope"], &read["bytes_sent"]),
+            (&"info".into(), &"access".into(), &7.into())
+        );
     }
 
     #[test]
@@ -262,13 +311,25 @@ mod tests {
     fn lines_reach_a_file_in_order_and_levels_filter() {
         let path = std::env::temp_dir().join(format!("mesh-log-{}", std::process::id()));
         let log = Log::start(path.to_str().expect("UTF-8"), Level::Warn).expect("writable");
-        for (level, text) in [(Level::Warn, "one"), (Level::Info, "hidden"), (Level::Error, "two")] {
+        for (level, text) in [
+            (Level::Warn, "one"),
+            (Level::Info, "hidden"),
+            (Level::Error, "two"),
+        ] {
             log.access(level, || Line::new(level, "access", text));
         }
         log.close();
         let written = std::fs::read_to_string(&path).expect("written");
         std::fs::remove_file(&path).expect("ours");
-        let read: Vec<serde_json::Value> = written.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
-        assert_eq!(read.iter().map(|l| l["message"].as_str()).collect::<Vec<_>>(), [Some("one"), Some("two")]);
+        let read: Vec<serde_json::Value> = written
+            .lines()
+            .map(|l| serde_json::from_str(l).expect("JSON"))
+            .collect();
+        assert_eq!(
+            read.iter()
+                .map(|l| l["message"].as_str())
+                .collect::<Vec<_>>(),
+            [Some("one"), Some("two")]
+        );
     }
 }

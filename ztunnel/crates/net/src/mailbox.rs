@@ -26,7 +26,10 @@ impl Mailbox {
         }
         // SAFETY: `fd` is a fresh descriptor that nobody else owns.
         let bell = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { waiting: Mutex::default(), bell })
+        Ok(Self {
+            waiting: Mutex::default(),
+            bell,
+        })
     }
 
     /// Readable while events wait.
@@ -35,7 +38,11 @@ impl Mailbox {
     }
 
     pub fn need_certificate(&self, identity: &str, now: bool) {
-        self.tell("need_certificate", identity, if now { "now" } else { "prefetch" });
+        self.tell(
+            "need_certificate",
+            identity,
+            if now { "now" } else { "prefetch" },
+        );
     }
 
     pub fn identity_unused(&self, identity: &str) {
@@ -47,7 +54,11 @@ impl Mailbox {
     }
 
     pub fn fault(&self, place: &str, what: &str) {
-        let faults = self.lock().iter().filter(|(kind, ..)| kind == "fault").count();
+        let faults = self
+            .lock()
+            .iter()
+            .filter(|(kind, ..)| kind == "fault")
+            .count();
         if faults < MOST_FAULTS {
             self.tell("fault", place, what);
         }
@@ -58,7 +69,13 @@ impl Mailbox {
         let mut waiting = self.lock();
         let mut count = [0u8; 8];
         // SAFETY: reads 8 bytes into a buffer of 8; EAGAIN (nothing rung) is as good as an answer.
-        unsafe { libc::read(self.bell.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        unsafe {
+            libc::read(
+                self.bell.as_raw_fd(),
+                count.as_mut_ptr().cast(),
+                count.len(),
+            )
+        };
         waiting.drain(..).collect()
     }
 
@@ -85,7 +102,11 @@ mod tests {
     use super::*;
 
     fn rings(mailbox: &Mailbox) -> bool {
-        let mut poll = libc::pollfd { fd: mailbox.fd(), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd {
+            fd: mailbox.fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         // SAFETY: one valid pollfd, no waiting.
         unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
     }
@@ -96,7 +117,10 @@ mod tests {
         assert!(!rings(&mailbox));
         mailbox.drained();
         assert!(rings(&mailbox));
-        assert_eq!(mailbox.take(), [("drained".into(), String::new(), String::new())]);
+        assert_eq!(
+            mailbox.take(),
+            [("drained".into(), String::new(), String::new())]
+        );
         assert!(!rings(&mailbox) && mailbox.take().is_empty());
     }
 

@@ -5,14 +5,13 @@
 //! every few seconds, and forgets series without connections then; the bound is kept where the growth arrives, never on the
 //! hot path. Source of names and labels: Istio's standard metrics, reporter `source` or `destination`.
 
+use crate::labels::labels;
 use crate::registry::{Connection, Kind, Parties, Registry};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use ztunnel_core::ids::SpiffeId;
-use ztunnel_core::tables::{Service, Workload};
 
 /// Beyond it the series idle for longest are forgotten; those of open connections never are.
 pub const MOST_SERIES: usize = 20_000;
@@ -35,7 +34,11 @@ pub enum Reporter {
 
 impl Reporter {
     pub fn of(kind: Kind) -> Self {
-        if kind == Kind::Outbound { Self::Source } else { Self::Destination }
+        if kind == Kind::Outbound {
+            Self::Source
+        } else {
+            Self::Destination
+        }
     }
 
     pub fn name(self) -> &'static str {
@@ -65,7 +68,12 @@ impl SeriesKey {
             address(parties.destination.as_ref()),
             address(parties.service.as_ref()),
         ];
-        Self { reporter, records, ids: [parties.source_id.clone(), parties.destination_id.clone()], flag }
+        Self {
+            reporter,
+            records,
+            ids: [parties.source_id.clone(), parties.destination_id.clone()],
+            flag,
+        }
     }
 }
 
@@ -73,7 +81,7 @@ impl SeriesKey {
 pub struct Series {
     labels: Arc<str>,
     counts: [Cell<u64>; COUNTERS],
-    _records: (Option<Arc<Workload>>, Option<Arc<Workload>>, Option<Arc<Service>>),
+    _records: Parties,
 }
 
 impl Series {
@@ -103,7 +111,7 @@ impl Meter {
         let make = || Series {
             labels: labels(reporter, parties, flag).into(),
             counts: Default::default(),
-            _records: (parties.source.clone(), parties.destination.clone(), parties.service.clone()),
+            _records: parties.clone(),
         };
         known.entry(key).or_insert_with(|| Rc::new(make())).clone()
     }
@@ -129,7 +137,8 @@ impl Meter {
     }
 
     pub fn failed(&self, kind: Kind, parties: &Parties, flag: &'static str) {
-        self.series(Reporter::of(kind), parties, flag).add(FAILED, 1);
+        self.series(Reporter::of(kind), parties, flag)
+            .add(FAILED, 1);
     }
 
     /// Open connections by reporter: source, destination.
@@ -141,7 +150,10 @@ impl Meter {
     pub fn hand_over(&self, registry: &Registry) -> Growth {
         registry.all().iter().for_each(|c| count_bytes(c));
         let mut known = self.series.borrow_mut();
-        let growth = known.values().map(|s| (s.labels.clone(), s.take())).collect();
+        let growth = known
+            .values()
+            .map(|s| (s.labels.clone(), s.take()))
+            .collect();
         known.retain(|_, series| Rc::strong_count(series) > 1);
         growth
     }
@@ -152,9 +164,16 @@ impl Meter {
 fn count_bytes(connection: &Connection) {
     let series = connection.series.borrow();
     let Some(series) = &*series else { return };
-    let now = (connection.counts.sent.get(), connection.counts.received.get());
+    let now = (
+        connection.counts.sent.get(),
+        connection.counts.received.get(),
+    );
     let before = connection.counted.replace(now);
-    let (out, back) = if connection.kind == Kind::Outbound { (RECEIVED, SENT) } else { (SENT, RECEIVED) };
+    let (out, back) = if connection.kind == Kind::Outbound {
+        (RECEIVED, SENT)
+    } else {
+        (SENT, RECEIVED)
+    };
     series.add(out, now.0 - before.0);
     series.add(back, now.1 - before.1);
 }
@@ -182,7 +201,11 @@ pub struct Totals {
 
 impl Totals {
     pub fn new(most: usize) -> Self {
-        Self { series: HashMap::new(), arrivals: 0, most }
+        Self {
+            series: HashMap::new(),
+            arrivals: 0,
+            most,
+        }
     }
 
     pub fn add(&mut self, growth: Growth) {
@@ -203,7 +226,12 @@ impl Totals {
     /// Down to nine tenths of the bound, so that it is not done for every new series.
     fn forget_idle(&mut self) {
         let surplus = self.series.len() - self.most * 9 / 10;
-        let mut idle: Vec<_> = self.series.iter().filter(|(_, t)| t.is_idle()).map(|(l, t)| (t.grew, l.clone())).collect();
+        let mut idle: Vec<_> = self
+            .series
+            .iter()
+            .filter(|(_, t)| t.is_idle())
+            .map(|(l, t)| (t.grew, l.clone()))
+            .collect();
         idle.sort_unstable();
         for (_, labels) in idle.into_iter().take(surplus) {
             self.series.remove(&labels);
@@ -211,88 +239,18 @@ impl Totals {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Counts)> {
-        self.series.iter().map(|(labels, total)| (&**labels, &total.counts))
+        self.series
+            .iter()
+            .map(|(labels, total)| (&**labels, &total.counts))
     }
-}
-
-/// Istio's order. An absent or empty value is "unknown".
-fn labels(reporter: Reporter, parties: &Parties, flag: &str) -> String {
-    let mut out = String::with_capacity(1024);
-    label(&mut out, "reporter", reporter.name());
-    side(&mut out, "source", parties.source.as_deref(), parties.source_id.as_ref());
-    let service = parties.service.as_deref();
-    label(&mut out, "destination_service", service.map_or("", |s| &s.hostname));
-    label(&mut out, "destination_service_namespace", service.map_or("", |s| &s.namespace));
-    label(&mut out, "destination_service_name", service.map_or("", |s| &s.name));
-    side(&mut out, "destination", parties.destination.as_deref(), parties.destination_id.as_ref());
-    label(&mut out, "request_protocol", "tcp");
-    label(&mut out, "response_flags", flag);
-    let mutual = parties.source_id.is_some() && parties.destination_id.is_some();
-    label(&mut out, "connection_security_policy", if mutual { "mutual_tls" } else { "unknown" });
-    for (end, workload) in [("source", &parties.source), ("destination", &parties.destination)] {
-        let locality = workload.as_ref().map(|w| &w.locality);
-        label(&mut out, &format!("{end}_region"), locality.map_or("", |l| &l.region));
-        label(&mut out, &format!("{end}_zone"), locality.map_or("", |l| &l.zone));
-    }
-    out
-}
-
-fn side(out: &mut String, end: &str, workload: Option<&Workload>, id: Option<&SpiffeId>) {
-    let of = |field: fn(&Workload) -> &str| workload.map_or("", field);
-    let namespace = workload.map(|w| &*w.namespace).or(id.map(SpiffeId::namespace)).unwrap_or("");
-    for (name, value) in [
-        ("workload", of(|w| &w.workload_name)),
-        ("canonical_service", of(|w| &w.canonical_name)),
-        ("canonical_revision", of(|w| &w.canonical_revision)),
-        ("workload_namespace", namespace),
-        ("principal", id.map_or("", SpiffeId::as_str)),
-        ("app", of(|w| &w.canonical_name)),
-        ("version", of(|w| &w.canonical_revision)),
-        ("cluster", of(|w| &w.cluster_id)),
-    ] {
-        label(out, &format!("{end}_{name}"), value);
-    }
-}
-
-/// Escapes as the Prometheus text format 0.0.4 wants it.
-fn label(out: &mut String, name: &str, value: &str) {
-    let value = if value.is_empty() { "unknown" } else { value };
-    let comma = if out.is_empty() { "" } else { "," };
-    let escaped = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    // Writing to a String does not fail.
-    let _ = write!(out, "{comma}{name}=\"{escaped}\"");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NAMES: &str = "reporter source_workload source_canonical_service source_canonical_revision \
-        source_workload_namespace source_principal source_app source_version source_cluster destination_service \
-        destination_service_namespace destination_service_name destination_workload destination_canonical_service \
-        destination_canonical_revision destination_workload_namespace destination_principal destination_app \
-        destination_version destination_cluster request_protocol response_flags connection_security_policy \
-        source_region source_zone destination_region destination_zone";
-
     fn strangers() -> Parties {
         Parties::between(([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 2).into())
-    }
-
-    #[test]
-    fn labels_have_istios_names_in_istios_order() {
-        let text = labels(Reporter::Source, &strangers(), "-");
-        let names: Vec<_> = text.split(',').map(|l| l.split('=').next().unwrap_or("")).collect();
-        assert_eq!(names, NAMES.split_whitespace().collect::<Vec<_>>());
-        assert!(text.contains("source_principal=\"unknown\"") && text.contains("response_flags=\"-\""));
-    }
-
-    #[test]
-    fn a_namespace_is_known_from_the_identity_alone() {
-        let id = SpiffeId::parse("spiffe://td/ns/shop/sa/web").expect("an identity");
-        let parties = Parties { source_id: Some(id), ..strangers() };
-        let text = labels(Reporter::Destination, &parties, "-");
-        assert!(text.contains("source_workload_namespace=\"shop\""), "{text}");
-        assert!(text.contains("connection_security_policy=\"unknown\""), "one side only is not mutual");
     }
 
     #[test]
@@ -300,7 +258,10 @@ mod tests {
         let (meter, registry) = (Meter::default(), Rc::<Registry>::default());
         meter.failed(Kind::Outbound, &strangers(), "CONNECT");
         let growth = meter.hand_over(&registry);
-        assert_eq!(growth.iter().map(|(_, c)| c[FAILED]).collect::<Vec<_>>(), [1]);
+        assert_eq!(
+            growth.iter().map(|(_, c)| c[FAILED]).collect::<Vec<_>>(),
+            [1]
+        );
         assert!(meter.hand_over(&registry).is_empty());
     }
 
@@ -313,7 +274,10 @@ mod tests {
         let mut left: Vec<_> = totals.iter().map(|(labels, _)| labels.to_owned()).collect();
         left.sort();
         assert_eq!(left.len(), 9);
-        assert!(left.contains(&named(0).to_string()), "it has an open connection");
+        assert!(
+            left.contains(&named(0).to_string()),
+            "it has an open connection"
+        );
         assert!(!left.contains(&named(1).to_string()) && !left.contains(&named(2).to_string()));
     }
 }

@@ -48,12 +48,20 @@ impl NetNs {
         // SAFETY: an ioctl without argument on a descriptor that we own.
         let kind = unsafe { libc::ioctl(pod.as_raw_fd(), NS_GET_NSTYPE as _) };
         if kind != libc::CLONE_NEWNET {
-            let why = if kind < 0 { io::Error::last_os_error() } else { io::Error::from(io::ErrorKind::InvalidInput) };
+            let why = if kind < 0 {
+                io::Error::last_os_error()
+            } else {
+                io::Error::from(io::ErrorKind::InvalidInput)
+            };
             return Err(EnrolError::NamespaceGone(why));
         }
         let about = File::from(pod.try_clone()?).metadata()?;
         let home = File::open("/proc/thread-self/ns/net")?.into();
-        Ok(Self { pod, home, id: (about.dev(), about.ino()) })
+        Ok(Self {
+            pod,
+            home,
+            id: (about.dev(), about.ino()),
+        })
     }
 
     pub fn is_same_as(&self, other: &Self) -> bool {
@@ -91,7 +99,11 @@ fn set_ns(fd: &OwnedFd) -> io::Result<()> {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// A listening, nonblocking socket in the calling thread's namespace: `[::]` for both families where IPv6 exists, else
@@ -99,7 +111,8 @@ fn check(result: libc::c_int) -> io::Result<()> {
 pub fn listener(port: u16, ipv6: bool) -> Result<TcpListener, EnrolError> {
     let v4 = || listen_on((Ipv4Addr::UNSPECIFIED, port).into());
     let made = if ipv6 {
-        listen_on((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|e| if no_such_family(&e) { v4() } else { Err(e) })
+        listen_on((Ipv6Addr::UNSPECIFIED, port).into())
+            .or_else(|e| if no_such_family(&e) { v4() } else { Err(e) })
     } else {
         v4()
     };
@@ -110,7 +123,10 @@ pub fn listener(port: u16, ipv6: bool) -> Result<TcpListener, EnrolError> {
 }
 
 fn no_such_family(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+    matches!(
+        e.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+    )
 }
 
 fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
@@ -121,13 +137,19 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     }
     // Best effort: only a TPROXY redirection needs it, and only it tells us the original address by local_addr().
     let _ = transparent(&socket, address.ip());
+    // Accepted connections inherit it (tcp_create_openreq_child), which saves five system calls on each.
+    tune(SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }
 
 fn stream_socket(family_of: IpAddr) -> io::Result<Socket> {
-    let domain = if family_of.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let domain = if family_of.is_ipv4() {
+        Domain::IPV4
+    } else {
+        Domain::IPV6
+    };
     let socket = Socket::new(domain, Type::STREAM.cloexec(), Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     Ok(socket)
@@ -140,16 +162,31 @@ fn transparent(socket: &Socket, family_of: IpAddr) -> io::Result<()> {
     }
 }
 
-fn set_int(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+fn set_int(
+    socket: &Socket,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     let size = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the kernel reads `size` bytes at `value`, which outlives the call.
-    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size) })
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size,
+        )
+    })
 }
 
 /// What every connection of ours carries: no Nagle, keepalive as Istio's.
-pub fn tune(socket: SockRef<'_>) -> io::Result<()> {
+fn tune(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_IDLE);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_IDLE);
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES))
 }
 
@@ -171,11 +208,21 @@ pub fn dial_socket(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Resul
 
 /// Where the application wanted to go before the redirection; `None` when nothing redirected this connection.
 pub fn original_dst(socket: SockRef<'_>, peer: IpAddr) -> Option<SocketAddr> {
-    let level = if peer.is_ipv4() { libc::SOL_IP } else { libc::SOL_IPV6 };
+    let level = if peer.is_ipv4() {
+        libc::SOL_IP
+    } else {
+        libc::SOL_IPV6
+    };
     // SAFETY: `init` hands out a zeroed buffer as large as any address; the kernel writes at most `length` bytes of it.
     let found = unsafe {
         socket2::SockAddr::try_init(|storage, length| {
-            check(libc::getsockopt(socket.as_raw_fd(), level, ORIGINAL_DST, storage.cast(), length))
+            check(libc::getsockopt(
+                socket.as_raw_fd(),
+                level,
+                ORIGINAL_DST,
+                storage.cast(),
+                length,
+            ))
         })
     };
     found.ok()?.1.as_socket()
@@ -189,14 +236,23 @@ mod tests {
     #[test]
     fn a_descriptor_that_is_no_namespace_is_gone() {
         let file = File::open("/proc/self/status").expect("procfs");
-        assert!(matches!(NetNs::of(file.as_fd()), Err(EnrolError::NamespaceGone(_))));
+        assert!(matches!(
+            NetNs::of(file.as_fd()),
+            Err(EnrolError::NamespaceGone(_))
+        ));
         let other = File::open("/proc/self/ns/mnt").expect("procfs");
-        assert!(matches!(NetNs::of(other.as_fd()), Err(EnrolError::NamespaceGone(_))));
+        assert!(matches!(
+            NetNs::of(other.as_fd()),
+            Err(EnrolError::NamespaceGone(_))
+        ));
     }
 
     #[test]
     fn one_namespace_is_the_same_through_two_descriptors() {
-        let open = || NetNs::of(File::open("/proc/self/ns/net").expect("procfs").as_fd()).expect("a namespace");
+        let open = || {
+            NetNs::of(File::open("/proc/self/ns/net").expect("procfs").as_fd())
+                .expect("a namespace")
+        };
         assert!(open().is_same_as(&open()));
     }
 
@@ -204,8 +260,28 @@ mod tests {
     fn a_port_that_somebody_holds_is_named() {
         let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
         let port = holder.local_addr().expect("bound").port();
-        assert!(matches!(listener(port, true), Err(EnrolError::AddressTaken { port: p }) if p == port));
-        assert!(matches!(listener(port, false), Err(EnrolError::AddressTaken { .. })));
+        assert!(
+            matches!(listener(port, true), Err(EnrolError::AddressTaken { port: p }) if p == port)
+        );
+        assert!(matches!(
+            listener(port, false),
+            Err(EnrolError::AddressTaken { .. })
+        ));
+    }
+
+    #[test]
+    fn accepted_connections_inherit_what_is_set_on_the_listener() {
+        let listening = listener(0, true).expect("any port");
+        let port = listening.local_addr().expect("bound").port();
+        let _client = std::net::TcpStream::connect(("::1", port)).expect("reaches");
+        let (accepted, _) = listening.accept().expect("it is in the queue");
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.tcp_nodelay().expect("TCP") && accepted.keepalive().expect("TCP"));
+        assert_eq!(accepted.tcp_keepalive_time().expect("TCP"), KEEPALIVE_IDLE);
+        assert_eq!(
+            accepted.tcp_keepalive_retries().expect("TCP"),
+            KEEPALIVE_RETRIES
+        );
     }
 
     #[test]

@@ -18,8 +18,10 @@ use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Service, Workload};
 
 /// The node agent proves capture with a connection to one of these, which nobody routes (RFC 5737, RFC 3849).
-const CANARIES: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 127)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x7f))];
+const CANARIES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 127)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x7f)),
+];
 
 pub async fn handle(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
     let dst = accepted.destination();
@@ -28,46 +30,107 @@ pub async fn handle(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
     }
     let parties = Parties::between(accepted.peer, dst);
     let connection = worker.registry.enter(pod, Kind::Outbound, parties);
-    follow(&worker, &connection, carry(&worker, &connection, accepted, dst)).await;
+    follow(
+        &worker,
+        &connection,
+        carry(&worker, &connection, accepted, dst),
+    )
+    .await;
 }
 
-async fn carry(worker: &Rc<Worker>, of: &Entered, accepted: Accepted, dst: SocketAddr) -> Result<(), Failure> {
+async fn carry(
+    worker: &Rc<Worker>,
+    of: &Entered,
+    accepted: Accepted,
+    dst: SocketAddr,
+) -> Result<(), Failure> {
     let (peer, local) = (accepted.peer, accepted.local);
     let client = Client::of(accepted.tcp).map_err(Failure::relay)?;
     if is_illegal(dst.port()) && (dst.ip() == local.ip() || is_own_host(dst.ip())) {
-        return Err(Failure::new(flag::CONNECT, format!("{dst} is a port of the tunnel itself: a loop")));
+        return Err(Failure::new(
+            flag::CONNECT,
+            format!("{dst} is a port of the tunnel itself: a loop"),
+        ));
     }
-    let from = of.pod.known(worker).await.ok_or_else(|| Failure::unknown_pod(of))?;
+    let from = of
+        .pod
+        .known(worker)
+        .await
+        .ok_or_else(|| Failure::unknown_pod(of))?;
     of.parties.borrow_mut().source = Some(from.clone());
-    let chosen = route(&worker.shared.tables.load(), &from, OrigDst(dst), worker.random());
+    let chosen = route(
+        &worker.shared.tables.load(),
+        &from,
+        OrigDst(dst),
+        worker.random(),
+    );
     match chosen {
         Route::Refused { why } => Err(Failure::new(flag::CONNECT, why.to_string())),
-        Route::Passthrough { dial, upstream, service, .. } => {
+        Route::Passthrough {
+            dial,
+            upstream,
+            service,
+            ..
+        } => {
             name_destination(of, dial.0, upstream, service);
             plain(worker, of, client, dial.0).await
         }
-        Route::Tunnel { dial, authority, want, upstream, service } => {
+        Route::Tunnel {
+            dial,
+            authority,
+            want,
+            upstream,
+            service,
+        } => {
             name_destination(of, dial.0, upstream, service);
             worker.remember_source(&of.pod, peer.ip());
-            let key = Key { from: from.identity().clone(), want, dial: dial.0, source: peer.ip() };
-            tunnel(worker, of, client, Way { from, key, authority }).await
+            let key = Key {
+                from: from.identity().clone(),
+                want,
+                dial: dial.0,
+                source: peer.ip(),
+            };
+            tunnel(
+                worker,
+                of,
+                client,
+                Way {
+                    from,
+                    key,
+                    authority,
+                },
+            )
+            .await
         }
     }
 }
 
-fn name_destination(of: &Entered, dial: SocketAddr, upstream: Option<Arc<Workload>>, service: Option<Arc<Service>>) {
+fn name_destination(
+    of: &Entered,
+    dial: SocketAddr,
+    upstream: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+) {
     let mut parties = of.parties.borrow_mut();
     parties.dst = dial;
     parties.destination = upstream;
     parties.service = service;
 }
 
-async fn plain(worker: &Worker, of: &Entered, client: Client, dial: SocketAddr) -> Result<(), Failure> {
+async fn plain(
+    worker: &Worker,
+    of: &Entered,
+    client: Client,
+    dial: SocketAddr,
+) -> Result<(), Failure> {
     let upstream = of.pod.connect(worker, dial, None).await;
-    let upstream = upstream.map_err(|e| Failure::new(flag::CONNECT, format!("connect to {dial}: {e}")))?;
+    let upstream =
+        upstream.map_err(|e| Failure::new(flag::CONNECT, format!("connect to {dial}: {e}")))?;
     worker.meter.opened(of);
     let client = client.relayed().map_err(Failure::relay)?;
-    relay_plain(client, upstream, &of.counts).await.map_err(Failure::relay)
+    relay_plain(client, upstream, &of.counts)
+        .await
+        .map_err(Failure::relay)
 }
 
 struct Way {
@@ -76,18 +139,40 @@ struct Way {
     authority: String,
 }
 
-async fn tunnel(worker: &Rc<Worker>, of: &Entered, client: Client, way: Way) -> Result<(), Failure> {
-    let Way { from, key, authority } = way;
+async fn tunnel(
+    worker: &Rc<Worker>,
+    of: &Entered,
+    client: Client,
+    way: Way,
+) -> Result<(), Failure> {
+    let Way {
+        from,
+        key,
+        authority,
+    } = way;
     let dial = key.dial;
-    let dialer = || of.pod.netns.enter(|| netns::dial_socket(dial, worker.shared.config.packet_mark, None));
+    let dialer = || {
+        of.pod
+            .netns
+            .enter(|| netns::dial_socket(dial, worker.shared.config.packet_mark, None))
+    };
     let headers = headers(worker, of, &from);
-    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let headers: Vec<_> = headers
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
     of.parties.borrow_mut().hbone = Some(authority.clone());
-    let opened = worker.tunnels.open(key, &dialer, &authority, &headers).await.map_err(|e| explain(&e, dial))?;
+    let opened = worker
+        .tunnels
+        .open(key, &dialer, &authority, &headers)
+        .await
+        .map_err(|e| explain(&e, dial))?;
     name_identities(of, &from, opened.peer);
     worker.meter.opened(of);
     let client = client.relayed().map_err(Failure::relay)?;
-    relay_tunnel(client, opened.stream, &of.counts).await.map_err(Failure::relay)
+    relay_tunnel(client, opened.stream, &of.counts)
+        .await
+        .map_err(Failure::relay)
 }
 
 fn name_identities(of: &Entered, from: &Workload, peer: SpiffeId) {
@@ -98,20 +183,34 @@ fn name_identities(of: &Entered, from: &Workload, peer: SpiffeId) {
 
 fn headers(worker: &Worker, of: &Entered, from: &Workload) -> Vec<(&'static str, String)> {
     let mut trace = [0; 24];
-    trace.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&worker.random().to_ne_bytes()));
+    trace
+        .chunks_exact_mut(8)
+        .for_each(|chunk| chunk.copy_from_slice(&worker.random().to_ne_bytes()));
     let parties = of.parties.borrow();
-    request_headers(from, parties.src, parties.service.as_ref().map(|s| &*s.hostname), trace)
+    request_headers(
+        from,
+        parties.src,
+        parties.service.as_ref().map(|s| &*s.hostname),
+        trace,
+    )
 }
 
 fn explain(e: &OpenError, dial: SocketAddr) -> Failure {
     let (flag, hint) = match e {
         OpenError::Connect(_) => (flag::CONNECT, ""),
-        OpenError::Timeout(_) => (flag::NETWORK_POLICY, "; maybe a NetworkPolicy blocks HBONE port 15008"),
-        OpenError::Tls(_) => (flag::TLS_FAILURE, ""),
+        OpenError::Timeout("TCP connection") => (
+            flag::NETWORK_POLICY,
+            "; maybe a NetworkPolicy blocks port 15008",
+        ),
+        OpenError::Timeout("TLS handshake") | OpenError::Tls(_) => (flag::TLS_FAILURE, ""),
+        OpenError::Timeout(_) => (flag::CONNECT, ""),
         OpenError::Identity(_) => (flag::IDENTITY_ERROR, ""),
         OpenError::H2(_) => (flag::H2_HANDSHAKE_FAILURE, ""),
         // What the peer's policies refuse (Istio's own client files it under CONNECT, and its users search in vain).
-        OpenError::Status(401) => (flag::DENY, " Unauthorized: a policy at the destination denies it"),
+        OpenError::Status(401) => (
+            flag::DENY,
+            " Unauthorized: a policy at the destination denies it",
+        ),
         OpenError::Status(_) => (flag::CONNECT, ""),
     };
     Failure::new(flag, format!("tunnel to {dial}: {e}{hint}"))

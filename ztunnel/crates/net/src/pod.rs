@@ -22,8 +22,6 @@ use tokio::time::{sleep, timeout};
 use ztunnel_core::addr::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, canonical};
 use ztunnel_core::tables::{Tables, Workload};
 
-/// The record of a pod that has just started may still be on its way from the control plane (Istio's figure).
-const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -42,8 +40,21 @@ pub struct Pod {
 
 impl Pod {
     pub fn new(number: u64, who: Who, netns: NetNs) -> Self {
-        let Who { uid, name, namespace, service_account } = who;
-        Self { number, uid: uid.into(), name, namespace, service_account, netns, gone: AtomicBool::new(false) }
+        let Who {
+            uid,
+            name,
+            namespace,
+            service_account,
+        } = who;
+        Self {
+            number,
+            uid: uid.into(),
+            name,
+            namespace,
+            service_account,
+            netns,
+            gone: AtomicBool::new(false),
+        }
     }
 
     /// Its record in the mesh; `None` also when the record speaks of another service account than the node agent does.
@@ -52,31 +63,27 @@ impl Pod {
         (found.identity().service_account() == self.service_account).then_some(found)
     }
 
-    /// Waits at most 5 s until the control plane has told about it.
+    /// Waits until the control plane has told about it.
     pub async fn known(&self, worker: &Worker) -> Option<Arc<Workload>> {
-        let now = || self.workload(&worker.shared.tables.load()).cloned();
-        if let Some(found) = now() {
-            return Some(found);
-        }
-        let mut news = worker.shared.changed.subscribe();
-        let wait = async {
-            loop {
-                if let Some(found) = now() {
-                    return Some(found);
-                }
-                news.changed().await.ok()?;
-            }
-        };
-        timeout(KNOWN_WITHIN, wait).await.ok().flatten()
+        worker.until(|tables| self.workload(tables).cloned()).await
     }
 
     /// A connection of ours out of the pod's namespace. `from`: see `netns::dial_socket`.
-    pub async fn connect(&self, worker: &Worker, to: SocketAddr, from: Option<IpAddr>) -> io::Result<tokio::net::TcpStream> {
+    pub async fn connect(
+        &self,
+        worker: &Worker,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+    ) -> io::Result<tokio::net::TcpStream> {
         let config = &worker.shared.config;
-        let socket = self.netns.enter(|| netns::dial_socket(to, config.packet_mark, from))?;
+        let socket = self
+            .netns
+            .enter(|| netns::dial_socket(to, config.packet_mark, from))?;
         let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
         let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
-        timeout(config.connect_timeout(), connecting).await.unwrap_or_else(late)
+        timeout(config.connect_timeout(), connecting)
+            .await
+            .unwrap_or_else(late)
     }
 }
 
@@ -89,8 +96,11 @@ pub enum Side {
 }
 
 /// The ports of a pod, in the order in which they are bound.
-pub const SIDES: [(Side, u16); 3] =
-    [(Side::Outbound, OUTBOUND_PORT), (Side::Plaintext, INBOUND_PORT), (Side::Hbone, HBONE_PORT)];
+pub const SIDES: [(Side, u16); 3] = [
+    (Side::Outbound, OUTBOUND_PORT),
+    (Side::Plaintext, INBOUND_PORT),
+    (Side::Hbone, HBONE_PORT),
+];
 
 /// A connection that was accepted; not yet tied to a worker. Addresses are canonical.
 #[derive(Debug)]
@@ -120,7 +130,12 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, side: Side, listener: TcpList
     // SAFETY: the listener is moved in and keeps its one descriptor until the AsyncFd is dropped.
     let listener = match unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) } {
         Ok(listener) => listener,
-        Err(e) => return worker.shared.mailbox.fault("accept", &format!("{}: {}", pod.uid, io::Error::from(e))),
+        Err(e) => {
+            return worker
+                .shared
+                .mailbox
+                .fault("accept", &format!("{}: {}", pod.uid, io::Error::from(e)));
+        }
     };
     let mut pause = FIRST_PAUSE;
     loop {
@@ -139,16 +154,42 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, side: Side, listener: TcpList
     }
 }
 
-/// accept(2): errors of the connection, not of ours; the next one may be fine.
+/// accept(2): what went wrong with that one connection; the next one may be fine. Anything else (no descriptors, no memory)
+/// will not be better at once.
 fn is_the_peers(e: &io::Error) -> bool {
-    !matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+    use libc::{
+        ECONNABORTED, EHOSTDOWN, EHOSTUNREACH, EINTR, ENETDOWN, ENETUNREACH, EPERM, EPROTO,
+        ETIMEDOUT,
+    };
+    let one = [
+        ECONNABORTED,
+        EHOSTDOWN,
+        EHOSTUNREACH,
+        EINTR,
+        ENETDOWN,
+        ENETUNREACH,
+        EPERM,
+        EPROTO,
+        ETIMEDOUT,
+    ];
+    e.raw_os_error().is_some_and(|code| one.contains(&code))
 }
 
 fn report(worker: &Worker, pod: &Pod, e: &io::Error, first: bool) {
-    worker.shared.accept_failures.fetch_add(1, Ordering::Relaxed);
+    worker
+        .shared
+        .accept_failures
+        .fetch_add(1, Ordering::Relaxed);
     if first {
-        let fields = |line: Line| line.text("workload", &pod.name).text("namespace", &pod.namespace).show("error", e);
-        worker.shared.log.core(Level::Error, "cannot accept connections", fields);
+        let fields = |line: Line| {
+            line.text("workload", &pod.name)
+                .text("namespace", &pod.namespace)
+                .show("error", e)
+        };
+        worker
+            .shared
+            .log
+            .core(Level::Error, "cannot accept connections", fields);
     }
 }
 
@@ -158,14 +199,21 @@ fn accept_one(listener: &TcpListener) -> io::Result<Accepted> {
         SockAddr::try_init(|storage, length| {
             let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
             let fd = libc::accept4(listener.as_raw_fd(), storage.cast(), length, flags);
-            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+            if fd < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(OwnedFd::from_raw_fd(fd))
+            }
         })
     }?;
     let tcp = TcpStream::from(fd);
-    netns::tune(SockRef::from(&tcp))?;
     let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
     let local = canonical(tcp.local_addr()?);
-    Ok(Accepted { tcp, peer: canonical(peer), local })
+    Ok(Accepted {
+        tcp,
+        peer: canonical(peer),
+        local,
+    })
 }
 
 fn place(worker: &Rc<Worker>, pod: &Arc<Pod>, side: Side, accepted: Accepted) {
@@ -199,7 +247,9 @@ impl Client {
     }
 
     pub fn relayed(mut self) -> io::Result<tokio::net::TcpStream> {
-        self.0.take().ok_or_else(|| io::ErrorKind::NotConnected.into())
+        self.0
+            .take()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The open connections of one worker: for judging them again after a swap, for cutting them, for the dump. A connection is
 //! entered before its first verdict, so that no swap can slip between the verdict and the entry.
 
+use crate::account::flag;
 use crate::meter::Series;
 use crate::pod::Pod;
 use crate::relay::Bytes2;
@@ -13,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use ztunnel_core::authz::{Peer, Verdict, authorise};
+use ztunnel_core::authz::{Peer, Verdict, authorise, rehearse};
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Service, Tables, Workload};
 
@@ -83,6 +84,8 @@ pub struct Connection {
     pub series: RefCell<Option<Rc<Series>>>,
     /// (sent, received) that `series` has seen.
     pub counted: Cell<(u64, u64)>,
+    /// What dry-run policies would have said, if they would have denied.
+    pub rehearsed: RefCell<Option<String>>,
     cut: RefCell<Option<Cut>>,
     bell: Notify,
 }
@@ -97,7 +100,10 @@ pub struct Cut {
 impl Connection {
     /// The first reason counts.
     pub fn cut(&self, flag: &'static str, why: &str) {
-        self.cut.borrow_mut().get_or_insert_with(|| Cut { flag, why: why.to_owned() });
+        self.cut.borrow_mut().get_or_insert_with(|| Cut {
+            flag,
+            why: why.to_owned(),
+        });
         self.bell.notify_one();
     }
 
@@ -110,17 +116,39 @@ impl Connection {
         }
     }
 
-    /// Judges by the snapshot of now; Err is the sentence for the log.
-    pub fn judge(&self, tables: &Tables, to: &Workload) -> Result<(), String> {
+    /// Judges by this snapshot, and rehearses its dry-run policies.
+    pub fn judge(&self, tables: &Tables, to: &Workload) -> Judgement {
         let asked = self.asked.borrow();
-        let Some(asked) = &*asked else { return Ok(()) };
-        let peer = Peer { source: asked.source, identity: asked.identity.as_ref(), dst: asked.dst };
+        let Some(asked) = &*asked else {
+            return Judgement::Fine;
+        };
+        let peer = Peer {
+            source: asked.source,
+            identity: asked.identity.as_ref(),
+            dst: asked.dst,
+        };
+        *self.rehearsed.borrow_mut() = match rehearse(tables, to, &peer) {
+            Some(Verdict::Denied { why, .. }) => Some(why),
+            _ => None,
+        };
         match authorise(tables, to, &peer) {
-            Verdict::Allowed { .. } => Ok(()),
-            Verdict::Denied { by: Some(policy), .. } => Err(format!("denied by policy {policy}")),
-            Verdict::Denied { by: None, why } => Err(format!("denied: {why}")),
+            Verdict::Allowed { .. } => Judgement::Fine,
+            Verdict::Denied {
+                by: Some(policy),
+                why,
+            } if tables.policy(&policy).is_none() => Judgement::Unsure(why),
+            Verdict::Denied { why, .. } => Judgement::Denied(why),
         }
     }
+}
+
+/// The sentences are for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    Fine,
+    /// A policy that applies has not arrived. Workloads and policies are two streams of updates, so one is always first.
+    Unsure(String),
+    Denied(String),
 }
 
 #[derive(Default)]
@@ -141,15 +169,20 @@ impl Registry {
             asked: RefCell::default(),
             series: RefCell::default(),
             counted: Cell::default(),
+            rehearsed: RefCell::default(),
             cut: RefCell::default(),
             bell: Notify::new(),
         });
         if connection.pod.gone.load(Ordering::Acquire) {
-            connection.cut("-", "the pod left the mesh");
+            connection.cut(flag::NONE, "the pod left the mesh");
         }
         let number = self.next.replace(self.next.get() + 1);
         self.open.borrow_mut().insert(number, connection.clone());
-        Entered { connection, number, registry: self.clone() }
+        Entered {
+            connection,
+            number,
+            registry: self.clone(),
+        }
     }
 
     /// Those that are open now; a copy, because work on them may end some.
@@ -160,23 +193,32 @@ impl Registry {
     pub fn cut(&self, which: impl Fn(&Connection) -> bool, why: &str) {
         for connection in self.all() {
             if which(&connection) {
-                connection.cut("-", why);
+                connection.cut(flag::NONE, why);
             }
         }
     }
 
-    /// Cuts what `tables` denies. A pod whose record is gone keeps its connections: nothing denies them, and a record may
-    /// only be between two versions; it gets no new ones.
-    pub async fn judge_again(&self, tables: &Tables) {
+    /// Cuts what `tables` denies, and with `patience` at its end what is unsure; says whether something still is. A pod
+    /// whose record is gone keeps its connections: nothing denies them, and a record may only be between two versions; it
+    /// gets no new ones.
+    pub async fn judge_again(&self, tables: &Tables, patience: bool) -> bool {
+        let mut unsure = false;
         for (n, connection) in self.all().into_iter().enumerate() {
             if n % VERDICTS_AT_ONCE == VERDICTS_AT_ONCE - 1 {
                 yield_now().await;
             }
-            let Some(to) = connection.pod.workload(tables) else { continue };
-            if let Err(why) = connection.judge(tables, to) {
-                connection.cut("DENY", &format!("connection closed: {why}"));
+            let Some(to) = connection.pod.workload(tables) else {
+                continue;
+            };
+            match connection.judge(tables, to) {
+                Judgement::Fine => {}
+                Judgement::Unsure(_) if patience => unsure = true,
+                Judgement::Unsure(why) | Judgement::Denied(why) => {
+                    connection.cut(flag::DENY, &format!("connection closed: {why}"));
+                }
             }
         }
+        unsure
     }
 
     /// Resolves when nothing that an application would miss is open.

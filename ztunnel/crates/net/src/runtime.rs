@@ -13,6 +13,7 @@ use arc_swap::ArcSwap;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::pending;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::IpAddr;
@@ -23,11 +24,15 @@ use std::sync::{Arc, Mutex, Once};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
+use tokio::select;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, LocalSet};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use ztunnel_core::tables::Tables;
 
+/// What the control plane is about to tell (the record of a pod that has just started, a policy that a record names) is
+/// waited for as long; Istio's figure.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 /// How often a worker hands its counters over although nobody asks.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
@@ -128,7 +133,9 @@ impl Worker {
     /// This one unless another has fewer connections.
     pub fn least_loaded(&self) -> usize {
         let load = |index: usize| self.peers[index].load.load(Ordering::Relaxed);
-        (0..self.peers.len()).min_by_key(|&index| (load(index), index != self.index)).unwrap_or(self.index)
+        (0..self.peers.len())
+            .min_by_key(|&index| (load(index), index != self.index))
+            .unwrap_or(self.index)
     }
 
     pub fn remember_source(&self, pod: &Pod, source: IpAddr) {
@@ -139,11 +146,35 @@ impl Worker {
         }
     }
 
+    /// What `look` finds in the snapshot, or in one of those that arrive within 5 s.
+    pub async fn until<T>(&self, look: impl Fn(&Tables) -> Option<T>) -> Option<T> {
+        if let found @ Some(_) = look(&self.shared.tables.load()) {
+            return found;
+        }
+        let mut news = self.shared.changed.subscribe();
+        let wait = async {
+            loop {
+                if let found @ Some(_) = look(&self.shared.tables.load()) {
+                    return found;
+                }
+                news.changed().await.ok()?;
+            }
+        };
+        timeout(KNOWN_WITHIN, wait).await.ok().flatten()
+    }
+
     async fn judge_after_every_swap(self: Rc<Self>) {
         let mut news = self.shared.changed.subscribe();
-        while news.changed().await.is_ok() {
+        let mut patience_ends = None;
+        loop {
+            let patience = select! {
+                news = news.changed() => if news.is_ok() { true } else { return },
+                () = reached(patience_ends) => false,
+            };
             let tables = self.shared.tables.load_full();
-            self.registry.judge_again(&tables).await;
+            let unsure = self.registry.judge_again(&tables, patience).await;
+            patience_ends =
+                unsure.then(|| patience_ends.unwrap_or_else(|| Instant::now() + KNOWN_WITHIN));
         }
     }
 
@@ -160,6 +191,13 @@ impl Worker {
     }
 }
 
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
+    }
+}
+
 /// The threads. Dropping does not end them; `close` does.
 pub struct Workers {
     pub handles: Vec<Handle>,
@@ -173,10 +211,19 @@ impl Workers {
         let (handles, jobs): (Vec<_>, Vec<_>) = (0..count)
             .map(|_| {
                 let (jobs, waiting) = mpsc::unbounded_channel();
-                (Handle { jobs, load: Arc::default() }, waiting)
+                (
+                    Handle {
+                        jobs,
+                        load: Arc::default(),
+                    },
+                    waiting,
+                )
             })
             .unzip();
-        let mut workers = Self { handles, threads: Vec::new() };
+        let mut workers = Self {
+            handles,
+            threads: Vec::new(),
+        };
         for (index, waiting) in jobs.into_iter().enumerate() {
             if let Err(e) = workers.start_one(index, shared.clone(), waiting) {
                 workers.close();
@@ -190,7 +237,8 @@ impl Workers {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let peers = self.handles.clone();
         let thread = thread::Builder::new().name(format!("mesh-{index}"));
-        self.threads.push(thread.spawn(move || run(&runtime, index, shared, peers, jobs))?);
+        self.threads
+            .push(thread.spawn(move || run(&runtime, index, shared, peers, jobs))?);
         Ok(())
     }
 
@@ -215,7 +263,8 @@ fn run(runtime: &Runtime, index: usize, shared: Arc<Shared>, peers: Vec<Handle>,
         task::spawn_local(worker.clone().hand_counters_over());
         while let Some(Some(job)) = jobs.recv().await {
             // Reported by the hook; the job's reply channel is dropped, which its caller notices.
-            let _: Result<(), Box<dyn Any + Send>> = panic::catch_unwind(AssertUnwindSafe(|| job(&worker)));
+            let _: Result<(), Box<dyn Any + Send>> =
+                panic::catch_unwind(AssertUnwindSafe(|| job(&worker)));
         }
     });
 }
@@ -231,7 +280,11 @@ fn report_panics_to_mailboxes() {
     ONCE.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
-            let told = MAILBOX.with_borrow(|mailbox| mailbox.as_ref().map(|m| m.fault(&place(info), &message(info))));
+            let told = MAILBOX.with_borrow(|mailbox| {
+                mailbox
+                    .as_ref()
+                    .map(|m| m.fault(&place(info), &message(info)))
+            });
             if told.is_none() {
                 before(info);
             }
@@ -240,7 +293,10 @@ fn report_panics_to_mailboxes() {
 }
 
 fn place(info: &PanicHookInfo<'_>) -> String {
-    info.location().map_or_else(|| "unknown".into(), |at| format!("{}:{}", at.file(), at.line()))
+    info.location().map_or_else(
+        || "unknown".into(),
+        |at| format!("{}:{}", at.file(), at.line()),
+    )
 }
 
 fn message(info: &PanicHookInfo<'_>) -> String {

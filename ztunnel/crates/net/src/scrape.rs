@@ -5,11 +5,27 @@ use std::fmt::Display;
 use std::fmt::Write as _;
 
 const FAMILIES: [(usize, &str, &str); COUNTERS] = [
-    (OPENED, "istio_tcp_connections_opened_total", "TCP connections established"),
-    (CLOSED, "istio_tcp_connections_closed_total", "Established TCP connections that have ended"),
-    (RECEIVED, "istio_tcp_received_bytes_total", "Bytes of requests"),
+    (
+        OPENED,
+        "istio_tcp_connections_opened_total",
+        "TCP connections established",
+    ),
+    (
+        CLOSED,
+        "istio_tcp_connections_closed_total",
+        "Established TCP connections that have ended",
+    ),
+    (
+        RECEIVED,
+        "istio_tcp_received_bytes_total",
+        "Bytes of requests",
+    ),
     (SENT, "istio_tcp_sent_bytes_total", "Bytes of responses"),
-    (FAILED, "istio_tcp_connections_failed_total", "TCP connections refused, failed or cut by us"),
+    (
+        FAILED,
+        "istio_tcp_connections_failed_total",
+        "TCP connections refused, failed or cut by us",
+    ),
 ];
 
 /// What is no traffic series.
@@ -39,28 +55,68 @@ pub fn render(totals: &Totals, node: &Node) -> Vec<u8> {
             let _ = writeln!(out, "{name}{{{labels}}} {}", counts[counter]);
         }
     }
-    head(&mut out, "istio_tcp_sockets_open", "gauge", "Open connections of applications");
+    head(
+        &mut out,
+        "istio_tcp_sockets_open",
+        "gauge",
+        "Open connections of applications",
+    );
     for (reporter, open) in ["source", "destination"].iter().zip(node.sockets_open) {
-        let _ = writeln!(out, "istio_tcp_sockets_open{{reporter=\"{reporter}\"}} {open}");
+        let _ = writeln!(
+            out,
+            "istio_tcp_sockets_open{{reporter=\"{reporter}\"}} {open}"
+        );
     }
     head(&mut out, "istio_build", "gauge", "Component and version");
-    let _ = writeln!(out, "istio_build{{component=\"ztunnel\",tag=\"nodemesh-{}\"}} 1", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(
+        out,
+        "istio_build{{component=\"ztunnel\",tag=\"nodemesh-{}\"}} 1",
+        env!("CARGO_PKG_VERSION")
+    );
     of_the_node(&mut out, node);
     out.into_bytes()
 }
 
 fn of_the_node(out: &mut String, node: &Node) {
     let gauges: [(&str, &str, &dyn Display); 4] = [
-        ("workload_manager_active_proxy_count", "Pods served", &node.pods_active),
-        ("workload_manager_pending_proxy_count", "Pods being enrolled", &node.pods_pending),
+        (
+            "workload_manager_active_proxy_count",
+            "Pods served",
+            &node.pods_active,
+        ),
+        (
+            "workload_manager_pending_proxy_count",
+            "Pods being enrolled",
+            &node.pods_pending,
+        ),
         ("process_open_fds", "Open file descriptors", &node.open_fds),
-        ("process_max_fds", "Limit of open file descriptors", &node.max_fds),
+        (
+            "process_max_fds",
+            "Limit of open file descriptors",
+            &node.max_fds,
+        ),
     ];
     let counters: [(&str, &str, &dyn Display); 4] = [
-        ("workload_manager_proxies_started_total", "Pods enrolled", &node.pods_started),
-        ("workload_manager_proxies_stopped_total", "Pods withdrawn", &node.pods_stopped),
-        ("nodemesh_accept_failures_total", "Times that accepting had to pause", &node.accept_failures),
-        ("nodemesh_log_lines_dropped_total", "Log lines that did not fit the queue", &node.log_lines_dropped),
+        (
+            "workload_manager_proxies_started_total",
+            "Pods enrolled",
+            &node.pods_started,
+        ),
+        (
+            "workload_manager_proxies_stopped_total",
+            "Pods withdrawn",
+            &node.pods_stopped,
+        ),
+        (
+            "nodemesh_accept_failures_total",
+            "Times that accepting had to pause",
+            &node.accept_failures,
+        ),
+        (
+            "nodemesh_log_lines_dropped_total",
+            "Log lines that did not fit the queue",
+            &node.log_lines_dropped,
+        ),
     ];
     for (kind, values) in [("gauge", gauges), ("counter", counters)] {
         for (name, help, value) in values {
@@ -81,12 +137,30 @@ mod tests {
     #[test]
     fn a_series_that_only_failed_shows_no_traffic() {
         let mut totals = Totals::new(10);
-        totals.add(vec![("a=\"1\"".into(), [2, 1, 30, 40, 0]), ("a=\"2\"".into(), [0, 0, 0, 0, 5])]);
-        let node = Node { sockets_open: [1, 0], ..Node::default() };
+        totals.add(vec![
+            ("a=\"1\"".into(), [2, 1, 30, 40, 0]),
+            ("a=\"2\"".into(), [0, 0, 0, 0, 5]),
+        ]);
+        let node = Node {
+            sockets_open: [1, 0],
+            ..Node::default()
+        };
         let text = String::from_utf8(render(&totals, &node)).expect("UTF-8");
-        assert!(text.contains("\nistio_tcp_sent_bytes_total{a=\"1\"} 40\n"), "{text}");
-        assert!(text.contains("\nistio_tcp_connections_failed_total{a=\"2\"} 5\n"), "{text}");
-        assert!(!text.contains("opened_total{a=\"2\"}") && !text.contains("failed_total{a=\"1\"}"), "{text}");
-        assert!(text.contains("\nistio_tcp_sockets_open{reporter=\"source\"} 1\n"), "{text}");
+        assert!(
+            text.contains("\nistio_tcp_sent_bytes_total{a=\"1\"} 40\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nistio_tcp_connections_failed_total{a=\"2\"} 5\n"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("opened_total{a=\"2\"}") && !text.contains("failed_total{a=\"1\"}"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nistio_tcp_sockets_open{reporter=\"source\"} 1\n"),
+            "{text}"
+        );
     }
 }

@@ -26,11 +26,17 @@ struct Core(RwLock<Option<Dataplane>>);
 
 impl Core {
     /// Without the GIL, so that a call that waits for another never waits for the interpreter as well.
-    fn with<T: Send>(&self, py: Python<'_>, call: impl FnOnce(&Dataplane) -> PyResult<T> + Send) -> PyResult<T> {
-        py.detach(|| match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(dataplane) => call(dataplane),
-            None => Err(PyRuntimeError::new_err("the core is closed")),
-        })
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&Dataplane) -> PyResult<T> + Send,
+    ) -> PyResult<T> {
+        py.detach(
+            || match &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+                Some(dataplane) => call(dataplane),
+                None => Err(PyRuntimeError::new_err("the core is closed")),
+            },
+        )
     }
 }
 
@@ -62,7 +68,10 @@ impl Core {
     ) -> PyResult<Vec<(String, String)>> {
         let kind = kind_of(type_url)?;
         // One copy: the snapshot outlives the Python object, and must not keep it alive across interpreters.
-        let upserts: Vec<_> = upserts.into_iter().map(|(name, bytes)| (name, bytes.to_vec().into())).collect();
+        let upserts: Vec<_> = upserts
+            .into_iter()
+            .map(|(name, bytes)| (name, bytes.to_vec().into()))
+            .collect();
         self.with(py, |core| Ok(core.apply(kind, &upserts, &removed)))
     }
 
@@ -80,7 +89,12 @@ impl Core {
         }
         // SAFETY: the caller keeps the descriptor open during the call; a stale one fails as EBADF inside.
         let fd = unsafe { BorrowedFd::borrow_raw(netns_fd) };
-        let who = Who { uid, name, namespace, service_account };
+        let who = Who {
+            uid,
+            name,
+            namespace,
+            service_account,
+        };
         self.with(py, |core| core.enrol(who, fd).map_err(enrol_error))
     }
 
@@ -96,13 +110,26 @@ impl Core {
     }
 
     fn new_key(&self, py: Python<'_>, identity: &str) -> PyResult<Vec<u8>> {
-        let request = |core: &Dataplane| core.shared.identities.new_key(&parse(identity)?).map_err(PyValueError::new_err);
+        let request = |core: &Dataplane| {
+            core.shared
+                .identities
+                .new_key(&parse(identity)?)
+                .map_err(PyValueError::new_err)
+        };
         self.with(py, |core| request(core).map(String::into_bytes))
     }
 
-    fn install_chain(&self, py: Python<'_>, identity: &str, chain: Vec<String>) -> PyResult<(f64, f64)> {
+    fn install_chain(
+        &self,
+        py: Python<'_>,
+        identity: &str,
+        chain: Vec<String>,
+    ) -> PyResult<(f64, f64)> {
         self.with(py, |core| {
-            core.shared.identities.install_chain(&parse(identity)?, &chain).map_err(PyValueError::new_err)
+            core.shared
+                .identities
+                .install_chain(&parse(identity)?, &chain)
+                .map_err(PyValueError::new_err)
         })
     }
 
@@ -122,7 +149,9 @@ impl Core {
 
     fn drain(&self, py: Python<'_>, deadline_s: f64) -> PyResult<()> {
         if !(0.0..=LONGEST_DRAIN_S).contains(&deadline_s) {
-            return Err(PyValueError::new_err(format!("deadline_s is {deadline_s}, not between 0 and {LONGEST_DRAIN_S}")));
+            return Err(PyValueError::new_err(format!(
+                "deadline_s is {deadline_s}, not between 0 and {LONGEST_DRAIN_S}"
+            )));
         }
         self.with(py, |core| {
             core.drain(Duration::from_secs_f64(deadline_s));
@@ -148,7 +177,11 @@ impl Core {
 
     fn close(&self, py: Python<'_>) {
         py.detach(|| {
-            let taken = self.0.write().unwrap_or_else(PoisonError::into_inner).take();
+            let taken = self
+                .0
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
             if let Some(dataplane) = taken {
                 dataplane.close();
             }
@@ -160,12 +193,15 @@ fn kind_of(type_url: &str) -> PyResult<Kind> {
     match type_url {
         "type.googleapis.com/istio.workload.Address" => Ok(Kind::Address),
         "type.googleapis.com/istio.security.Authorization" => Ok(Kind::Authorization),
-        other => Err(PyValueError::new_err(format!("{other:?} is no type of resource that the core takes"))),
+        other => Err(PyValueError::new_err(format!(
+            "{other:?} is no type of resource that the core takes"
+        ))),
     }
 }
 
 fn parse(identity: &str) -> PyResult<SpiffeId> {
-    SpiffeId::parse(identity).map_err(|why| PyValueError::new_err(format!("{identity:?} is no identity: {why}")))
+    SpiffeId::parse(identity)
+        .map_err(|why| PyValueError::new_err(format!("{identity:?} is no identity: {why}")))
 }
 
 fn enrol_error(e: EnrolError) -> PyErr {
