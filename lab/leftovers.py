@@ -28,6 +28,7 @@ _KERNEL: Final = {
     "IPv6 routing rules": ["ip", "-6", "rule"],
     "IPv6 routes": ["ip", "-6", "route", "show", "table", "all"],
 }
+_COMMON: Final = {str(path) for path in (NETNS, ROOT, ROOT / MADE_NETNS)}
 _OURS: Final = re.compile(r"nodemesh|ztunnel|nodeagent|istio|nginx|iperf3|/cni\b|netns")
 _OTHER_LAB: Final = re.compile(
     r"^/run/(nodemesh-lab/[a-z0-9]+|netns/[a-z][a-z0-9]*-(fabric|control|node\d+|pod-.*))(/|$)"
@@ -52,16 +53,15 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
     lines = []
     for kind in before:
         came, went = after[kind] - before[kind], before[kind] - after[kind]
-        lines += [f"{kind}: left behind: {thing}" for thing in sorted(came) if not _needed_by_others(thing)]
+        lines += [f"{kind}: left behind: {thing}" for thing in sorted(came) if thing not in _COMMON or not _others()]
         # A control group that went was somebody else's, whose processes ended: the lab makes none.
-        lines += [f"{kind}: gone: {thing}" for thing in sorted(went) if kind != "control groups"]
+        lines += [f"{kind}: gone: {thing}" for thing in sorted(went - _COMMON) if kind != "control groups"]
     return lines
 
 
-def _needed_by_others(path: str) -> bool:
-    """The common directories stay as long as another lab, or another namespace, is there."""
-    others = bool(_labs()) or (NETNS.is_dir() and any(NETNS.iterdir()))
-    return path in (str(NETNS), str(ROOT), str(ROOT / MADE_NETNS)) and others
+def _others() -> bool:
+    """The common directories stay as long as another lab, or another namespace, is there, and go with the last one."""
+    return bool(_labs()) or (NETNS.is_dir() and any(NETNS.iterdir()))
 
 
 def _lines(command: list[str]) -> set[str]:

@@ -29,13 +29,13 @@ def layout():
 
 @pytest.fixture
 def machine(layout):
-    """What the machine looked like; `same()` afterwards."""
+    """What the machine looked like; `left()` says what differs now."""
     before = leftovers.snapshot(layout)
 
-    def same():
-        return leftovers.difference(before, leftovers.snapshot(layout)) == []
+    def left():
+        return leftovers.difference(before, leftovers.snapshot(layout))
 
-    return same
+    return left
 
 
 def up_in_a_process_of_its_own(layout):
@@ -56,13 +56,13 @@ def test_a_lab_killed_while_it_comes_up_is_taken_down_whole(layout, machine, ste
     rising.kill()
     rising.communicate()
     assert cluster.down(layout)
-    assert machine()
+    assert machine() == []
 
 
 def test_down_twice_and_down_of_nothing_are_fine(layout, machine):
     assert not cluster.down(layout)
     assert not cluster.down(layout)
-    assert machine()
+    assert machine() == []
 
 
 def test_processes_whose_files_and_namespaces_lost_their_names_are_found_by_their_mark(layout, machine):
@@ -74,21 +74,21 @@ def test_processes_whose_files_and_namespaces_lost_their_names_are_found_by_thei
     assert made.daemons["ztunnel-node1"].pid in {p.pid for p in processes.all_of(layout)}
     assert cluster.down(layout)
     assert not any(process.alive for process in made.daemons.values())
-    assert machine()
+    assert machine() == []
 
 
 def test_stopped_processes_end_too(layout, machine):
     made = Cluster.up(layout.name, nodes=1, pods=1)
     made.daemons["ztunnel-node1"].signal(signal.SIGSTOP)
     assert cluster.down(layout)
-    assert machine()
+    assert machine() == []
 
 
 def test_a_lab_that_fails_to_come_up_leaves_nothing(layout, machine, monkeypatch):
     monkeypatch.setenv("LOG_LEVEL", "shouting")  # the daemons refuse it, when namespaces and files are there already
     with pytest.raises(OperatorError, match=r"ended while starting: .*LOG_LEVEL: 'shouting' is none of"):
         Cluster.up(layout.name)
-    assert machine()
+    assert machine() == []
 
 
 def test_one_labs_end_is_not_anothers(layout, mesh):
@@ -126,4 +126,6 @@ def test_a_killed_pytest_leaves_nothing(layout, machine, tmp_path):
     assert user.stdout.readline() == "up\n"
     user.kill()
     user.communicate()
-    wait_until("the watchdog has taken the lab down", lambda: not layout.dir.exists() and machine(), 20.0, step_s=0.1)
+    wait_until(
+        "the watchdog has taken the lab down", lambda: not layout.dir.exists() and machine() == [], 20.0, step_s=0.1
+    )
