@@ -4,7 +4,7 @@ Rust never attaches to the interpreter. What it has to tell waits in a bounded m
 when there is something, `take()` empties it. Every call releases the GIL while it works and is safe from any thread.
 """
 
-from typing import final
+from typing import Self, final
 
 @final
 class NamespaceGone(Exception):
@@ -25,7 +25,7 @@ class Core:
     Raises ValueError: a key is unknown or a value is out of range.
     """
 
-    def __init__(self, config: bytes) -> None: ...
+    def __new__(cls, config: bytes) -> Self: ...
     def fileno(self) -> int:
         """An eventfd, readable while events wait. Owned by the core; closed by `close()`."""
 

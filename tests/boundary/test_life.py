@@ -120,12 +120,18 @@ def test_what_does_not_end_is_cut_at_the_deadline(mesh, wire):
 
 def test_without_descriptors_accepting_pauses_and_goes_on(mesh, wire):
     a, b, _ = wire.pods
-    code = "import socket,sys; sys.stdin.read(1); s=socket.create_connection((sys.argv[1],8080)); s.send(b'x'); print(s.recv(1))"
-    client = subprocess.Popen(
-        ["ip", "netns", "exec", a.netns, sys.executable, "-c", code, b.ip],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    code = "s=socket.create_connection((sys.argv[1],8080)); s.send(b'x'); print(s.recv(1))"
+    command = [
+        "ip",
+        "netns",
+        "exec",
+        a.netns,
+        sys.executable,
+        "-c",
+        f"import socket,sys; sys.stdin.read(1); {code}",
+        b.ip,
+    ]
+    client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Echo(b, PORT), client:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
