@@ -293,7 +293,7 @@ pub(crate) fn explain(error: &Error) -> String {
 
 fn explain_certificate(why: &CertificateError) -> String {
     match why {
-        CertificateError::Other(OtherError(sentence)) => sentence.to_string(),
+        CertificateError::Other(OtherError(ours)) if ours.is::<Refused>() => ours.to_string(),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             format!("the peer's certificate has expired: {why}")
         }

@@ -15,6 +15,7 @@ use ztunnel_core::ids::SpiffeId;
 use super::{ALPN, Opener, Rekey, Sealer};
 use crate::verify::{explain, leaf_identity};
 
+const HUNG_UP: &str = "the peer closed the connection during the handshake";
 const READ: usize = 4096;
 const PARTING: Duration = Duration::from_secs(1);
 /// rustls takes handshake messages up to 64 KiB; a peer that sends more than this without one is not one of ours.
@@ -114,7 +115,7 @@ async fn shake<S: Side>(tcp: &mut TcpStream, mut side: S) -> Result<Secured, Str
     loop {
         let step = advance(&mut side, &mut buffers);
         if let Err(why) = &step {
-            queue_alert(&mut side, &mut buffers.output);
+            queue_alert(&mut side, &mut buffers);
             // The peer learns the reason if it still listens; ours is the one that is reported.
             let _ = tcp.write_all(&buffers.output).await;
             return Err(explain(why));
@@ -136,7 +137,7 @@ async fn read_more(tcp: &mut TcpStream, input: &mut Vec<u8>) -> Result<(), Strin
     }
     input.reserve(READ);
     match tcp.read_buf(input).await {
-        Ok(0) => Err("the peer closed the connection during the handshake".to_owned()),
+        Ok(0) => Err(HUNG_UP.to_owned()),
         Ok(_) => Ok(()),
         Err(why) => Err(format!("the connection broke during the handshake: {why}")),
     }
@@ -146,28 +147,33 @@ async fn read_more(tcp: &mut TcpStream, input: &mut Vec<u8>) -> Result<(), Strin
 fn advance<S: Side>(side: &mut S, buffers: &mut Buffers) -> Result<bool, Error> {
     loop {
         let UnbufferedStatus { discard, state, .. } = side.process(&mut buffers.input);
-        let mut blocked = false;
-        match state? {
-            ConnectionState::EncodeTlsData(chunk) => encode(chunk, &mut buffers.output)?,
-            ConnectionState::TransmitTlsData(sent) => sent.done(), // before the next read
-            ConnectionState::ReadTraffic(mut traffic) => {
-                while let Some(record) = traffic.next_record() {
-                    buffers.plaintext.extend_from_slice(record?.payload);
-                }
-            }
-            ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => blocked = true,
-            _ => {
-                return Err(Error::General(
-                    "the peer closed the connection during the handshake".into(),
-                ));
-            }
-        }
-        buffers.input.drain(..discard);
+        let step = state.and_then(|state| take(state, &mut buffers.output, &mut buffers.plaintext));
+        buffers.input.drain(..discard); // also after an error: rustls remembers places in the input
         // One record too many may have been opened; every later one is ours, so stop at the first chance.
-        if blocked {
+        if step? {
             return Ok(!side.common().is_handshaking());
         }
     }
+}
+
+/// True: nothing more can be done with the input there is.
+fn take<Data>(
+    state: ConnectionState<'_, '_, Data>,
+    output: &mut Vec<u8>,
+    plaintext: &mut Vec<u8>,
+) -> Result<bool, Error> {
+    match state {
+        ConnectionState::EncodeTlsData(chunk) => encode(chunk, output)?,
+        ConnectionState::TransmitTlsData(sent) => sent.done(), // it is, before the next read
+        ConnectionState::ReadTraffic(mut traffic) => {
+            while let Some(record) = traffic.next_record() {
+                plaintext.extend_from_slice(record?.payload);
+            }
+        }
+        ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => return Ok(true),
+        _ => return Err(Error::General(HUNG_UP.into())),
+    }
+    Ok(false)
 }
 
 fn encode<Data>(mut chunk: EncodeTlsData<'_, Data>, output: &mut Vec<u8>) -> Result<(), Error> {
@@ -184,12 +190,10 @@ fn encode<Data>(mut chunk: EncodeTlsData<'_, Data>, output: &mut Vec<u8>) -> Res
     Ok(())
 }
 
-/// After an error rustls still hands out the alert it wants to send.
-fn queue_alert<S: Side>(side: &mut S, output: &mut Vec<u8>) {
-    while let Ok(ConnectionState::EncodeTlsData(chunk)) = side.process(&mut []).state {
-        if encode(chunk, output).is_err() {
-            return;
-        }
+/// After an error rustls still hands out the alert it wants to send, once, before it looks at the input again.
+fn queue_alert<S: Side>(side: &mut S, buffers: &mut Buffers) {
+    if let Ok(ConnectionState::EncodeTlsData(chunk)) = side.process(&mut buffers.input).state {
+        let _ = encode(chunk, &mut buffers.output); // without it the peer sees a close and no reason
     }
 }
 
