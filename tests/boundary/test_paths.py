@@ -1,5 +1,6 @@
 """What becomes of a pod's connections: tunnel, plaintext, refusal, and what is told about each of them."""
 
+import contextlib
 import socket
 
 import pytest
@@ -118,6 +119,18 @@ def test_a_policy_that_a_record_names_before_it_arrives_cuts_only_what_it_denies
             read_all(connection)
 
 
+def test_a_connection_waits_for_a_policy_that_is_named_and_not_there_yet(mesh, wire):
+    a, b, _ = wire.pods
+    mesh.tell(b, authorization_policies=["shop/late"])
+    with Echo(b, PORT) as app, a.connect(b.ip, PORT) as connection:
+        connection.sendall(b"1")
+        assert app.seen.empty()
+        policy = deny("late", Match(destination_ports=[1]))
+        policy.scope = 2
+        mesh.put_policy(policy)
+        assert connection.recv(1) == b"1"
+
+
 def test_a_rehearsed_policy_is_told_and_not_enforced(mesh, wire):
     a, b, _ = wire.pods
     policy = deny("trial", Match(destination_ports=[PORT]))
@@ -153,6 +166,17 @@ def assert_reset(client, address, port):
     """Sometimes the reset is faster than connect() returns."""
     with pytest.raises(ConnectionResetError), client.connect(address, port) as connection:
         read_all(connection)
+
+
+def test_who_does_not_speak_tls_to_the_tunnel_port_is_a_failed_connection(mesh, wire):
+    _, b, c = wire.pods
+    with contextlib.suppress(ConnectionResetError), c.connect(b.ip, 15008) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        read_all(connection)
+    line = mesh.line(lambda _: True)
+    assert (line["message"], line["dst.workload"]) == ("connection failed", "b")
+    assert line["error"].startswith("TLS: ")
+    assert mesh.sample("istio_tcp_connections_failed_total", response_flags="TLS_FAILURE") == 1
 
 
 def test_an_application_that_does_not_answer_is_a_reset_and_a_sentence(mesh, wire):
