@@ -38,7 +38,8 @@ const LONE_READ: usize = 256 << 10;
 /// One helping where others wait too: what a small message may have to wait behind.
 const SHARED_READ: usize = 64 << 10;
 /// The first helping: most connections never say more at once.
-pub(super) const SMALL_READ: usize = 16 << 10;
+/// Fits into one record with its frame's header, so that it is one plain read.
+pub(super) const SMALL_READ: usize = (16 << 10) - 64;
 /// A peer that acknowledges nothing for so long is gone (RFC 5482).
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -367,7 +368,11 @@ fn read_once(
 ) -> io::Result<usize> {
     let mut result = Ok(0);
     let emptied = tcp.try_io(Interest::READABLE, || {
-        result = io::Read::read_vectored(&mut &*SockRef::from(tcp), slices);
+        let socket = SockRef::from(tcp);
+        result = match slices {
+            [slice] => io::Read::read(&mut &*socket, slice), // recv costs the kernel less than recvmsg
+            _ => io::Read::read_vectored(&mut &*socket, slices),
+        };
         match result {
             Ok(read) if read > 0 && read < limit => Err(io::ErrorKind::WouldBlock.into()),
             Err(ref why) => Err(why.kind().into()),
