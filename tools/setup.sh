@@ -56,7 +56,10 @@ native() {
 	fresh native "${files[@]}" && ls ztunnel/_core*.so >/dev/null 2>&1 && [ -x .venv/bin/meshctl ] && return
 	command -v cargo >/dev/null || fail "cargo is not installed: Rust 1.88 or newer is needed (https://rustup.rs)"
 	say "Rust data path (the first time takes some minutes)"
-	env VIRTUAL_ENV="$PWD/.venv" .venv/bin/maturin develop --release --locked -q || fail "the Rust data path did not build (see above)"
+	env VIRTUAL_ENV="$PWD/.venv" .venv/bin/maturin develop --release --locked >build/native.log 2>&1 || {
+		tail -n 40 build/native.log >&2
+		fail "the Rust data path did not build: build/native.log has the whole story"
+	}
 	done_with native "${files[@]}"
 }
 

@@ -11,7 +11,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let set = prost_types::FileDescriptorSet::decode(fs::read(descriptors)?.as_slice())?;
     prost_build::Config::new()
         .out_dir(out)
-        .bytes([".istio.workload.Workload.addresses", ".istio.workload.NetworkAddress.address"])
+        .bytes([
+            ".istio.workload.Workload.addresses",
+            ".istio.workload.NetworkAddress.address",
+        ])
         .disable_comments(["."])
         .compile_fds(set)?;
     Ok(())
