@@ -53,14 +53,14 @@ def record(pod: Pod, **fields: Any) -> tuple[str, bytes]:
 
 
 class Node:
-    def __init__(self, access_log: Path, **config: Any) -> None:
+    def __init__(self, access_log: Path, authority: Authority | None = None, **config: Any) -> None:
         core = pytest.importorskip("ztunnel._core", reason="the native core is not built")
         os.mkfifo(access_log)
         self._log = os.open(access_log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._text = b""
         given = {"workers": 2, "access_log": str(access_log), "log_level": "info", **config}
         self.core = core.Core(json.dumps(given).encode())
-        self.authority = Authority()
+        self.authority = authority or Authority()
         self.events: queue.Queue[tuple[str, str, str]] = queue.Queue()
         self._stop_reading, self._stop = os.pipe()
         self._bell = threading.Thread(target=self._listen)

@@ -12,8 +12,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const QUEUE: usize = 10_000;
-/// Lines per write(2).
-const BATCH: usize = 64;
+/// Lines per write(2), at most.
+const BATCH: usize = 512;
+/// After a write the thread sleeps: a thread that waited in the queue would have to be woken for every single line, which
+/// costs the workers more than the lines themselves.
+const GATHER: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -261,6 +264,9 @@ impl Writer {
             let _ = self.access.write_all(access.as_bytes());
             access.clear();
             core.clear();
+            if open {
+                thread::sleep(GATHER);
+            }
         }
     }
 

@@ -181,7 +181,7 @@ fn set_int(
     })
 }
 
-/// What every connection of ours carries: no Nagle, keepalive as Istio's.
+/// What every connection over a wire carries: no Nagle, keepalive as Istio's.
 fn tune(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
@@ -191,18 +191,21 @@ fn tune(socket: SockRef<'_>) -> io::Result<()> {
 }
 
 /// An unconnected, nonblocking, marked socket towards `to`, in the calling thread's namespace. `from`: the address that the
-/// other side shall see though it is not ours; it must be of `to`'s family.
+/// other side shall see though it is not ours; it must be of `to`'s family. Such a connection stays within the pod, where the
+/// kernel knows of every death: no keepalive.
 pub fn dial_socket(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Result<Socket> {
     let socket = stream_socket(to.ip())?;
     if mark != 0 {
         socket.set_mark(mark)?;
     }
-    tune(SockRef::from(&socket))?;
-    if let Some(address) = from {
-        transparent(&socket, address)?;
-        set_int(&socket, libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
-        socket.bind(&SocketAddr::new(address, 0).into())?;
-    }
+    let Some(address) = from else {
+        tune(SockRef::from(&socket))?;
+        return Ok(socket);
+    };
+    socket.set_tcp_nodelay(true)?;
+    transparent(&socket, address)?;
+    set_int(&socket, libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&SocketAddr::new(address, 0).into())?;
     Ok(socket)
 }
 
