@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use time::{Duration, OffsetDateTime};
 use transport_support::*;
@@ -19,14 +18,6 @@ use ztunnel_net::tunnel::ServeError;
 /// What a hand-made peer shows: certificate and key as PEM.
 type Shown = (String, String);
 
-fn certificate(pem: &str) -> CertificateDer<'static> {
-    CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM")
-}
-
-fn private(pem: &str) -> PrivateKeyDer<'static> {
-    PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("PEM")
-}
-
 fn roots(ca: &Ca) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add(certificate(&ca.root_pem)).expect("root");
@@ -35,58 +26,14 @@ fn roots(ca: &Ca) -> RootCertStore {
 
 /// A client that takes any server, offers `alpn`, and shows what it is given.
 fn rogue_client(shown: Option<&Shown>, alpn: &[&[u8]]) -> ClientConfig {
-    let provider = Arc::new(default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("version")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)));
     let mut config = match shown {
-        Some((chain, key)) => builder
+        Some((chain, key)) => any_server()
             .with_client_auth_cert(vec![certificate(chain)], private(key))
             .expect("certificate"),
-        None => builder.with_no_client_auth(),
+        None => any_server().with_no_client_auth(),
     };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config
-}
-
-#[derive(Debug)]
-struct AnyServer(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _leaf: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _leaf: &CertificateDer<'_>,
-        _signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _message: &[u8],
-        _leaf: &CertificateDer<'_>,
-        _signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 /// Knocks and reads until the server hangs up; the server's own words are what the test looks at.

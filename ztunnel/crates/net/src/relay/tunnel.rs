@@ -70,11 +70,11 @@ impl Relay {
             Some(Failure::Tunnel(why)) => return Err(RelayError::Tunnel(why.to_string())),
             None => false,
         };
-        let drained = self.to_app(cx)?;
+        let drained = self.feed_app(cx)?;
         if stopped {
             return Ok(drained);
         }
-        self.to_peer(cx)?;
+        self.feed_peer(cx)?;
         if self.app_ended != self.peer_ended
             && self.half_closed.poll(cx, self.counts.total()).is_ready()
         {
@@ -84,7 +84,7 @@ impl Relay {
     }
 
     /// True: nothing waits for the application.
-    fn to_app(&mut self, cx: &mut Context<'_>) -> Result<bool, RelayError> {
+    fn feed_app(&mut self, cx: &mut Context<'_>) -> Result<bool, RelayError> {
         if let Some(why) = self.tunnel.app_failure() {
             return Err(RelayError::App(why.into()));
         }
@@ -104,7 +104,7 @@ impl Relay {
         Ok(true)
     }
 
-    fn to_peer(&mut self, cx: &mut Context<'_>) -> Result<(), RelayError> {
+    fn feed_peer(&mut self, cx: &mut Context<'_>) -> Result<(), RelayError> {
         if self.app_ended {
             return Ok(());
         }

@@ -195,7 +195,7 @@ impl Stream {
     /// Hands the application what waits for it. Ready: nothing waits.
     pub(crate) fn poll_drain(&self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<io::Result<()>> {
         while !self.state.inbox.borrow().is_empty() {
-            if let Poll::Pending = app.poll_write_ready(cx)? {
+            if app.poll_write_ready(cx)?.is_pending() {
                 return Poll::Pending;
             }
             let taken = {
