@@ -62,8 +62,11 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def exchange(connection: socket.socket, data: bytes) -> bytes:
-    """Sends, ends its side, and reads to the end."""
+    """Sends, ends its side, and reads to the end. Raises ConnectionResetError, whichever step hears of it."""
     with connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
+        try:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+        except OSError as error:  # ENOTCONN of shutdown(2) after a reset, EPIPE of a second send(2)
+            raise ConnectionResetError(error.errno, "reset before everything was sent") from error
         return read_all(connection)
