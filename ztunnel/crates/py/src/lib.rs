@@ -176,16 +176,14 @@ impl Core {
     }
 
     fn close(&self, py: Python<'_>) {
-        py.detach(|| {
-            let taken = self
-                .0
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            if let Some(dataplane) = taken {
-                dataplane.close();
-            }
-        });
+        py.detach(|| self.end());
+    }
+}
+
+/// A forgotten core leaves no thread behind. The threads never need the GIL, so joining them under it is safe.
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
