@@ -38,6 +38,17 @@ impl Core {
             },
         )
     }
+
+    fn end(&self) {
+        let taken = self
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(dataplane) = taken {
+            dataplane.close();
+        }
+    }
 }
 
 #[pymethods]
