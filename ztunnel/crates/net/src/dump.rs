@@ -34,10 +34,16 @@ pub fn connection(of: &Connection) -> Option<Seen> {
         destination_id,
         ..
     } = &*of.parties.borrow();
+    // The access log keeps Istio's pod:15008 for a stream; here it is the application that counts.
+    let actual = if of.kind == Kind::Stream {
+        original_dst
+    } else {
+        dst
+    };
     let json = json!({
         "src": src.to_string(),
         "originalDst": original_dst.to_string(),
-        "actualDst": dst.to_string(),
+        "actualDst": actual.to_string(),
         "protocol": if hbone.is_some() { "HBONE" } else { "TCP" },
         "srcIdentity": source_id.as_ref().map(SpiffeId::as_str),
         "dstIdentity": destination_id.as_ref().map(SpiffeId::as_str),
