@@ -33,11 +33,11 @@ pub struct Key {
     pub source: IpAddr,
 }
 
-/// Deadlines and sizes; the defaults are those of the design.
+/// Deadlines and sizes.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub connect: Duration,
-    /// The whole TLS handshake, not each of its reads.
+    /// All of TLS.
     pub handshake: Duration,
     /// From CONNECT to its answer; the far side connects to its application in between.
     pub answer: Duration,
@@ -116,12 +116,6 @@ struct Slot {
     dialling: Option<Attempt>,
 }
 
-/// A tunnel to open a stream on. `fresh`: dialled for this very request, at least partly.
-struct Checkout {
-    tunnel: Rc<Tunnel>,
-    fresh: bool,
-}
-
 /// Every tunnel of one worker. Not `Send`: all of it runs on one `LocalSet`.
 pub struct Tunnels {
     identities: Arc<Identities>,
@@ -155,7 +149,7 @@ impl Tunnels {
     ) -> Result<Opened, OpenError> {
         let mut may_retry = true;
         for _ in 0..MAX_DIALS {
-            let Checkout { tunnel, fresh } = self.checkout(&key, dialer).await?;
+            let (tunnel, fresh) = self.checkout(&key, dialer).await?;
             let request = timeout(self.limits.answer, tunnel.request(authority, headers));
             match request
                 .await
@@ -189,16 +183,14 @@ impl Tunnels {
         ))
     }
 
+    /// A tunnel to open a stream on, and whether it was dialled just now, for this caller or for one before it.
     async fn checkout(
         self: &Rc<Self>,
         key: &Key,
         dialer: Dialer<'_>,
-    ) -> Result<Checkout, OpenError> {
+    ) -> Result<(Rc<Tunnel>, bool), OpenError> {
         if let Some(tunnel) = self.usable(key) {
-            return Ok(Checkout {
-                tunnel,
-                fresh: false,
-            });
+            return Ok((tunnel, false));
         }
         let mut attempt = self.attempt(key, dialer)?;
         let outcome = attempt
@@ -209,10 +201,7 @@ impl Tunnels {
             .ok()
             .flatten()
             .unwrap_or_else(|| Err(OpenError::H2("it was cut".to_owned())))?;
-        Ok(Checkout {
-            tunnel,
-            fresh: true,
-        })
+        Ok((tunnel, true))
     }
 
     fn usable(&self, key: &Key) -> Option<Rc<Tunnel>> {

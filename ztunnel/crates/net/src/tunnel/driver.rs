@@ -222,7 +222,7 @@ impl Tunnel {
         if state.outbox.is_worn() {
             state.change_own_key()?;
         }
-        let sent = state.outbox.flush(|bytes| self.tcp.try_write(bytes));
+        let sent = state.flush(&self.tcp);
         sent.map_err(|why| Over::Broken(format!("the connection broke: {why}")))
     }
 

@@ -9,8 +9,9 @@ use std::rc::Rc;
 
 use ztunnel_core::h2::{Event, Headers, RequestHead, StreamId};
 
+use super::forward::read_once;
 use super::stream::{Failure, Segment};
-use super::{Early, Incoming, State, Tunnel, read_once};
+use super::{Early, Incoming, State, Tunnel};
 use crate::tls::{Content, Opener, RECORD_HEADER};
 
 /// One read from a tunnel's socket.
@@ -162,7 +163,7 @@ impl Tunnel {
             bytes.resize(bytes.len().max(READ + TAIL), 0);
             let kept = self.restore_tail(bytes);
             let mut slices = [io::IoSliceMut::new(&mut bytes[kept..kept + READ])];
-            let read = match read_once(&self.tcp, &mut slices, READ) {
+            let read = match read_once(&self.tcp, &mut slices) {
                 Ok(0) => return Err(Over::Closed),
                 Ok(read) => read,
                 Err(why) if why.kind() == io::ErrorKind::WouldBlock => {

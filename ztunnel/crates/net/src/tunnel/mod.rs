@@ -1,9 +1,11 @@
 //! One HBONE connection: HTTP/2 in TLS on one TCP connection, driven and used on one thread.
 //!
-//! Owns the connection's state and what its users may do with it; `driver` moves bytes, `intake` reads, `outbox` sends.
+//! Owns the connection's state and what its users may do with it; `intake` receives, `forward` and `outbox` send,
+//! `driver` runs them.
 //! Knows nothing of pools, policies or routes.
 
 mod driver;
+mod forward;
 mod intake;
 mod outbox;
 mod stream;
@@ -13,11 +15,9 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use ztunnel_core::h2::{self, Headers, OpenRefused, StreamId};
@@ -33,13 +33,6 @@ use stream::{StreamState, WakerSlot};
 
 /// Unsent bytes of one tunnel above which applications are not read: what a stalled peer can make us hold.
 const OUTBOX_LIMIT: usize = 1 << 20;
-/// One helping from an application that is alone on the tunnel.
-const LONE_READ: usize = 256 << 10;
-/// One helping where others wait too: what a small message may have to wait behind.
-const SHARED_READ: usize = 64 << 10;
-/// The first helping: most connections never say more at once.
-/// Fits into one record with its frame's header, so that it is one plain read.
-pub(super) const SMALL_READ: usize = (16 << 10) - 64;
 /// A peer that acknowledges nothing for so long is gone (RFC 5482).
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -102,6 +95,8 @@ struct State {
     /// KeyUpdates that came without much between them.
     hasty_updates: u32,
     records_since_update: u32,
+    /// Since the last flush.
+    helpings: u32,
 }
 
 impl State {
@@ -114,6 +109,12 @@ impl State {
         let pushed = self.outbox.push(waiting);
         waiting.clear();
         pushed
+    }
+
+    /// True: nothing waits any more.
+    fn flush(&mut self, tcp: &TcpStream) -> io::Result<bool> {
+        self.helpings = 0;
+        self.outbox.flush(|bytes| tcp.try_write(bytes))
     }
 }
 
@@ -135,6 +136,7 @@ impl Tunnel {
             message: Vec::new(),
             hasty_updates: 0,
             records_since_update: 0,
+            helpings: 0,
         };
         let tunnel = Self {
             peer_addr: tcp.peer_addr()?,
@@ -205,84 +207,6 @@ impl Tunnel {
             tunnel: self.clone(),
             state,
         }
-    }
-
-    fn poll_forward(
-        &self,
-        cx: &mut Context<'_>,
-        stream: &Rc<StreamState>,
-        app: &TcpStream,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            if self.helping(stream).is_none() {
-                return Poll::Pending;
-            }
-            if app.poll_read_ready(cx)?.is_pending() {
-                return Poll::Pending;
-            }
-            match self.forward(stream, app) {
-                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
-                other => return Poll::Ready(other),
-            }
-        }
-    }
-
-    /// How much may be read for this stream now. None: nothing; whatever changes that wakes the stream.
-    fn helping(&self, stream: &Rc<StreamState>) -> Option<usize> {
-        let state = self.state.borrow();
-        let room = state.h2.send_room(stream.id);
-        if room == 0 {
-            return None;
-        }
-        if state.outbox.unsent() >= OUTBOX_LIMIT {
-            if !stream.parked.replace(true) {
-                self.parked.borrow_mut().push_back(stream.clone());
-            }
-            return None;
-        }
-        let fair = if state.h2.open_streams() > 1 {
-            SHARED_READ
-        } else {
-            LONE_READ
-        };
-        Some(room.min(fair).min(stream.appetite.get()))
-    }
-
-    /// One read from the application into DATA frames; an end becomes END_STREAM.
-    fn forward(&self, stream: &StreamState, app: &TcpStream) -> io::Result<usize> {
-        let mut state = self.state.borrow_mut();
-        let State { h2, outbox, .. } = &mut *state;
-        let room = h2.send_room(stream.id);
-        let fair = if h2.open_streams() > 1 {
-            SHARED_READ
-        } else {
-            LONE_READ
-        };
-        let limit = room.min(fair).min(stream.appetite.get());
-        outbox.push(h2.output()).map_err(io::Error::other)?;
-        h2.output().clear();
-        let max_frame = h2.max_frame_send();
-        let header = |len| h2.data(stream.id, len, false);
-        let read = outbox.read_from(
-            limit,
-            max_frame,
-            |slices| read_once(app, slices, limit),
-            header,
-        )?;
-        if read == 0 {
-            outbox
-                .push(&h2.data(stream.id, 0, true))
-                .map_err(io::Error::other)?;
-        }
-        let next = if read == limit {
-            limit * 4
-        } else {
-            read.max(SMALL_READ)
-        };
-        stream.appetite.set(next.clamp(SMALL_READ, LONE_READ));
-        drop(state);
-        self.touch();
-        Ok(read)
     }
 
     fn respond(&self, id: StreamId, status: u16, headers: &[(&str, &str)], end: bool) {
@@ -357,31 +281,4 @@ impl Tunnel {
 pub(crate) struct Early {
     plaintext: Vec<u8>,
     ciphertext: Vec<u8>,
-}
-
-/// Reads what is there. A read that was not filled has emptied the socket, so its readiness is cleared at once: that
-/// saves the read that would only say so (tokio's own `poll_read` does the same).
-fn read_once(
-    tcp: &TcpStream,
-    slices: &mut [io::IoSliceMut<'_>],
-    limit: usize,
-) -> io::Result<usize> {
-    let mut result = Ok(0);
-    let emptied = tcp.try_io(Interest::READABLE, || {
-        let socket = SockRef::from(tcp);
-        result = match slices {
-            [slice] => io::Read::read(&mut &*socket, slice), // recv costs the kernel less than recvmsg
-            _ => io::Read::read_vectored(&mut &*socket, slices),
-        };
-        match result {
-            Ok(read) if read > 0 && read < limit => Err(io::ErrorKind::WouldBlock.into()),
-            Err(ref why) => Err(why.kind().into()),
-            Ok(read) => Ok(read),
-        }
-    });
-    match (&result, emptied) {
-        // try_io did not call us: tokio knows that nothing is there.
-        (Ok(0), Err(why)) => Err(why),
-        _ => result,
-    }
 }

@@ -81,7 +81,7 @@ impl StreamState {
             response: RefCell::default(),
             waker: WakerSlot::default(),
             parked: Cell::new(false),
-            appetite: Cell::new(super::SMALL_READ),
+            appetite: Cell::new(super::forward::SMALL_READ),
         })
     }
 
