@@ -46,6 +46,7 @@ def _bench() -> int:
     names = [n.strip() for n in os.environ.get("CONTENDERS", "direct,ours,envoy").split(",")]
     peer = os.environ.get("PEER", "")
     load = _build_load()
+    os.environ.setdefault("ZTUNNEL_WORKER_THREADS", "1")  # one core per node, as Envoy's --concurrency 1
     cluster = Cluster.up(f"bench{os.getpid() % 10000}", nodes=2, pods=0, say=_say)
     try:
         cluster.apply(f"namespace-{NAMESPACE}", documents.namespace(NAMESPACE, documents.AMBIENT))
