@@ -59,7 +59,7 @@ class Core:
 
     def install_chain(self, identity: str, chain: list[str]) -> tuple[float, float]:
         """Takes the CA's answer (PEM strings: leaf, intermediates, last the roots) into use for new handshakes.
-        Returns (not_before, not_after), Unix seconds. Raises ValueError: not for the last key or identity, or invalid."""
+        Returns (not_before, not_after), Unix seconds. Raises ValueError: not for the last key or identity, or bad."""
 
     def certificate_failed(self, identity: str, why: str) -> None:
         """Connections that wait for this identity fail now with `why`, unless a valid chain is installed."""
@@ -74,7 +74,7 @@ class Core:
         """Prometheus text format, Istio's names and labels."""
 
     def dump(self) -> bytes:
-        """JSON object with the keys of Istio's /config_dump: workloads, services, policies, certificates, workloadState."""
+        """JSON object with Istio's /config_dump keys: workloads, services, policies, certificates, workloadState."""
 
     def set_log_level(self, level: str) -> None:
         """error | warn | info | debug | trace. Raises ValueError."""
