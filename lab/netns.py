@@ -11,6 +11,7 @@ from lab.needs import search_path
 from mesh.errors import OperatorError
 
 BRIDGE = "br0"
+_TABLES = ("iptables", "ip6tables", "arptables")
 
 
 def run(*command: str, stdin: str = "") -> str:
@@ -50,6 +51,8 @@ def delete(netns: str) -> None:
 def create_fabric(layout: Layout) -> None:
     """The wire between the hosts: a bridge in a namespace of its own."""
     create(layout.fabric)
+    # A switch has no netfilter; br_netfilter, where the kernel has it, would run every frame through conntrack's hooks.
+    run(*inside(layout.fabric), "sysctl", "-qe", "-w", *(f"net.bridge.bridge-nf-call-{t}=0" for t in _TABLES))
     batch(layout.fabric, [f"link add {BRIDGE} type bridge", f"link set {BRIDGE} up"])
 
 
