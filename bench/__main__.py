@@ -29,7 +29,10 @@ SETTLE_S, RETAKES = 0.1, 2
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        if arguments[:1] == ["compare"]:
+        if arguments and (len(arguments) != 3 or arguments[0] != "compare"):
+            print(__doc__)
+            return 2
+        if arguments:
             before, after = (report.from_json(Path(path).read_text()) for path in arguments[1:])
             print(report.comparison(before, after))
             return 0
