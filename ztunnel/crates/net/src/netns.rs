@@ -150,9 +150,11 @@ fn stream_socket(family_of: IpAddr) -> io::Result<Socket> {
     } else {
         Domain::IPV6
     };
-    let socket = Socket::new(domain, Type::STREAM.cloexec(), Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    Socket::new(
+        domain,
+        Type::STREAM.cloexec().nonblocking(),
+        Some(Protocol::TCP),
+    )
 }
 
 fn transparent(socket: &Socket, family_of: IpAddr) -> io::Result<()> {

@@ -14,14 +14,12 @@ use crate::tunnel::{Failure, Stream};
 /// Carries bytes until both sides have ended; a half-closed connection goes on. Otherwise, and when the future is
 /// dropped, the application gets a RST and the stream a RST_STREAM. `counts.sent`: from the application.
 ///
-/// `counts` is shared because the tunnel itself writes to the application's socket.
+/// `app` has TCP_NODELAY set. `counts` is shared because the tunnel itself writes to the application's socket.
 pub async fn relay_tunnel(
     app: TcpStream,
     tunnel: Stream,
     counts: &Rc<Bytes2>,
 ) -> Result<(), RelayError> {
-    // Fails only on a socket that is already gone, which the first read will say.
-    let _ = app.set_nodelay(true);
     let app = Rc::new(app);
     tunnel.attach(app.clone(), counts.clone());
     let mut relay = Relay {

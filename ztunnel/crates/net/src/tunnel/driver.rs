@@ -43,6 +43,8 @@ struct Driver<'a> {
     pool_idle: Duration,
     /// Since when no stream is open, as far as the timer has seen.
     idle_since: Option<Instant>,
+    /// Everybody who was ready has had a turn since the driver was woken.
+    others_had_their_turn: bool,
 }
 
 /// The tunnel is cut if its driver is dropped.
@@ -71,6 +73,7 @@ pub(crate) async fn drive(
         role,
         pool_idle,
         idle_since: None,
+        others_had_their_turn: false,
     };
     let mut over = driver.tunnel.take_early(early, on_request).err();
     if over.is_none() {
@@ -96,6 +99,12 @@ impl Driver<'_> {
         }
         self.tunnel.dirty.set(true); // whatever the read leaves to send goes with the flush below
         self.read(cx)?;
+        if !std::mem::replace(&mut self.others_had_their_turn, true) {
+            // One connection's end and the next one's request leave in one packet: a send is the dearest call here.
+            cx.waker().wake_by_ref();
+            return Ok(false);
+        }
+        self.others_had_their_turn = false;
         let sent = self.flush(cx)?;
         while self.timer.as_mut().poll(cx).is_ready() {
             self.on_timer()?;
