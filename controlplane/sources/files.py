@@ -1,6 +1,6 @@
 """A directory of YAML or JSON files, polled: no mount, editor or symlink swap can hide a change from a stat.
 
-Owns which files count and when a file is whole enough to be read. Latency of a change: one poll and one settling
+Owns when a file is whole enough to be read. Latency of a change: one poll and one settling
 interval, 125 ms; cost when nothing changes: one stat per file and poll.
 """
 
@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 from controlplane.documents import MAX_FILE_BYTES, Parsed, broken, parse
 from controlplane.sources.base import Contents
 from mesh.errors import OperatorError
+from mesh.membership import is_document, is_hidden
 
-SUFFIXES: Final = (".yaml", ".yml", ".json")
 POLL_S: Final = 0.1
 # Two equal looks in a row this far apart: a writer that is still busy is not read in the middle.
 SETTLE_S: Final = 0.025
@@ -83,11 +83,9 @@ class FileSource:
             return  # a symlink to where we came from
         visited.add((status.st_dev, status.st_ino))
         for entry in entries:
-            if entry.name.startswith((".", "#", "~")):
-                continue
-            if entry.is_dir():
+            if entry.is_dir() and not is_hidden(entry.name):
                 yield from self._walk(entry.path, visited)
-            elif entry.name.endswith(SUFFIXES) and (stamp := _stamp(entry.path)):
+            elif is_document(entry.name) and (stamp := _stamp(entry.path)):
                 yield entry.path, stamp
 
     def _take(self, stamps: dict[str, Stamp]) -> Contents:

@@ -27,15 +27,12 @@ from controlplane.translate.inventory import Inventory
 from controlplane.translate.policies import Policies
 from controlplane.translate.services import Offered, Services
 from mesh.ids import make_uid, pod_uid
+from mesh.membership import is_member
 from mesh.model import IPAddress, Locality, Port, Workload, WorkloadType
 
-DATAPLANE_MODE: Final = "istio.io/dataplane-mode"
-SIDECAR_STATUS: Final = "sidecar.istio.io/status"
 REDIRECTION: Final = "ambient.istio.io/redirection"
 NATIVE_TUNNEL: Final = "networking.istio.io/tunnel"
 NETWORK: Final = "topology.istio.io/network"
-# Nodes must be able to start what the mesh itself needs.
-EXCLUDED_NAMESPACES: Final = frozenset({"kube-system"})
 FINISHED: Final = frozenset({"Succeeded", "Failed"})
 _TOPOLOGY: Final = ("topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone")
 _NAME_LABELS: Final = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
@@ -47,13 +44,15 @@ Served = dict[str, tuple[Port, ...]]
 
 
 def enrolled(pod: Pod, namespace_labels: Labels) -> bool:
-    """Whether the node agent brings this pod into the mesh. Must agree with the agent, or traffic is lost."""
-    if pod.host_network or pod.meta.namespace in EXCLUDED_NAMESPACES or SIDECAR_STATUS in pod.meta.annotations:
-        return False
-    if pod.meta.labels.get("app") == "ztunnel":
-        return False
-    modes = (pod.meta.labels.get(DATAPLANE_MODE), namespace_labels.get(DATAPLANE_MODE))
-    return modes[0] == "ambient" or (modes[0] != "none" and modes[1] == "ambient")
+    """Whether the node agent brings this pod into the mesh."""
+    about = pod.meta
+    return is_member(
+        about.namespace,
+        about.labels,
+        about.annotations,
+        host_network=pod.host_network,
+        namespace_labels=lambda: namespace_labels,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

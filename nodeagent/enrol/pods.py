@@ -1,4 +1,4 @@
-"""Which pods there are and which of them are meant for the mesh. Owns eligibility; knows nothing of enrolment.
+"""Which pods there are and which of them are meant for the mesh (`mesh.membership`). Knows nothing of enrolment.
 
 `PodSource` is the border: files today. A source is asked at each ADD, so that the answer is never older than the pod.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,15 +16,11 @@ from typing import Any, Final, Protocol
 import yaml
 
 from mesh import log
+from mesh.membership import is_document, is_hidden, is_member
 
 _log: Final = log.get("pods")
 
-MODE_LABEL: Final = "istio.io/dataplane-mode"
 INGRESS_ANNOTATION: Final = "ambient.istio.io/bypass-inbound-capture"
-SIDECAR_ANNOTATION: Final = "sidecar.istio.io/status"
-EXCLUDED_NAMESPACES: Final = frozenset({"kube-system"})
-TUNNEL_LABELS: Final = ("app", "ztunnel")
-_SUFFIXES: Final = frozenset({".yaml", ".yml", ".json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +53,14 @@ class PodSource(Protocol):
 
 
 def is_eligible(pod: PodSpec, source: PodSource) -> bool:
-    """Istio's default selectors: the pod's own label decides; without one, its namespace's. Raises UnknownYet."""
-    if pod.host_network or pod.namespace in EXCLUDED_NAMESPACES or SIDECAR_ANNOTATION in pod.annotations:
-        return False
-    if pod.labels.get(TUNNEL_LABELS[0]) == TUNNEL_LABELS[1]:
-        return False
-    match pod.labels.get(MODE_LABEL):
-        case "ambient":
-            return True
-        case "none":
-            return False
-    return source.namespace_labels(pod.namespace).get(MODE_LABEL) == "ambient"
+    """Raises UnknownYet."""
+    return is_member(
+        pod.namespace,
+        pod.labels,
+        pod.annotations,
+        host_network=pod.host_network,
+        namespace_labels=lambda: source.namespace_labels(pod.namespace),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +72,8 @@ class _Document:
 
 
 class FilePods:
-    """Pod and Namespace documents of a directory's YAML files. A file is parsed again only when it changed; one that
-    is no YAML keeps what it last said (the control plane reports it with its line)."""
+    """Pod and Namespace documents of the YAML files in a directory and below. A file is parsed again only when it
+    changed; one that is no YAML keeps what it last said (the control plane reports it with its line)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -105,29 +99,38 @@ class FilePods:
     def _refresh(self) -> None:
         """Cost: one stat per file, and parsing what changed."""
         found: dict[str, tuple[tuple[int, ...], list[_Document]]] = {}
-        for path, stat in _files(self._directory):
-            version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            known = self._parsed.get(path.name, ((), []))
-            found[path.name] = known if known[0] == version else (version, _parse(path, known[1]))
+        for path, status in _files(str(self._directory), set()):
+            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+            known = self._parsed.get(path, ((), []))
+            found[path] = known if known[0] == version else (version, _parse(path, known[1]))
         self._parsed = found
 
 
-def _files(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """A directory or a file that went away meanwhile is no error: it knows of no pods."""
-    with suppress(OSError):
-        for path in sorted(directory.iterdir()):
-            if path.suffix in _SUFFIXES and not path.name.startswith("."):
-                with suppress(OSError):
-                    yield path, path.stat()
-
-
-def _parse(path: Path, last_good: list[_Document]) -> list[_Document]:
+def _files(directory: str, visited: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
+    """By name. A directory or a file that went away meanwhile is no error: it knows of no pods."""
     try:
-        return list(_read_documents(yaml.load_all(path.read_bytes(), Loader=_Loader)))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        _log.warning(
-            "file not understood, its last good content stays", path=str(path), why=" ".join(str(error).split())
-        )
+        status = os.stat(directory)
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except OSError:
+        return
+    if (status.st_dev, status.st_ino) in visited:
+        return  # a symlink to where we came from
+    visited.add((status.st_dev, status.st_ino))
+    for entry in entries:
+        if entry.is_dir() and not is_hidden(entry.name):
+            yield from _files(entry.path, visited)
+        elif is_document(entry.name):
+            with suppress(OSError):
+                status = os.stat(entry.path)
+                if stat.S_ISREG(status.st_mode):  # reading a FIFO would wait forever
+                    yield entry.path, status
+
+
+def _parse(path: str, last_good: list[_Document]) -> list[_Document]:
+    try:
+        return list(_read_documents(yaml.load_all(Path(path).read_bytes(), Loader=_Loader)))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        _log.warning("file not understood, its last good content stays", path=path, why=" ".join(str(error).split()))
         return last_good
 
 
