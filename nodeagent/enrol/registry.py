@@ -87,16 +87,34 @@ class Registry:
         if spec is None:
             return
         uid = pod_uid(self._cluster, spec.namespace, spec.name)
-        while (earlier := self._pods.get(uid)) is not None:
-            if earlier.member.container_id == request.container_id:
-                await _again(earlier)
-                return
-            await self._withdraw([earlier])
-        pod = self._begin(*self._member(uid, spec, request))
+        member, namespace = self._member(uid, spec, request)
+        try:
+            earlier = await self._room_for(member)
+        except BaseException:
+            namespace.close()
+            raise
+        if earlier is not None:
+            namespace.close()
+            await _again(earlier)
+            return
+        pod = self._begin(member, namespace)
         pod.tell(m.PodStarting(uid))
         answer = await pod.answered()
         pod.add_ms = round((time.monotonic() - began) * 1000, 1)
         _report(pod, answer)
+
+    async def _room_for(self, member: Member) -> Pod | None:
+        """The pod itself when this very sandbox is known; an earlier sandbox of it is withdrawn. Raises CniError."""
+        while (earlier := self._pods.get(member.uid)) is not None:
+            known = earlier.member
+            if (known.container_id, known.identity) == (member.container_id, member.identity):
+                return earlier
+            await self._withdraw([earlier])
+        for other in self.pods:
+            # Else the end of one would take the other's rules out.
+            if other.member.identity == member.identity and not other.machine.is_over:
+                raise CniError(INVALID_ENVIRONMENT, f"CNI_NETNS: {member.netns} is the namespace of {other.member.uid}")
+        return None
 
     async def check(self, request: Attachment) -> None:
         """Raises CniError: the pod is meant for the mesh and something of it is missing."""

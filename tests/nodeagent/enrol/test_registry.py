@@ -219,6 +219,31 @@ def test_a_new_sandbox_of_the_same_pod_replaces_the_old_one_and_its_late_del_doe
     run(tmp_path, story)
 
 
+def test_the_same_container_in_another_namespace_is_captured_there(tmp_path):
+    async def story(node):
+        await node.registry.add(request())
+        node.claim(*JOINS)
+        await node.registry.add(request(netns="/ns/other"))
+        node.claim(*LEAVES, *JOINS)
+
+    run(tmp_path, story)
+
+
+def test_a_namespace_belongs_to_one_pod(tmp_path):
+    """Else the end of one would take the other's rules out."""
+
+    async def story(node):
+        await node.registry.add(request())
+        node.claim(*JOINS)
+        said = f"CNI_NETNS: /ns/web-1 is the namespace of {WEB}"
+        assert await refusal(node, "gateway", "c2") == (4, said)
+        node.claim()
+        assert node.states == {WEB: "IN_MESH"}
+        assert [namespace.closed for namespace in node.kernel.opened] == [False, True]
+
+    run(tmp_path, story)
+
+
 def test_del_is_idempotent_and_forgets(tmp_path):
     async def story(node):
         await node.registry.add(request())
