@@ -13,25 +13,32 @@ import click
 from meshctl import columns, views
 from meshctl.admin import Place
 
+Command = Callable[..., None]
 
-def place_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Where to ask, how to answer: the same for every command. Hands over `place` and `output`."""
+
+def place_options(command: Command) -> Command:
+    """Which daemons to ask, how to answer: the same for every command. Hands over `place` and `output`."""
 
     @functools.wraps(command)  # click keeps the other options on the function
-    def wrapped(run_dir: Path | None, lab: str, node: str, file: Path | None, **rest: Any) -> None:
+    def wrapped(run_dir: Path | None, lab: str, node: str, file: Path | None = None, **rest: Any) -> None:
         if file and (run_dir or lab or node):
             raise click.UsageError("--file goes without --run-dir, --lab and --node")
         command(place=Place(run_dir, lab, node, file), **rest)
 
     for option in (
         click.option("--run-dir", type=click.Path(path_type=Path), help="The daemons' run directory."),
-        click.option("--lab", default="", metavar="NAME", help="A lab's tunnels instead of this machine's."),
-        click.option("--node", default="", metavar="NAME", help="Which node of the lab (its first)."),
-        click.option("-f", "--file", type=click.Path(path_type=Path), help="A config dump saved earlier."),
+        click.option("--lab", default="", metavar="NAME", help="A lab's daemons instead of this machine's."),
+        click.option("--node", default="", metavar="NAME", help="Which node of the lab."),
         click.option("-o", "--output", type=click.Choice(columns.OUTPUTS), default="short", show_default=True),
     ):
         wrapped = option(wrapped)
     return wrapped
+
+
+def dump_options(command: Command) -> Command:
+    """As `place_options`, of one tunnel: without --node the lab's first, or what a file says."""
+    from_file = click.option("-f", "--file", type=click.Path(path_type=Path), help="A config dump saved earlier.")
+    return from_file(place_options(command))
 
 
 def show(kind: str, header: tuple[str, ...], rows: list[list[str]], found: Any, output: str) -> None:
@@ -39,7 +46,7 @@ def show(kind: str, header: tuple[str, ...], rows: list[list[str]], found: Any, 
 
 
 @click.command()
-@place_options
+@dump_options
 @click.option("--address", default="", help="Only the workload with this address.")
 @click.option("--workload-namespace", default="", help="Only this namespace.")
 @click.option("--workload-node", default="", help="Only this node.")
@@ -55,7 +62,7 @@ def workloads(place: Place, output: str, address: str, workload_namespace: str, 
 
 
 @click.command()
-@place_options
+@dump_options
 @click.option("--service-namespace", default="", help="Only this namespace.")
 def services(place: Place, output: str, service_namespace: str) -> None:
     """Every service: virtual addresses, waypoint, healthy and all endpoints."""
@@ -65,7 +72,7 @@ def services(place: Place, output: str, service_namespace: str) -> None:
 
 
 @click.command()
-@place_options
+@dump_options
 @click.option("--policy-namespace", default="", help="Only this namespace.")
 def policies(place: Place, output: str, policy_namespace: str) -> None:
     """Every layer-4 policy in force."""
@@ -74,7 +81,7 @@ def policies(place: Place, output: str, policy_namespace: str) -> None:
 
 
 @click.command()
-@place_options
+@dump_options
 def certificates(place: Place, output: str) -> None:
     """Every identity the tunnel holds, its certificates and their validity."""
     found = views.items(place.config_dump(), "certificates")
@@ -83,7 +90,7 @@ def certificates(place: Place, output: str) -> None:
 
 
 @click.command()
-@place_options
+@dump_options
 @click.option("--direction", type=click.Choice(("inbound", "outbound")), default=None, help="Only one direction.")
 @click.option("--workload-namespace", default="", help="Only this namespace.")
 @click.option("--raw", is_flag=True, help="Addresses instead of names.")

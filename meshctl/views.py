@@ -104,9 +104,8 @@ def connection_rows(dump: Dump, *, direction: str = "", namespace: str = "", raw
 
 
 def _connection(label: str, direction: str, entry: Item, local: str, remote: str, names: dict[str, str]) -> Row:
-    target = entry.get("originalDst") or ""
-    far = entry.get(remote, "")
-    return [label, direction, entry.get(local, ""), far, _named(target, names), entry.get("protocol", "")]
+    far, target = (_named(entry.get(key) or "", names) for key in (remote, "originalDst"))
+    return [label, direction, entry.get(local, ""), far, target, entry.get("protocol", "")]
 
 
 def _named(address: str, names: dict[str, str]) -> str:

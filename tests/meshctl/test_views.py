@@ -140,11 +140,11 @@ def test_certificates_show_type_state_and_validity():
     ]
 
 
-def test_connections_name_the_target_unless_raw_is_wanted(meshctl):
+def test_connections_name_the_other_side_unless_raw_is_wanted(meshctl):
     assert meshctl("connections").output.splitlines() == [
         "WORKLOAD   DIRECTION LOCAL            REMOTE           REMOTE TARGET                 PROTOCOL",
-        "web-1.shop Inbound   10.244.1.2:8080  10.244.2.3:41000 web-1.shop:8080               HBONE",
-        "web-1.shop Outbound  10.244.1.2:35380 10.244.2.3:15008 web.shop.svc.cluster.local:80 HBONE",
+        "web-1.shop Inbound   10.244.1.2:8080  api-1.blog:41000 web-1.shop:8080               HBONE",
+        "web-1.shop Outbound  10.244.1.2:35380 api-1.blog:15008 web.shop.svc.cluster.local:80 HBONE",
     ]
     assert meshctl("connections", "--raw", "--direction", "outbound").output.splitlines()[1:] == [
         "web-1.shop Outbound  10.244.1.2:35380 10.244.2.3:15008 10.96.0.10:80 HBONE"
