@@ -1,0 +1,19 @@
+"""Temporary files of the tests go with pytest, however it ends: a killed run leaves no directory in /tmp."""
+
+import subprocess
+import tempfile
+
+import pytest
+
+_WHEN_PYTEST_IS_GONE = 'read -r _; rm -rf -- "$0"'
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Before pytest chooses a place itself. Who wants to look at the files afterwards gives --basetemp."""
+    if config.option.basetemp is not None or config.option.collectonly:
+        return
+    place = config.option.basetemp = tempfile.mkdtemp(prefix="nodemesh-tests-")
+    # Our end of its stdin closes with this process; a session of its own, so that Ctrl-C does not reach it.
+    keeper = subprocess.Popen(["sh", "-c", _WHEN_PYTEST_IS_GONE, place], stdin=subprocess.PIPE, start_new_session=True)
+    config.add_cleanup(lambda: keeper.communicate())
