@@ -31,9 +31,10 @@ def start_node(tmp_path):
         node.close()
 
 
-@pytest.fixture
-def node(start_node):
-    return start_node()
+@pytest.fixture(params=(True, False), ids=("tunnel", "handed-over"))
+def node(start_node, request):
+    """Both pods are on it: what is true through a tunnel is true without one."""
+    return start_node(same_node_tls=request.param)
 
 
 @pytest.fixture

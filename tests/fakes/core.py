@@ -17,7 +17,17 @@ from mesh.gen.workload_pb2 import Address
 from mesh.ids import SpiffeId
 
 MESSAGES: dict[str, type[Message]] = {ADDRESS_TYPE: Address, AUTHORIZATION_TYPE: Authorization}
-KEYS = {"network", "cluster_id", "trust_domain", "node_name", "workers", "packet_mark", "orig_src", "ipv6"} | {
+KEYS = {
+    "network",
+    "cluster_id",
+    "trust_domain",
+    "node_name",
+    "workers",
+    "packet_mark",
+    "orig_src",
+    "ipv6",
+    "same_node_tls",
+} | {
     "connect_timeout_s",
     "handshake_timeout_s",
     "pool_idle_s",

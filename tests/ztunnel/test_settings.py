@@ -35,6 +35,7 @@ def test_the_core_gets_only_keys_it_knows():
         "workers": 2,
         "packet_mark": 1337,
         "ipv6": True,
+        "same_node_tls": False,
         "access_log": "stderr",
         "log_level": "info",
     }

@@ -72,6 +72,21 @@ pub async fn follow(
     settle(worker, connection, ended.err());
 }
 
+/// For a connection that somebody else's story carries: its account is settled when this is dropped, at the latest.
+pub struct Account<'a> {
+    pub worker: &'a Worker,
+    pub connection: &'a Entered,
+    pub failure: Option<Failure>,
+}
+
+impl Drop for Account<'_> {
+    fn drop(&mut self) {
+        let own = || self.connection.why_cut().map(Failure::from);
+        let failure = self.failure.take().map(|given| own().unwrap_or(given));
+        settle(self.worker, self.connection, failure);
+    }
+}
+
 fn settle(worker: &Worker, connection: &Connection, failure: Option<Failure>) {
     if connection.kind == Kind::Tunnel && failure.as_ref().is_none_or(|f| f.flag == flag::NONE) {
         return; // a tunnel that was served has told its story stream by stream

@@ -24,6 +24,8 @@ pub struct Config {
     /// Applications see their client's address.
     pub orig_src: bool,
     pub ipv6: bool,
+    /// Also between two pods of this node bytes go through a tunnel.
+    pub same_node_tls: bool,
     pub connect_timeout_s: f64,
     pub handshake_timeout_s: f64,
     pub pool_idle_s: f64,
@@ -42,6 +44,7 @@ impl Default for Config {
             packet_mark: 0x539,
             orig_src: true,
             ipv6: true,
+            same_node_tls: false,
             connect_timeout_s: 10.0,
             handshake_timeout_s: 5.0,
             pool_idle_s: 300.0,

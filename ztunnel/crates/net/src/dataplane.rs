@@ -10,7 +10,7 @@ use crate::mailbox::Mailbox;
 use crate::meter::{MOST_SERIES, Totals};
 use crate::netns::{EnrolError, NetNs, listener};
 use crate::pod::{self, Pod, SIDES, Side};
-use crate::runtime::{Shared, Worker, Workers};
+use crate::runtime::{Served, Shared, Worker, Workers};
 use crate::scrape::{self, Node};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -73,6 +73,7 @@ impl Dataplane {
         }));
         let shared = Arc::new(Shared {
             tables: ArcSwap::from_pointee(Tables::new(&config.network, &config.cluster_id)),
+            served: ArcSwap::default(),
             changed: watch::Sender::new(0),
             identities: Arc::new(identities),
             mailbox,
@@ -132,6 +133,7 @@ impl Dataplane {
         let listeners = listeners_of(&pod, self.shared.config.ipv6)?;
         pods.started += 1;
         pods.by_uid.insert(pod.uid.clone(), pod.clone());
+        self.show(&pods);
         self.tell("pod enrolled", &pod);
         let owner =
             &self.workers.handles[(pod.number % self.workers.handles.len() as u64) as usize];
@@ -151,12 +153,20 @@ impl Dataplane {
             return;
         };
         pods.stopped += 1;
+        self.show(pods);
         pod.gone.store(true, Ordering::Release);
         self.tell("pod withdrawn", &pod);
         self.ask_all(
             |_| pod.clone(),
             |worker, pod, done| drain::leave(worker, &pod, done),
         );
+    }
+
+    /// Workers learn who is served.
+    fn show(&self, pods: &Pods) {
+        let named = |pod: &Arc<Pod>| ((pod.namespace.clone(), pod.name.clone()), pod.clone());
+        let served: Served = pods.by_uid.values().map(named).collect();
+        self.shared.served.store(Arc::new(served));
     }
 
     fn tell(&self, message: &str, pod: &Pod) {
@@ -210,6 +220,7 @@ impl Dataplane {
         pods.leaving = true;
         pods.stopped += pods.by_uid.len() as u64;
         pods.by_uid.clear();
+        self.show(&pods);
         self.shared.log.core(Level::Info, "draining", |line| {
             line.show("deadline", format_args!("{deadline:?}"))
         });

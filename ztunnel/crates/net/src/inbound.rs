@@ -61,10 +61,19 @@ async fn handle_stream(worker: Rc<Worker>, pod: Arc<Pod>, incoming: Incoming) {
 }
 
 /// An answer other than 200: the status on the wire, the failure here.
-type Refusal = (u16, Failure);
+pub type Refusal = (u16, Failure);
 
 async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(), Failure> {
-    let (me, app) = match open(worker, of, &incoming).await {
+    let head = &incoming.head;
+    let request = Request {
+        method: &head.method,
+        authority: head.authority.as_deref().unwrap_or(""),
+        service_host: head.headers.get("forwarded").and_then(parse_forwarded_host),
+        identity: &incoming.peer,
+        client: canonical(incoming.peer_addr).ip(),
+        arrived_at: canonical(incoming.local_addr),
+    };
+    let (me, app) = match admit_request(worker, of, &request).await {
         Ok(opened) => opened,
         Err((status, failure)) => {
             incoming.refuse(status);
@@ -78,17 +87,29 @@ async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(),
         .map_err(Failure::relay)
 }
 
-async fn open(
+/// What a client with a proved identity asks of a pod, whichever way it came.
+pub struct Request<'a> {
+    pub method: &'a str,
+    pub authority: &'a str,
+    /// The service that the client addressed, by its own word.
+    pub service_host: Option<&'a str>,
+    pub identity: &'a SpiffeId,
+    pub client: IpAddr,
+    pub arrived_at: SocketAddr,
+}
+
+/// Target, verdict, application, in this order.
+pub async fn admit_request(
     worker: &Worker,
     of: &Entered,
-    incoming: &Incoming,
+    request: &Request<'_>,
 ) -> Result<(Arc<Workload>, TcpStream), Refusal> {
     let refuse = |status, flag, why: String| (status, Failure::new(flag, why));
-    if incoming.head.method != "CONNECT" {
+    if request.method != "CONNECT" {
         return Err(refuse(
             400,
             flag::CONNECT,
-            format!("method {:?} is not CONNECT", incoming.head.method),
+            format!("method {:?} is not CONNECT", request.method),
         ));
     }
     let me = of
@@ -97,38 +118,32 @@ async fn open(
         .await
         .ok_or_else(|| (503, Failure::unknown_pod(of)))?;
     let tables = worker.shared.tables.load_full();
-    let authority = incoming.head.authority.as_deref().unwrap_or("");
-    let target = inbound_target(&tables, &me, canonical(incoming.local_addr), authority).map_err(
-        |refused| {
+    let authority = request.authority;
+    let target =
+        inbound_target(&tables, &me, request.arrived_at, authority).map_err(|refused| {
             refuse(
                 refused.status,
                 flag::CONNECT,
                 format!("{authority}: {}", refused.why),
             )
-        },
-    )?;
-    let forwarded = incoming
-        .head
-        .headers
-        .get("forwarded")
-        .and_then(parse_forwarded_host);
-    let addressed = forwarded
-        .and_then(|host| tables.service_by_host(host, incoming.peer.namespace()))
+        })?;
+    let addressed = request
+        .service_host
+        .and_then(|host| tables.service_by_host(host, request.identity.namespace()))
         .cloned();
     name(
         of,
         &tables,
         &me,
         target.service.or(addressed),
-        Some(incoming.peer.clone()),
+        Some(request.identity.clone()),
     );
     of.parties.borrow_mut().original_dst = target.addr;
-    let client = canonical(incoming.peer_addr).ip();
     drop(tables);
-    ask(worker, of, client, target.addr)
+    ask(worker, of, request.client, target.addr)
         .await
         .map_err(|failure| (401, failure))?;
-    let app = to_application(worker, of, client, target.addr)
+    let app = to_application(worker, of, request.client, target.addr)
         .await
         .map_err(|failure| (503, failure))?;
     Ok((me, app))

@@ -1,16 +1,18 @@
 //! What a pod's applications send (port 15001): original destination, route, tunnel or plain relay. Owns the order of these
 //! steps; the choice is `ztunnel_core::decide`'s.
 
-use crate::account::{Failure, flag, follow};
+use crate::account::{Account, Failure, flag, follow};
+use crate::inbound::{Request, admit_request};
 use crate::netns;
 use crate::pod::{Accepted, Client, Pod};
 use crate::pool::{Key, OpenError};
 use crate::registry::{Entered, Kind, Parties};
-use crate::relay::{relay_plain, relay_tunnel};
+use crate::relay::{relay_both, relay_plain, relay_tunnel};
 use crate::runtime::Worker;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use tokio::select;
 use ztunnel_core::addr::{OrigDst, is_illegal, is_own_host};
 use ztunnel_core::decide::{Route, route};
 use ztunnel_core::hbone::request_headers;
@@ -90,17 +92,16 @@ async fn carry(
                 dial: dial.0,
                 source: peer.ip(),
             };
-            tunnel(
-                worker,
-                of,
-                client,
-                Way {
-                    from,
-                    key,
-                    authority,
-                },
-            )
-            .await
+            let way = Way {
+                from,
+                key,
+                authority,
+            };
+            let upstream = of.parties.borrow().destination.clone();
+            match upstream.and_then(|workload| worker.served_here(&workload, way.key.dial.ip())) {
+                Some(pod) => hand_over(worker, of, client, way, pod).await,
+                None => tunnel(worker, of, client, way).await,
+            }
         }
     }
 }
@@ -129,6 +130,75 @@ async fn plain(
     worker.meter.opened(of);
     let client = client.relayed().map_err(Failure::relay)?;
     relay_plain(client, upstream, &of.counts)
+        .await
+        .map_err(Failure::relay)
+}
+
+/// Within one kernel no certificate tells more than the sandbox that a connection came out of: everything that the other
+/// end of a tunnel would check is checked, then the two sockets are joined without TLS.
+async fn hand_over(
+    worker: &Rc<Worker>,
+    of: &Entered,
+    client: Client,
+    way: Way,
+    to: Arc<Pod>,
+) -> Result<(), Failure> {
+    let parties = {
+        let ours = of.parties.borrow();
+        Parties {
+            source_id: Some(way.from.identity().clone()),
+            hbone: Some(way.authority.clone()),
+            service: ours.service.clone(),
+            ..Parties::between(ours.src, way.key.dial)
+        }
+    };
+    of.parties.borrow_mut().hbone = Some(way.authority.clone());
+    let inbound = worker.registry.enter(to, Kind::Stream, parties);
+    let mut account = Account {
+        worker,
+        connection: &inbound,
+        failure: Some(Failure::relay("the client's connection was cut")),
+    };
+    let ended = select! {
+        biased;
+        cut = inbound.is_cut() => Err(cut.into()),
+        ended = join(worker, of, &inbound, client, &way) => ended,
+    };
+    account.failure = ended.as_ref().err().cloned();
+    drop(account);
+    ended.map_err(|why| Failure::new(why.flag, format!("within the node: {}", why.why)))
+}
+
+async fn join(
+    worker: &Worker,
+    of: &Entered,
+    inbound: &Entered,
+    client: Client,
+    way: &Way,
+) -> Result<(), Failure> {
+    let known = inbound.pod.known(worker).await;
+    let there = known.ok_or_else(|| Failure::unknown_pod(inbound))?;
+    if !way.key.want.contains(there.identity()) {
+        let why = format!("{} is not who is expected there", there.identity().as_str());
+        return Err(Failure::new(flag::IDENTITY_ERROR, why));
+    }
+    let service = of.parties.borrow().service.clone();
+    let request = Request {
+        method: "CONNECT",
+        authority: &way.authority,
+        service_host: service.as_ref().map(|s| &*s.hostname),
+        identity: way.from.identity(),
+        client: way.key.source,
+        arrived_at: way.key.dial,
+    };
+    let (me, app) = admit_request(worker, inbound, &request)
+        .await
+        .map_err(|(_, failure)| failure)?;
+    name_identities(of, &way.from, me.identity().clone());
+    worker.meter.opened(of);
+    worker.meter.opened(inbound);
+    let client = client.relayed().map_err(Failure::relay)?;
+    relay_both(client, app, &of.counts, Some(&inbound.counts))
         .await
         .map_err(Failure::relay)
 }

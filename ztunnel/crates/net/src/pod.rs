@@ -11,8 +11,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -36,6 +36,8 @@ pub struct Pod {
     pub netns: NetNs,
     /// Set before its connections are cut: what is still on its way to a worker must not begin.
     pub gone: AtomicBool,
+    /// An address that the namespace was seen to have.
+    address: OnceLock<IpAddr>,
 }
 
 impl Pod {
@@ -54,7 +56,20 @@ impl Pod {
             service_account,
             netns,
             gone: AtomicBool::new(false),
+            address: OnceLock::new(),
         }
+    }
+
+    /// Asks the namespace once for the address that nearly everybody asks about.
+    pub fn has(&self, address: IpAddr) -> bool {
+        if self.address.get() == Some(&address) {
+            return true;
+        }
+        let has = self.netns.owns(address);
+        if has {
+            let _ = self.address.set(address); // Err: it has two
+        }
+        has
     }
 
     /// Its record in the mesh; `None` also when the record speaks of another service account than the node agent does.

@@ -107,9 +107,13 @@ impl Connection {
         self.bell.notify_one();
     }
 
+    pub fn why_cut(&self) -> Option<Cut> {
+        self.cut.borrow().clone()
+    }
+
     pub async fn is_cut(&self) -> Cut {
         loop {
-            if let Some(cut) = self.cut.borrow().clone() {
+            if let Some(cut) = self.why_cut() {
                 return cut;
             }
             self.bell.notified().await;

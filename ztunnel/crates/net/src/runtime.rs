@@ -28,7 +28,7 @@ use tokio::select;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, LocalSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
-use ztunnel_core::tables::Tables;
+use ztunnel_core::tables::{Tables, Workload};
 
 /// What the control plane is about to tell (the record of a pod that has just started, a policy that a record names) is
 /// waited for as long; Istio's figure.
@@ -40,6 +40,8 @@ const HAND_OVER: Duration = Duration::from_secs(10);
 pub struct Shared {
     pub config: Config,
     pub tables: ArcSwap<Tables>,
+    /// The pods of this node, for what need not leave it.
+    pub served: ArcSwap<Served>,
     /// The number of the snapshot; told after every swap.
     pub changed: watch::Sender<u64>,
     pub identities: Arc<Identities>,
@@ -48,6 +50,9 @@ pub struct Shared {
     pub totals: Mutex<Totals>,
     pub accept_failures: AtomicU64,
 }
+
+/// By namespace and name: what a record and the node agent both know a pod by.
+pub type Served = HashMap<(String, String), Arc<Pod>>;
 
 type Job = Box<dyn FnOnce(&Rc<Worker>) + Send>;
 /// `None`: the end.
@@ -136,6 +141,17 @@ impl Worker {
         (0..self.peers.len())
             .min_by_key(|&index| (load(index), index != self.index))
             .unwrap_or(self.index)
+    }
+
+    /// The pod behind the record, if bytes may be handed to it here: it has the address, for a record may be older than the pod.
+    pub fn served_here(&self, workload: &Workload, address: IpAddr) -> Option<Arc<Pod>> {
+        if self.shared.config.same_node_tls {
+            return None;
+        }
+        let key = (workload.namespace.to_string(), workload.name.to_string());
+        let pod = self.shared.served.load().get(&key)?.clone();
+        let record = pod.workload(&self.shared.tables.load())?.uid.clone();
+        (record == workload.uid && pod.has(address)).then_some(pod)
     }
 
     pub fn remember_source(&self, pod: &Pod, source: IpAddr) {
@@ -316,6 +332,7 @@ mod tests {
                 workers,
                 ..Config::default()
             },
+            served: ArcSwap::default(),
             tables: ArcSwap::from_pointee(Tables::new("", "Kubernetes")),
             changed: watch::Sender::new(0),
             identities: Arc::new(Identities::new(Box::new(|_, _| {}))),

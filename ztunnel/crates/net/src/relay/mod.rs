@@ -12,7 +12,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-pub use plain::relay_plain;
+pub use plain::{relay_both, relay_plain};
 pub use tunnel::relay_tunnel;
 
 /// A connection with one direction closed and nothing moving in the other is given up after this time.

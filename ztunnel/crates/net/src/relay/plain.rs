@@ -26,6 +26,16 @@ pub async fn relay_plain(
     b: TcpStream,
     counts: &Rc<Bytes2>,
 ) -> Result<(), RelayError> {
+    relay_both(a, b, counts, None).await
+}
+
+/// `relay_plain` where both ends are ours to count: `counts` as `a` sees it, `other` as `b` does.
+pub async fn relay_both(
+    a: TcpStream,
+    b: TcpStream,
+    counts: &Bytes2,
+    other: Option<&Bytes2>,
+) -> Result<(), RelayError> {
     for end in [&a, &b] {
         // Fails only on a socket that is already gone, which the first read will say.
         let _ = end.set_nodelay(true);
@@ -38,7 +48,15 @@ pub async fn relay_plain(
         complete: false,
     };
     let mut half_closed = HalfClosed::default();
-    std::future::poll_fn(|cx| relay.poll(cx, counts, &mut half_closed)).await
+    std::future::poll_fn(|cx| {
+        let ended = relay.poll(cx, counts, &mut half_closed);
+        if let Some(other) = other {
+            other.sent.set(counts.received.get());
+            other.received.set(counts.sent.get());
+        }
+        ended
+    })
+    .await
 }
 
 struct Relay {
