@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
@@ -132,10 +133,10 @@ class XdsClient:
             )
             call = method(metadata=metadata)
             for request in self._subscriber.start():
-                await call.write(request)
+                await send(call, request)
             async for response in call:
                 self._heard(response)
-                await call.write(await self.take(response))
+                await send(call, await self.take(response))
 
     def _heard(self, response: DeltaDiscoveryResponse) -> None:
         if not self.connected:
@@ -172,6 +173,12 @@ class XdsClient:
             _log.error(log.CONFIG_REFUSED, type_url=type_url, name=name, why=why)
         if refused:
             self._metrics.count("nodemesh_xds_refused_total", len(refused), url=type_url)
+
+
+async def send(call: Any, request: DeltaDiscoveryRequest) -> None:
+    """Nothing when the server has ended the call meanwhile: the next read says why it did."""
+    with suppress(asyncio.InvalidStateError):
+        await call.write(request)
 
 
 def make_node(settings: Settings) -> Node:

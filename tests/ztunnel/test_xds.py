@@ -7,15 +7,17 @@ import pytest
 
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.errors import OperatorError, PeerError
+from mesh.gen import xds_pb2_grpc
 from mesh.gen.authorization_pb2 import Authorization
 from mesh.gen.workload_pb2 import Address, Workload
-from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from tests.ztunnel.conftest import until
 from tests.ztunnel.control_plane import ControlPlane, listening
+from ztunnel.channel import open_channel
 from ztunnel.identity import CaClient
 from ztunnel.lastgood import LastGood
 from ztunnel.metrics import Metrics
-from ztunnel.xds import XdsClient, make_node
+from ztunnel.xds import XdsClient, make_node, send
 
 WEB = Address(workload=Workload(uid="web", name="web")).SerializeToString()
 DENY = Authorization(name="deny", namespace="shop").SerializeToString()
@@ -139,6 +141,20 @@ def test_a_token_that_nobody_knows_ends_a_tunnel_that_has_nothing_to_serve(plane
         asyncio.run(main())
     assert str(caught.value).startswith("AUTH_TOKEN: the control plane at localhost:")
     assert str(caught.value).endswith("refuses it: UNAUTHENTICATED: no such join token")
+
+
+def test_a_refusal_that_comes_while_we_are_still_asking_is_heard_at_the_next_read(plane, settings_for):
+    plane.refuses = (grpc.StatusCode.UNAUTHENTICATED, "no such join token")
+
+    async def main():
+        async with listening(plane) as port, open_channel(settings_for(port).xds) as channel:
+            call = xds_pb2_grpc.AggregatedDiscoveryServiceStub(channel).DeltaAggregatedResources()
+            assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+            await send(call, DeltaDiscoveryRequest())
+            with pytest.raises(grpc.aio.AioRpcError, match="no such join token"):
+                await anext(aiter(call))
+
+    asyncio.run(main())
 
 
 def test_a_tunnel_with_something_to_serve_outlives_a_refused_token(plane, make):
