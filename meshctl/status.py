@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,16 +57,45 @@ def _text(found: list[dict[str, Any]]) -> str:
 
 
 def _summary(details: dict[str, Any]) -> str:
-    """Numbers and words as they are, lists by their length, what is in objects behind a dot."""
+    """Numbers and words as they are, lists by their length, counts by their sum, what is in objects behind a dot."""
     shown: list[str] = []
     for key, value in details.items():
         inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-        plain = {k: len(v) if isinstance(v, (list, dict)) else v for k, v in inner.items()}
-        shown += [f"{k}={v}" for k, v in plain.items() if v not in ("", None)]
+        plain = {k: _number(v) if isinstance(v, (list, dict)) else v for k, v in inner.items()}
+        shown += [f"{k}={v}" for k, v in plain.items() if v not in ("", None) and k != "xds.error"]
     return "  ".join(shown)
 
 
+def _number(several: list[Any] | dict[str, Any]) -> int:
+    counts = isinstance(several, dict) and all(isinstance(value, int) for value in several.values())
+    return sum(several.values()) if isinstance(several, dict) and counts else len(several)
+
+
 def _errors(details: dict[str, Any]) -> list[str]:
-    """The control plane's refused documents, as file:line and why."""
-    findings = [each for each in details.get("findings") or [] if each.get("level") == "error"]
-    return [f"{each.get('file')}:{each.get('line')}: {each.get('why')}" for each in findings]
+    """What a person should know, from what the daemons say of themselves."""
+    return [*_refused_documents(details), *_of_agent(details), *_of_tunnel(details)]
+
+
+def _refused_documents(details: dict[str, Any]) -> Iterator[str]:
+    """The control plane's, as file:line and why."""
+    for each in details.get("findings") or []:
+        if each.get("level") == "error":
+            yield f"{each.get('file')}:{each.get('line')}: {each.get('why')}"
+
+
+def _of_agent(details: dict[str, Any]) -> Iterator[str]:
+    if details.get("tunnels") == 0:
+        yield "no tunnel is connected: pods of the mesh do not start on this node"
+    pods = details.get("pods")
+    if isinstance(pods, dict) and pods.get("CUT_OFF"):
+        yield f"{pods['CUT_OFF']} pods are cut off: `last_error` of GET /pods says why"
+
+
+def _of_tunnel(details: dict[str, Any]) -> Iterator[str]:
+    if pending := details.get("pending"):
+        yield f"not ready, waits for: {', '.join(map(str, pending))}"
+    xds, certificates = details.get("xds") or {}, details.get("certificates") or {}
+    if xds.get("connected") is False:
+        why = f" ({xds['error']})" if xds.get("error") else ""
+        yield f"no configuration comes from {xds.get('address')}{why}; what was received last is in force"
+    yield from (f"{identity}: {why}" for identity, why in (certificates.get("troubles") or {}).items())

@@ -118,6 +118,23 @@ def test_status_with_a_refused_document_is_one_and_says_where(daemon):
     ]
 
 
+def test_status_says_what_does_not_work_and_is_one(daemon):
+    daemon("nodeagent", {"tunnels": 0, "pods": {"CUT_OFF": 2}})
+    troubles = {"troubles": {"spiffe://x/ns/a/sa/b": "the CA is away"}}
+    run_dir = daemon(
+        "ztunnel", {"pending": ["xds"], "xds": {"address": "cp:1", "connected": False}, "certificates": troubles}
+    )
+    code, out, _ = run("status", "--run-dir", str(run_dir))
+    assert code == 1
+    assert out.splitlines()[3:] == [
+        "local nodeagent: no tunnel is connected: pods of the mesh do not start on this node",
+        "local nodeagent: 2 pods are cut off: `last_error` of GET /pods says why",
+        "local ztunnel: not ready, waits for: xds",
+        "local ztunnel: no configuration comes from cp:1; what was received last is in force",
+        "local ztunnel: spiffe://x/ns/a/sa/b: the CA is away",
+    ]
+
+
 def test_status_without_daemons_is_three(tmp_path):
     assert run("status", "--run-dir", str(tmp_path))[0] == 3
 
