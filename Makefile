@@ -12,12 +12,16 @@ help: ## what there is to run
 setup: ## everything that the other commands need: system packages, Python environment, Rust build, CNI plugin
 	@tools/setup.sh system python native plugin
 
+.PHONY: root
+root:
+	@tools/setup.sh root
+
 .PHONY: demo
-demo: setup ## the main job, shown working: two nodes, real pods, one mesh
+demo: root setup ## the main job, shown working: two nodes, real pods, one mesh
 	@.venv/bin/meshctl lab demo
 
 .PHONY: test
-test: setup ## every test: Rust, Python, lab
+test: root setup ## every test: Rust, Python, lab
 	cargo test --release --locked -q
 	$(PY) -m pytest
 
@@ -32,7 +36,7 @@ check: setup ## lint, types, unit tests: the quick round
 	$(PY) -m pytest -q -m "not lab"
 
 .PHONY: bench
-bench: setup ## the data path beside its peers: CASE=... QUICK=1
+bench: root setup ## the data path beside its peers: CASE=... QUICK=1
 	@$(PY) -m bench
 
 .PHONY: gen

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Sets a checkout up, one idempotent step per argument: system python native plugin. A line of progress per step; a step
+# Sets a checkout up, one idempotent step per argument: root system python native plugin. A line of progress per step; a step
 # that cannot be done says in one sentence what is missing and ends with exit code 2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-mkdir -p build/stamps
 
 PACKAGES=(nftables iproute2 containernetworking-plugins iperf3 nginx-light socat tcpdump curl musl-tools gcc make procps util-linux python3-venv)
 
@@ -21,6 +20,11 @@ done_with() {
 	local stamp=build/stamps/$1
 	shift
 	cat "$@" | sha256sum >"$stamp"
+}
+
+# Before anything is built: nobody shall wait for minutes to hear this.
+root() {
+	[ "$(id -u)" = 0 ] || fail "namespaces and capture rules need root: run it with sudo"
 }
 
 system() {
@@ -68,8 +72,9 @@ plugin() {
 }
 
 for step in "$@"; do
+	[ "$step" = root ] || mkdir -p build/stamps 2>/dev/null || fail "$PWD/build cannot be made: this user may not write here"
 	case $step in
-	system | python | native | plugin) $step ;;
-	*) fail "no step is called $step; steps: system python native plugin" ;;
+	root | system | python | native | plugin) $step ;;
+	*) fail "no step is called $step; steps: root system python native plugin" ;;
 	esac
 done
