@@ -13,7 +13,7 @@ def pytest_configure(config):
     """Before pytest chooses a place itself. Who wants to look at the files afterwards gives --basetemp."""
     if config.option.basetemp is not None or config.option.collectonly:
         return
-    place = config.option.basetemp = tempfile.mkdtemp(prefix="nodemesh-tests-")
+    place = config.option.basetemp = tempfile.mkdtemp(prefix="mesh-tests-")
     # Our end of its stdin closes with this process; a session of its own, so that Ctrl-C does not reach it.
     keeper = subprocess.Popen(["sh", "-c", _WHEN_PYTEST_IS_GONE, place], stdin=subprocess.PIPE, start_new_session=True)
     config.add_cleanup(lambda: keeper.communicate())

@@ -19,11 +19,24 @@ REPOSITORY = Path(__file__).parents[2]
 DAEMONS = ("controlplane", "nodeagent", "ztunnel")
 
 
+# Not root, but able to read a checkout that only root can: where the checkout lies is not what is tested.
+READ = "dac_read_search"
+NOBODY = [
+    "setpriv",
+    "--reuid=65534",
+    "--regid=65534",
+    "--clear-groups",
+    f"--inh-caps=+{READ}",
+    f"--ambient-caps=+{READ}",
+    "--",
+]
+
+
 def run(module, *arguments, env=None, as_nobody=False):
     """(exit code, what it said on stderr)."""
     # Not every PATH may be kept: a program that is missing is one of the mistakes.
     base = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
-    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"] if as_nobody else []
+    drop = NOBODY if as_nobody else []
     done = subprocess.run(
         [*drop, sys.executable, "-m", module, *arguments],
         capture_output=True,

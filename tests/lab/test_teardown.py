@@ -109,7 +109,7 @@ def test_a_process_whose_pid_was_reused_is_left_alone(layout):
         stranger.wait()
 
 
-def test_a_killed_pytest_leaves_nothing(layout, machine, tmp_path):
+def test_a_killed_pytest_leaves_nothing(layout, machine):
     """What the session's fixture does, in a process that gets SIGKILL."""
     program = textwrap.dedent(f"""
         from lab.cluster import Cluster
