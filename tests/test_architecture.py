@@ -21,6 +21,7 @@ PURE = (
     "mesh/errors.py",
     "mesh/model.py",
     "mesh/delta.py",
+    "mesh/membership.py",
     "nodeagent/enrol/machine.py",
     "nodeagent/redirect/plan.py",
     "nodeagent/redirect/nft.py",

@@ -2,13 +2,14 @@
 
 import contextlib
 import re
+import select
 import socket
 
 import pytest
 
 from mesh.gen.authorization_pb2 import DENY, Authorization, Clause, Match, Rule, StringMatch
 from tests.boundary.apps import Echo, exchange, read_all
-from tests.boundary.node import identity
+from tests.boundary.node import PATIENCE_S, identity
 
 pytestmark = pytest.mark.lab
 PORT = 8080
@@ -236,3 +237,20 @@ def test_bytes_arrive_in_both_directions_after_one_side_has_ended(mesh, wire):
             assert read_all(server) == b"question"
             server.sendall(b"answer")
         assert read_all(client) == b"answer"
+
+
+def test_without_a_certificate_nobody_speaks_for_a_pod(node, wire):
+    a, b, _ = wire.pods
+    node.deafen()
+    for pod in (a, b):
+        wire.capture(pod)
+        node.enrol(pod)
+    node.tell(a, b)
+    with Echo(b, PORT) as app, a.connect(b.ip, PORT) as connection:
+        while not any(event[::2] == ("need_certificate", "now") for event in node.core.take()):
+            assert select.select([node.core.fileno()], [], [], PATIENCE_S)[0]
+        node.core.certificate_failed(identity(a), "the authority says no")
+        with pytest.raises(ConnectionResetError):
+            read_all(connection)
+        assert app.seen.empty()
+    assert "the authority says no" in node.line(lambda line: "error" in line)["error"]
