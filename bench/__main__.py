@@ -1,30 +1,71 @@
-"""`make bench [CASE=a,b] [QUICK=1] [PEER="... || ..."] [ROUNDS=n]` and `make bench-compare A=... B=...`.
-
-One run, one lab, all contenders interleaved; the order turns round every round (A B C, C B A). A disturbed sample is
-taken again, at most twice.
+"""`make bench [CASE=a,b] [QUICK=1] [ROUNDS=n] [CONTENDERS=a,b] [PEER="... || ..."] [CAPTURE=a,b]` and
+`make bench-compare A=... B=...`: see bench/README.md.
 """
 
 import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import report
+from bench import captures, report, rounds
 from bench.cases import BY_NAME, CASES, Case
-from bench.contenders import NAMESPACE, PORT, Arena, Contender
-from bench.measure import Sample, machine_busy_s, take
-from lab import documents
+from bench.contenders import Arena, Contender
+from bench.measure import Sample
 from lab.cluster import Cluster
 from mesh.errors import OperatorError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-SETTLE_S, RETAKES = 0.1, 2
+FULL = {"seconds": 1.5, "least": 3, "most": 5, "budget_s": 720.0}
+QUICK = {"seconds": 1.0, "least": 2, "most": 3, "budget_s": 130.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the environment asks for."""
+
+    cases: tuple[Case, ...]
+    contenders: tuple[str, ...]
+    captures: list[str]
+    peer: str
+    plan: dict[str, Any]
+
+    @classmethod
+    def read(cls) -> "Wish":
+        quick = os.environ.get("QUICK", "") not in ("", "0")
+        names = _names("CONTENDERS") or ("direct", "ours", "envoy")
+        peer = os.environ.get("PEER", "")
+        plan = dict(QUICK if quick else FULL)
+        if rounds_text := os.environ.get("ROUNDS", ""):
+            if not rounds_text.isdecimal() or not int(rounds_text):
+                raise OperatorError(f"ROUNDS is a number of at least 1, not {rounds_text!r}")
+            plan["least"] = plan["most"] = int(rounds_text)
+        return cls(
+            _cases(quick),
+            (*names, "peer") if peer and "peer" not in names else names,
+            captures.chosen(os.environ.get("CAPTURE", "")),
+            peer,
+            plan,
+        )
+
+
+def _names(variable: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in os.environ.get(variable, "").split(",") if name.strip())
+
+
+def _cases(quick: bool) -> tuple[Case, ...]:
+    """Who names cases gets them, quick or not; always in the suite's order, for the idle ones need a fresh heap."""
+    names = _names("CASE")
+    for name in names:
+        if name not in BY_NAME:
+            raise OperatorError(f"CASE has no {name}; there are: {', '.join(BY_NAME)}")
+    return tuple(case for case in CASES if (case.name in names if names else case.quick or not quick))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,40 +74,46 @@ def main(arguments: Sequence[str]) -> int:
             print(__doc__)
             return 2
         if arguments:
-            before, after = (report.from_json(Path(path).read_text()) for path in arguments[1:])
+            before, after = (_read(Path(path)) for path in arguments[1:])
             print(report.comparison(before, after))
             return 0
-        return _bench()
+        return _bench(Wish.read())
     except OperatorError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
 
 
-def _bench() -> int:
-    quick = os.environ.get("QUICK", "") not in ("", "0")
-    cases = _chosen(os.environ.get("CASE", ""), quick)
-    rounds, seconds = int(os.environ.get("ROUNDS", "3" if quick else "5")), 1.0 if quick else 2.0
-    names = [n.strip() for n in os.environ.get("CONTENDERS", "direct,ours,envoy").split(",")]
-    peer = os.environ.get("PEER", "")
+def _read(path: Path) -> list[Sample]:
+    try:
+        return report.from_json(path.read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OperatorError(f"{path} is no result file of `make bench`: {error}") from None
+
+
+def _bench(wish: Wish) -> int:
     load = _build_load()
     os.environ.setdefault("ZTUNNEL_WORKER_THREADS", "1")  # one core per node, as Envoy's --concurrency 1
-    cluster = Cluster.up(f"bench{os.getpid() % 10000}", nodes=2, pods=0, say=_say)
-    try:
-        cluster.apply(f"namespace-{NAMESPACE}", documents.namespace(NAMESPACE, documents.AMBIENT))
-        arena = Arena(cluster, load, peer)
-        contenders = arena.contenders([*names, "peer"] if peer else names)
-        samples = _rounds(arena, contenders, cases, rounds, seconds)
-    finally:
-        cluster.down()
-    return _publish(samples, {"rounds": rounds, "seconds": seconds})
+    plan = rounds.Plan(**wish.plan)
+    with ExitStack() as labs:
+        contenders = [pair for name in wish.captures for pair in _lab(labs, wish, load, name)]
+        samples = rounds.run(_in_order(contenders), wish.cases, plan, _say)
+    return _publish(samples, {"rounds": f"{plan.least} to {plan.most}", "seconds": plan.seconds})
 
 
-def _chosen(names: str, quick: bool) -> list[Case]:
-    try:
-        chosen = [BY_NAME[name.strip()] for name in names.split(",")] if names else list(CASES)
-    except KeyError as error:
-        raise OperatorError(f"CASE has no {error}; there are: {', '.join(BY_NAME)}") from None
-    return [case for case in chosen if case.quick or not quick]
+def _lab(labs: ExitStack, wish: Wish, load: Path, capture: str) -> list[tuple[Arena, Contender]]:
+    """A lab with this capture backend and who is measured in it: everybody in the first, only ours in the others."""
+    ours = captures.contender(wish.captures, capture)
+    with captures.selected(capture):
+        cluster = Cluster.up(f"bench{os.getpid() % 10000}{capture}", nodes=2, pods=0, say=_say)
+    labs.callback(cluster.down)
+    arena = Arena(cluster, load, wish.peer, ours)
+    names = wish.contenders if ours == "ours" else [ours] * ("ours" in wish.contenders)
+    return [(arena, contender) for contender in arena.contenders(names)]
+
+
+def _in_order(pairs: list[tuple[Arena, Contender]]) -> list[tuple[Arena, Contender]]:
+    """Ours of further backends beside the first one."""
+    return sorted(pairs, key=lambda pair: ("direct", "ours", "envoy", "peer").index(pair[1].name.split("-")[0]))
 
 
 def _build_load() -> Path:
@@ -76,58 +123,8 @@ def _build_load() -> Path:
     return binary
 
 
-def _rounds(arena: Arena, contenders: list[Contender], cases: list[Case], rounds: int, seconds: float) -> list[Sample]:
-    samples = []
-    for case in cases:
-        for number in range(rounds):
-            order = contenders if number % 2 == 0 else contenders[::-1]
-            for contender in order:
-                if case.same_node and contender.name in ("envoy", "peer"):
-                    continue  # they are two ends on two nodes
-                samples.append(_sample(arena, contender, case, number, seconds))
-        done = [s for s in samples if s.case == case.name]
-        _say(f"{case.name}: " + "  ".join(_brief(done, c.name) for c in contenders))
-    return samples
-
-
-def _brief(samples: list[Sample], contender: str) -> str:
-    own = [s for s in samples if s.contender == contender]
-    if not own:
-        return f"{contender} –"
-    figure = "memory" if own[0].memory else "rate"
-    return f"{contender} {sorted(getattr(s, figure) for s in own)[len(own) // 2]:.1f}"
-
-
-def _sample(arena: Arena, contender: Contender, case: Case, number: int, seconds: float) -> Sample:
-    pod = contender.near if case.same_node else contender.far
-    ends = contender.near_ends if case.same_node else contender.ends
-    assert pod
-    servers = [p.pid for p in contender.servers]
-    for attempt in range(RETAKES + 1):
-        _settle()
-        bulk = None
-        if case.behind_bulk:
-            bulk = arena.run(contender.client, ["send", pod.ip, str(PORT), "1", str(seconds + 1)])
-        run = lambda arguments: arena.run(contender.client, arguments)  # noqa: E731
-        sample = take(case, contender.name, number, seconds, run, f"{pod.ip} {PORT}", ends, servers)
-        if bulk:
-            bulk.communicate(timeout=30)
-        if not sample.disturbed or case.behind_bulk or attempt == RETAKES:
-            return sample
-    raise AssertionError("unreachable")
-
-
-def _settle() -> None:
-    """Waits until the machine is nearly idle, at most two seconds."""
-    for _ in range(20):
-        before = machine_busy_s()
-        time.sleep(SETTLE_S)
-        if machine_busy_s() - before < 0.06 * SETTLE_S * (os.cpu_count() or 1) + 0.02:
-            return
-
-
 def _publish(samples: list[Sample], about: dict[str, Any]) -> int:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     about = {
         **about,

@@ -1,9 +1,11 @@
 """Who is measured: pods on two nodes of a lab, and what carries the bytes between them.
 
-Every contender has a client pod and a near server on node1 and a far server on node2. Node 1 is pinned to one core,
-node 2 to another, each with its pods and tunnel end: where a process runs decides latency on a small machine.
+Every contender has a client pod on node1 and a far server on node2; ours also a near server on node1 and one outside
+the mesh on node2. Node 1 is pinned to one core, node 2 to another, each with its pods and tunnel end: where a process
+runs decides latency on a small machine.
 """
 
+import json
 import os
 import shlex
 import subprocess
@@ -11,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
@@ -19,8 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from bench import envoy
-from bench.measure import Ends
-from lab import processes
+from bench.cases import Case, Place
+from bench.measure import Ends, Load
+from lab import documents, processes
 from lab.cluster import Cluster, Pod
 from lab.documents import OUT_OF_MESH, PodSpec
 from lab.netns import inside, run
@@ -28,6 +32,7 @@ from lab.processes import Process
 from mesh.errors import OperatorError
 
 PORT = 7000
+READY_S = 20.0
 TUNNEL_PORT = 15008
 NAMESPACE = "bench"
 SHORT_MEMORY = {
@@ -50,28 +55,35 @@ table inet bench {{
 
 @dataclass(slots=True)
 class Contender:
-    """`ends`: the tunnel processes that carry far traffic; `near_ends`: those that carry same-node traffic."""
+    """`servers` and `ends` by place: the pod and its server, the tunnel processes that carry traffic to it."""
 
     name: str
     client: Pod
-    far: Pod
-    near: Pod | None
-    ends: Ends
-    near_ends: Ends
-    servers: list[Process] = field(default_factory=list)
+    servers: dict[Place, tuple[Pod, Process]] = field(default_factory=dict)
+    ends: dict[Place, Ends] = field(default_factory=dict)
+
+    @property
+    def far(self) -> Pod:
+        return self.servers["far"][0]
 
 
 class Arena:
-    """The lab with all contenders in it."""
+    """The lab with all contenders in it. `ours`: what our contender is called in it, after its capture backend."""
 
-    def __init__(self, cluster: Cluster, load: Path, peer: str = "") -> None:
-        self.cluster, self.load, self.peer = cluster, load, peer
+    def __init__(self, cluster: Cluster, load: Path, peer: str = "", ours: str = "ours") -> None:
+        self.cluster, self.load, self.peer, self.ours = cluster, load, peer, ours
         self._cores = sorted(os.sched_getaffinity(0))
 
     def contenders(self, names: Sequence[str]) -> list[Contender]:
+        self.cluster.apply(f"namespace-{NAMESPACE}", documents.namespace(NAMESPACE, documents.AMBIENT))
         for daemon in self.cluster.daemons.values():
             self._pin(daemon.pid, daemon.name.rpartition("-")[2])
         return [self._contender(name) for name in names]
+
+    def load_for(self, contender: Contender, case: Case) -> Load:
+        pod, server = contender.servers[case.place]
+        run = lambda arguments: self.run(contender.client, arguments)  # noqa: E731
+        return Load(run, f"{pod.ip} {PORT}", contender.ends[case.place], (server.pid,))
 
     def run(self, pod: Pod, arguments: Sequence[str]) -> subprocess.Popen[str]:
         """The load generator in a pod, on its node's core."""
@@ -79,25 +91,46 @@ class Arena:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def _contender(self, name: str) -> Contender:
-        meshed = name == "ours"
-        pods = [self._pod(f"{name}-{role}", node, meshed) for role, node in _ROLES]
-        client, far, near = pods
-        contender = Contender(name, client, far, near, Ends(), Ends())
-        contender.servers = [self._start(pod, "serve", [str(self.load), "serve", str(PORT)]) for pod in (far, near)]
+        meshed = name == self.ours
+        contender = Contender(name, self._pod(f"{name}-client", "node1", meshed))
+        self._serve(contender, "far", "node2", meshed)
+        if name in ("direct", self.ours):
+            self._serve(contender, "near", "node1", meshed)
+            self._serve(contender, "outside", "node2", False)
+        far = Ends()
         if meshed:
             tunnels = tuple(self.cluster.daemons[f"ztunnel-node{n}"].pid for n in (1, 2))
-            contender.ends, contender.near_ends = Ends(tunnels), Ends(tunnels[:1])
+            far = Ends(tunnels)
         elif name == "envoy":
-            contender.ends = self._envoys(client, far)
+            far = self._envoys(contender.client, contender.far)
         elif name == "peer":
-            contender.ends = self._peers(client, far)
+            far = self._peers(contender.client, contender.far)
+        elif name != "direct":
+            raise OperatorError(f"CONTENDERS has no {name}; there are: direct, ours, envoy")
+        contender.ends = {"far": far, "near": Ends(far.pids[:1]), "outside": Ends(far.pids[:1])}
+        self._prove(contender)
+        for ends in contender.ends.values():
+            ends.note_idle()
         return contender
+
+    def _prove(self, contender: Contender) -> None:
+        """One byte goes to every server and back, and the far one's through a tunnel: else we would measure nothing."""
+        for pod, _ in contender.servers.values():
+            command = [*inside(contender.client.netns), str(self.load), "crr", pod.ip, str(PORT), "1", "0.01"]
+            processes.wait_until(f"{contender.name} carries bytes to {pod.name}", partial(_carries, command), READY_S)
+        tunnels = [*inside(contender.client.netns), "ss", "-Htn", "state", "established", f"dport = :{TUNNEL_PORT}"]
+        if contender.ends["far"].pids and not run(*tunnels).strip():
+            raise OperatorError(f"{contender.name} carries bytes to {contender.far.name}, but not through a tunnel")
 
     def _pod(self, name: str, node: str, meshed: bool) -> Pod:
         labels = {} if meshed else dict(OUT_OF_MESH)
         pod = self.cluster.add_pod(PodSpec(name, node, NAMESPACE, labels=labels), with_apps=False)
         run(*inside(pod.netns), "sysctl", "-q", *(f"net.{name}={value}" for name, value in SHORT_MEMORY.items()))
         return pod
+
+    def _serve(self, contender: Contender, place: Place, node: str, meshed: bool) -> None:
+        pod = self._pod(f"{contender.name}-{place}", node, meshed)
+        contender.servers[place] = (pod, self._start(pod, "serve", [str(self.load), "serve", str(PORT)]))
 
     def _start(self, pod: Pod, what: str, argv: list[str]) -> Process:
         process = self.cluster.start_in(pod, f"{what}-{pod.name}", argv)
@@ -149,7 +182,7 @@ class Arena:
         processes.wait_until(
             f"{pod.name} listens on {port}",
             lambda: bool(subprocess.run(command, capture_output=True, text=True).stdout.strip()),
-            20.0,
+            READY_S,
         )
 
     def _core(self, node: str) -> int:
@@ -160,7 +193,9 @@ class Arena:
             os.sched_setaffinity(int(thread), {self._core(node)})
 
 
-_ROLES = (("client", "node1"), ("far", "node2"), ("near", "node1"))
+def _carries(command: Sequence[str]) -> bool:
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode == 0 and json.loads(done.stdout)["ops"] > 0
 
 
 def identity(pod: Pod) -> str:

@@ -2,12 +2,16 @@
  *
  *   load serve PORT                          echo on PORT; a connection whose first byte is 'S' is a sink, 'D' a source
  *   load rr HOST PORT SIZE CONNS SECONDS     one request of SIZE bytes outstanding on each connection
+ *   load orr HOST PORT SIZE CONNS RATE SECONDS  open loop: RATE requests a second in turn on CONNS connections
  *   load crr HOST PORT CONNS SECONDS         connect, one byte each way, close
+ *   load cold HOST PORT TUNNELPORT SECONDS   the same one at a time, each after this namespace's connections to
+ *                                            TUNNELPORT were destroyed (ss -K): the next one needs a new tunnel
  *   load send|recv HOST PORT CONNS SECONDS   bulk towards / from the server
  *   load hold HOST PORT CONNS                opens CONNS connections, one byte each way on each, then waits for EOF on stdin
  *
- * Prints one JSON object: operations or bytes, seconds, latency quantiles in microseconds, errors, own CPU seconds.
- * Latency is taken from the moment before the write (rr) or the connect (crr) until the answer was read.
+ * Prints one JSON object: operations (all, and those with a latency) or bytes, seconds, latency quantiles in
+ * microseconds, errors, own CPU seconds. Latency is taken from the moment before the write (rr), when the request was
+ * due (orr) or before the connect (crr, cold) until the answer was read.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -22,6 +26,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,15 +49,20 @@ static uint64_t now_ns(void)
 
 static double cpu_s(void)
 {
-	struct rusage r;
-	getrusage(RUSAGE_SELF, &r);
-	return (double)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) + (double)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 1e6;
+	double total = 0;
+	for (int who = RUSAGE_CHILDREN; who <= RUSAGE_SELF; who++) { /* -1, 0 */
+		struct rusage r;
+		getrusage(who, &r);
+		total += (double)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) + (double)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 1e6;
+	}
+	return total;
 }
 
 /* --- histogram: log-linear, 64 steps per power of two, hence within 1.6 % ------------------------------------------ */
 
 enum { STEPS = 64, STEP_BITS = 6 };
 static uint64_t bins[64 * STEPS], samples, largest;
+static uint64_t total; /* operations, also those that were too early to have a latency */
 static double sum;
 
 static void record(uint64_t ns)
@@ -83,9 +93,9 @@ static double quantile_us(double q)
 
 static void report(const char *what, double seconds, uint64_t bytes, uint64_t errors)
 {
-	printf("{\"case\":\"%s\",\"ops\":%lu,\"bytes\":%lu,\"seconds\":%.4f,\"mean_us\":%.2f,\"p50_us\":%.2f,\"p90_us\":%.2f,"
+	printf("{\"case\":\"%s\",\"ops\":%lu,\"total\":%lu,\"bytes\":%lu,\"seconds\":%.4f,\"mean_us\":%.2f,\"p50_us\":%.2f,\"p90_us\":%.2f,"
 	       "\"p99_us\":%.2f,\"p999_us\":%.2f,\"max_us\":%.1f,\"errors\":%lu,\"cpu_s\":%.3f}\n",
-	       what, samples, bytes, seconds, samples ? sum / (double)samples / 1e3 : 0, quantile_us(.5), quantile_us(.9),
+	       what, samples, total, bytes, seconds, samples ? sum / (double)samples / 1e3 : 0, quantile_us(.5), quantile_us(.9),
 	       quantile_us(.99), quantile_us(.999), (double)largest / 1e3, errors, cpu_s());
 	fflush(stdout);
 }
@@ -211,6 +221,7 @@ static void rr_one(int fd, size_t size, uint64_t end)
 		exactly(fd, size, true);
 		exactly(fd, size, false);
 		uint64_t done = now_ns();
+		total++;
 		if (begin > warm)
 			record(done - begin);
 		begin = done;
@@ -236,6 +247,7 @@ static void rr_many(size_t size, int conns, uint64_t end)
 			if (pending[fd] < size)
 				continue;
 			uint64_t t = now_ns();
+			total++;
 			if (started[fd] > warm)
 				record(t - started[fd]);
 			pending[fd] = 0;
@@ -270,13 +282,118 @@ static uint64_t crr_many(int conns, uint64_t end)
 				watch(fd, EPOLLIN, EPOLL_CTL_MOD);
 				continue;
 			}
-			if (pending[fd] && read(fd, buffer, 1) == 1)
+			if (pending[fd] && read(fd, buffer, 1) == 1) {
 				record(now_ns() - started[fd]);
-			else
+				total++;
+			} else {
 				errors++;
+			}
 			close(fd);
 			crr_open();
 		}
+	}
+	return errors;
+}
+
+/* One connection's requests that are due and not yet answered, oldest first; only the oldest is on the wire. */
+enum { DUE = 1024 };
+static uint64_t due[DUE][DUE];
+static uint32_t due_first[DUE], due_count[DUE];
+static int nth[MAX_FD];
+
+static void timer_every(int fd, uint64_t ns)
+{
+	struct timespec step = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+	struct itimerspec spec = {.it_interval = step, .it_value = step};
+	if (fd < 0 || timerfd_settime(fd, 0, &spec, NULL))
+		die("timerfd");
+	watch(fd, EPOLLIN, EPOLL_CTL_ADD);
+}
+
+static void orr_answered(int fd, size_t size, uint64_t warm)
+{
+	int c = nth[fd];
+	ssize_t got = read(fd, buffer, sizeof buffer);
+	if (got <= 0)
+		die("read (closed by peer?)");
+	pending[fd] += (uint32_t)got;
+	if (pending[fd] < size)
+		return;
+	uint64_t was_due = due[c][due_first[c]++ % DUE];
+	pending[fd] = 0;
+	total++;
+	if (was_due > warm)
+		record(now_ns() - was_due);
+	if (--due_count[c])
+		exactly(fd, size, true);
+}
+
+/* A request that is due at `when`. False: its connection's queue is full. */
+static bool orr_due(int fd, uint64_t when, size_t size)
+{
+	int c = nth[fd];
+	if (due_count[c] == DUE)
+		return false;
+	due[c][(due_first[c] + due_count[c]) % DUE] = when;
+	if (!due_count[c]++)
+		exactly(fd, size, true);
+	return true;
+}
+
+static uint64_t timer_ticks(int timer)
+{
+	uint64_t ticks;
+	if (read(timer, &ticks, sizeof ticks) != sizeof ticks)
+		die("timerfd");
+	return ticks;
+}
+
+/* Returns how many requests were not sent because their connection's queue was full. */
+static uint64_t orr(size_t size, int conns, int rate, uint64_t end)
+{
+	int fds[DUE], timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+	if (conns < 1 || conns > DUE || rate < 1)
+		die("orr takes 1 to 1024 connections and a rate");
+	for (int c = 0; c < conns; c++) {
+		fds[c] = connected();
+		nth[fds[c]] = c;
+		watch(fds[c], EPOLLIN, EPOLL_CTL_ADD);
+	}
+	uint64_t step = 1000000000u / (uint64_t)rate, begin = now_ns(), sent = 0, full = 0;
+	uint64_t warm = begin + (end - begin) / 100 * WARM_UP_PERCENT;
+	timer_every(timer, step);
+	for (struct epoll_event ready[BATCH]; now_ns() < end;) {
+		int n = epoll_wait(poller, ready, BATCH, 100);
+		for (int i = 0; i < n; i++) {
+			if (ready[i].data.fd != timer) {
+				orr_answered(ready[i].data.fd, size, warm);
+				continue;
+			}
+			for (uint64_t ticks = timer_ticks(timer); ticks; ticks--, sent++)
+				full += !orr_due(fds[sent % (uint64_t)conns], begin + (sent + 1) * step, size);
+		}
+	}
+	return full;
+}
+
+static uint64_t cold(int tunnel_port, uint64_t end)
+{
+	char forget_tunnels[64];
+	uint64_t errors = 0;
+	snprintf(forget_tunnels, sizeof forget_tunnels, "ss -KHtn dport = %d >/dev/null 2>&1", tunnel_port);
+	while (now_ns() < end && errors < 100) {
+		if (system(forget_tunnels))
+			die("ss -K");
+		usleep(2000); /* both ends have seen the reset when it is over */
+		uint64_t begin = now_ns();
+		int fd = connected();
+		if (write(fd, "x", 1) == 1 && read(fd, buffer, 1) == 1) {
+			record(now_ns() - begin);
+			total++;
+		} else {
+			errors++;
+		}
+		close(fd);
 	}
 	return errors;
 }
@@ -334,6 +451,11 @@ static void client(const char *what, char **arg, int args)
 		size_t size = (size_t)atoi(arg[2]);
 		atoi(arg[3]) == 1 ? rr_one(connected(), size, end) : rr_many(size, atoi(arg[3]), end);
 		measured = seconds * (100 - WARM_UP_PERCENT) / 100;
+	} else if (!strcmp(what, "orr")) {
+		errors = orr((size_t)atoi(arg[2]), atoi(arg[3]), atoi(arg[4]), end);
+		measured = seconds * (100 - WARM_UP_PERCENT) / 100;
+	} else if (!strcmp(what, "cold")) {
+		errors = cold(atoi(arg[2]), end);
 	} else if (!strcmp(what, "crr")) {
 		errors = crr_many(atoi(arg[2]), end);
 	} else {
@@ -345,7 +467,8 @@ static void client(const char *what, char **arg, int args)
 
 int main(int argc, char **argv)
 {
-	static const struct { const char *name; int args; } modes[] = {{"rr", 5}, {"crr", 4}, {"send", 4}, {"recv", 4}};
+	static const struct { const char *name; int args; } modes[] = {
+	    {"rr", 5}, {"orr", 6}, {"crr", 4}, {"cold", 4}, {"send", 4}, {"recv", 4}};
 	struct rlimit files;
 	getrlimit(RLIMIT_NOFILE, &files);
 	files.rlim_cur = files.rlim_max;

@@ -1,23 +1,31 @@
-"""One sample: a load, the CPU that each tunnel end spent on it, and whether something else disturbed it."""
+"""One sample: a load, what each tunnel end and the generator spent on it, and whether something disturbed it."""
 
 import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from bench.cases import GIB, Case
+from mesh.errors import OperatorError
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+CORES = os.cpu_count() or 1
 DISTURBED = 0.10
 """Share of the machine's CPU time that others may take in a clean sample."""
+IDLE_S = 1.0
+"""How long connections are idle before the memory that they cost is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`rate`: Gbit/s or operations per second. `cpu`: both tunnel ends, seconds per GiB or microseconds per operation.
-    `memory`: KiB per connection and end. `p50`, `p99`: microseconds."""
+    """`rate`: Gbit/s or operations per second; 0 where the load is paced. `p50`, `p99`: microseconds.
+    `cpu`: both tunnel ends, seconds per GiB or microseconds per operation; `generator`: client and server, the same.
+    `memory`: KiB per connection and end; `resident`: MiB per end before the load. `beside`: Gbit/s of the bulk stream
+    that shared the tunnel. `others`: share of the machine's CPU that nobody of ours used."""
 
     case: str
     contender: str
@@ -27,39 +35,65 @@ class Sample:
     p99: float = 0.0
     cpu: float = 0.0
     cpu_ends: tuple[float, ...] = ()
+    generator: float = 0.0
     memory: float = 0.0
+    resident: float = 0.0
     fds: float = 0.0
-    generator_cpu_s: float = 0.0
+    beside: float = 0.0
     errors: int = 0
+    others: float = 0.0
     disturbed: bool = False
+    retakes: int = 0
 
 
 @dataclass(slots=True)
 class Ends:
-    """The processes of one contender's two tunnel ends; empty for direct."""
+    """The processes of one contender's two tunnel ends; empty for direct.
+
+    `idle_kib`: what they held together before any load, so that what an allocator keeps after one is not forgotten.
+    `idle_rss_mib`: the larger end's resident memory then.
+    """
 
     pids: tuple[int, ...] = field(default=())
+    idle_kib: float = 0.0
+    idle_rss_mib: float = 0.0
+
+    def note_idle(self) -> None:
+        self.idle_kib = self.memory_kib()
+        self.idle_rss_mib = max((smaps_kib(pid, "Rss:") for pid in self.pids), default=0.0) / 1024
 
     def cpu_s(self) -> list[float]:
         return [process_cpu_s(pid) for pid in self.pids]
 
     def memory_kib(self) -> float:
-        return sum(resident_kib(pid) for pid in self.pids)
+        return sum(smaps_kib(pid, "Pss:") for pid in self.pids)
 
     def fds(self) -> int:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids)
 
 
 def process_cpu_s(pid: int) -> float:
-    """User and system time of all threads, also ended ones (proc(5), stat fields 14 and 15; 10 ms grain)."""
+    """User and system time of all threads, also ended ones, and of all descendants.
+
+    The kernel's CPU clock of another process (clock_getcpuclockid(3)) counts nanoseconds; /proc/PID/stat would have a
+    grain of 10 ms, and only children that have ended and were waited for are left to it.
+    """
+    own = time.clock_gettime((~pid << 3) | 2)
     with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
         fields = stat.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_S
+    return own + (int(fields[13]) + int(fields[14])) * TICK_S + sum(process_cpu_s(child) for child in _children(pid))
 
 
-def resident_kib(pid: int) -> float:
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return found
+
+
+def smaps_kib(pid: int, what: str) -> float:
     with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as smaps:
-        return sum(float(line.split()[1]) for line in smaps if line.startswith(("Private_", "Pss:")) and "Pss" in line)
+        return sum(float(line.split()[1]) for line in smaps if line.startswith(what))
 
 
 def machine_busy_s() -> float:
@@ -69,52 +103,97 @@ def machine_busy_s() -> float:
     return (user + nice + system + irq + softirq + steal) * TICK_S
 
 
-def own_cpu_s(processes: Iterable[int]) -> float:
-    return sum(process_cpu_s(pid) for pid in processes)
-
-
 Run = Callable[[Sequence[str]], subprocess.Popen[str]]
 """Starts the load generator in the client's pod."""
 
 
-def take(
-    case: Case, contender: str, round_: int, seconds: float, run: Run, target: str, ends: Ends, servers: Sequence[int]
-) -> Sample:
-    """Runs one case against one contender. `target` is "IP PORT"; `servers`: processes whose CPU is ours as well."""
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How to start the generator, "IP PORT" of its server, the processes of the tunnel and of the server."""
+
+    run: Run
+    target: str
+    ends: Ends
+    servers: tuple[int, ...]
+
+    def start(self, case: Case, seconds: float) -> subprocess.Popen[str]:
+        return self.run([case.mode, *self.target.split(), *map(str, case.args), str(seconds)])
+
+    def bulk(self, seconds: float) -> subprocess.Popen[str]:
+        return self.run(["send", *self.target.split(), "1", str(seconds)])
+
+
+def result_of(load: subprocess.Popen[str], what: str, timeout_s: float) -> dict[str, Any]:
+    """The generator's JSON. Raises OperatorError: it failed, which is a contender that does not carry this load."""
+    out, _ = load.communicate(timeout=timeout_s)
+    if load.returncode:
+        raise OperatorError(f"{what}: the load generator ended with code {load.returncode}; its own words are above")
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def units_of(case: Case, result: dict[str, Any]) -> float:
+    """GiB, or millions of operations: CPU then comes out in seconds per GiB, or in microseconds."""
+    return float(result["bytes"] / GIB if case.unit == "GiB" else result["total"] * 1e-6)
+
+
+def take(case: Case, contender: str, round_: int, seconds: float, load: Load) -> Sample:
+    """Runs one case against one contender."""
     if case.mode == "hold":
-        return _hold(case, contender, round_, run, target, ends)
-    before, ends_before = machine_busy_s() - own_cpu_s(servers), ends.cpu_s()
+        return _hold(case, contender, round_, load)
+    seconds *= case.longer
+    busy, servers, ends = machine_busy_s(), _total_cpu_s(load.servers), load.ends.cpu_s()
     began = time.monotonic()
-    load = run([case.mode, *target.split(), *map(str, case.args), str(seconds)])
-    out, _ = load.communicate(timeout=seconds * 5 + 30)
+    bulk = load.bulk(seconds + 0.2) if case.behind_bulk else None
+    result = result_of(load.start(case, seconds), f"{contender}, {case.name}", seconds * 5 + 30)
+    beside = result_of(bulk, f"{contender}, bulk beside {case.name}", seconds * 5 + 30) if bulk else None
     wall = time.monotonic() - began
-    spent = [after - b for after, b in zip(ends.cpu_s(), ends_before, strict=True)]
-    result = json.loads(out)
-    others = machine_busy_s() - own_cpu_s(servers) - before - sum(spent) - result["cpu_s"]
-    units = result["bytes"] / GIB if case.unit == "GiB" else result["ops"] / (result["seconds"] / seconds) * 1e-6
-    per_unit = [s / units if units else 0.0 for s in spent]
-    rate = result["bytes"] * 8e-9 / result["seconds"] if case.unit == "GiB" else result["ops"] / result["seconds"]
+    spent = [after - before for after, before in zip(load.ends.cpu_s(), ends, strict=True)]
+    served = _total_cpu_s(load.servers) - servers
+    generated = result["cpu_s"] + (beside["cpu_s"] if beside else 0.0) + served
+    others = (machine_busy_s() - busy - sum(spent) - generated) / (wall * CORES)
+    units = 0.0 if beside else units_of(case, result)
+    per_unit = tuple(s / units if units else 0.0 for s in spent)
     return Sample(
         case.name,
         contender,
         round_,
-        rate,
-        result["p50_us"],
-        result["p99_us"],
-        sum(per_unit),
-        tuple(per_unit),
-        generator_cpu_s=result["cpu_s"],
+        rate=_rate(case, result),
+        p50=result["p50_us"],
+        p99=result["p99_us"],
+        cpu=sum(per_unit),
+        cpu_ends=per_unit,
+        generator=generated / units if units else 0.0,
+        beside=beside["bytes"] * 8e-9 / beside["seconds"] if beside else 0.0,
         errors=result["errors"],
-        disturbed=others > DISTURBED * wall * (os.cpu_count() or 1),
+        others=others,
+        disturbed=others > DISTURBED,
     )
 
 
-def _hold(case: Case, contender: str, round_: int, run: Run, target: str, ends: Ends) -> Sample:
-    memory, fds = ends.memory_kib(), ends.fds()
-    load = run(["hold", *target.split(), *map(str, case.args)])
-    assert load.stdout
-    held = json.loads(load.stdout.readline())["ops"]
-    per_end = held * max(1, len(ends.pids))
-    grown, opened = (ends.memory_kib() - memory) / per_end, (ends.fds() - fds) / per_end
-    load.communicate(timeout=60)
-    return Sample(case.name, contender, round_, memory=grown, fds=opened)
+def _total_cpu_s(pids: Sequence[int]) -> float:
+    return sum(process_cpu_s(pid) for pid in pids)
+
+
+def _rate(case: Case, result: dict[str, Any]) -> float:
+    if case.mode == "cold":
+        return 0.0  # most of its time is pauses
+    if case.unit == "GiB":
+        return float(result["bytes"] * 8e-9 / result["seconds"])
+    return float(result["ops"] / result["seconds"])
+
+
+def _hold(case: Case, contender: str, round_: int, load: Load) -> Sample:
+    ends, fds = load.ends, load.ends.fds()
+    generator = load.run(["hold", *load.target.split(), *map(str, case.args)])
+    assert generator.stdout
+    line = generator.stdout.readline()
+    if not line:
+        raise OperatorError(
+            f"{contender}, {case.name}: the connections could not be opened; the generator's words are above"
+        )
+    per_end = json.loads(line)["ops"] * max(1, len(ends.pids))
+    time.sleep(IDLE_S)
+    grown, opened = (ends.memory_kib() - ends.idle_kib) / per_end, (ends.fds() - fds) / per_end
+    generator.communicate(timeout=60)
+    return Sample(case.name, contender, round_, memory=grown, fds=opened, resident=ends.idle_rss_mib)

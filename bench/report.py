@@ -1,15 +1,17 @@
 """From samples to tables: medians with spread, ratios taken within rounds, bars held or missed."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any
 
-from bench.cases import BARS, CASES, Bar, Case
+from bench.cases import BARS, CASES, Bar, Case, is_ours
 from bench.measure import Sample
 
 Values = dict[tuple[str, str], list[Sample]]
+LEAST_CLEAN = 2
+"""Disturbed rounds do not count where at least so many others are left."""
 
 
 def grouped(samples: Iterable[Sample]) -> Values:
@@ -19,56 +21,134 @@ def grouped(samples: Iterable[Sample]) -> Values:
     return values
 
 
-def _metric(sample: Sample, metric: str, direct: Sample | None) -> float:
-    if metric == "added_p50":
-        return sample.p50 - (direct.p50 if direct else 0.0)
-    return float(getattr(sample, metric))
+def counted(samples: Sequence[Sample]) -> Sequence[Sample]:
+    clean = [s for s in samples if not s.disturbed]
+    return clean if len(clean) >= LEAST_CLEAN else samples
 
 
-def value_of(bar: Bar, values: Values) -> float | None:
-    """The median over the rounds of our figure, or of its ratio to the contender's figure of the same round."""
-    found = []
-    direct = {s.round: s for s in values.get((bar.case, "direct"), [])}
-    other = {s.round: s for s in values.get((bar.case, bar.of or ""), [])}
-    for ours in values.get((bar.case, "ours"), []):
-        figure = _metric(ours, bar.metric, direct.get(ours.round))
-        if bar.of is None:
-            found.append(figure)
-        elif ours.round in other:
-            against = _metric(other[ours.round], bar.metric, direct.get(ours.round))
-            if against > 0:
-                found.append(figure / against)
-    return median(found) if found else None
+def contenders(values: Values) -> list[str]:
+    first = ["direct", "ours", "envoy", "peer"]
+    return sorted({name for _, name in values}, key=lambda n: (first.index(n.split("-")[0]), n))
 
 
-def missed(samples: Iterable[Sample]) -> list[tuple[Bar, float]]:
+# Bars ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A bar and what `contender` (ours, with one capture backend) has against it in each round that counts."""
+
+    bar: Bar
+    contender: str
+    figures: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        return median(self.figures)
+
+    @property
+    def verdict(self) -> str:
+        if self.bar.holds(self.value):
+            return "held"
+        return "missed (stretch)" if self.bar.stretch else "MISSED"
+
+
+def judged(values: Values) -> list[Judged]:
+    """Every bar for which there are figures."""
+    ours = [name for name in contenders(values) if is_ours(name)]
+    found = [Judged(bar, name, _figures(bar, name, values)) for bar in BARS for name in ours]
+    return [one for one in found if one.figures]
+
+
+def missed(samples: Iterable[Sample]) -> list[Judged]:
+    return [one for one in judged(grouped(samples)) if one.verdict == "MISSED"]
+
+
+def _figures(bar: Bar, contender: str, values: Values) -> tuple[float, ...]:
+    """Our figure, or its ratio to the other's of the same round. A round counts as clean when all in it are."""
+    needed = [contender, *([bar.of] if bar.of else []), *(["direct"] if bar.metric == "added_p50" else [])]
+    by_round = [{s.round: s for s in values.get((bar.case, name), [])} for name in needed]
+    rounds = [[side[number] for side in by_round] for number in by_round[0] if all(number in side for side in by_round)]
+    clean = [together for together in rounds if not any(s.disturbed for s in together)]
+    counting = clean if len(clean) >= LEAST_CLEAN else rounds
+    return tuple(figure for together in counting if (figure := _figure(bar, together)) is not None)
+
+
+def _figure(bar: Bar, together: Sequence[Sample]) -> float | None:
+    ours, direct = together[0], together[-1]
+
+    def metric(sample: Sample) -> float:
+        return sample.p50 - direct.p50 if bar.metric == "added_p50" else float(getattr(sample, bar.metric))
+
+    if bar.of is None:
+        return metric(ours)
+    against = metric(together[1])
+    return metric(ours) / against if against > 0 else None
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+HEAD = [
+    "case",
+    "contender",
+    "Gbit/s or 1/s",
+    "p50 µs",
+    "p99 µs",
+    "CPU of both ends",
+    "generator's CPU",
+    "KiB/conn and end",
+    "notes",
+]
+"""CPU: seconds per GiB, or microseconds per operation."""
+
+
+def markdown(samples: Iterable[Sample]) -> str:
     values = grouped(samples)
-    judged = [(bar, value_of(bar, values)) for bar in BARS]
-    return [(bar, value) for bar, value in judged if value is not None and not bar.holds(value)]
+    names = contenders(values)
+    rows = [_row(c, name, values[c.name, name]) for c in CASES for name in names if (c.name, name) in values]
+    return table(HEAD, rows) + "\n\n" + bars(values)
 
 
-def _spread(figures: list[float], digits: int) -> str:
-    if not any(figures):
-        return "–"
-    return f"{median(figures):.{digits}f} ({min(figures):.{digits}f}–{max(figures):.{digits}f})"
+def bars(values: Values) -> str:
+    head = ["case", "contender", "bar", "measured (least–most)", ""]
+    rows = [[j.bar.case, j.contender, str(j.bar), spread(j.figures, 2), j.verdict] for j in judged(values)]
+    return table(head, rows)
 
 
-def _row(case: Case, contender: str, samples: list[Sample]) -> list[str]:
-    rate_digits = 1 if case.unit == "GiB" else 0
+def _row(case: Case, contender: str, samples: Sequence[Sample]) -> list[str]:
+    used = counted(samples)
+    rate_digits, cpu_digits = (1, 2) if case.unit == "GiB" else (0, 1)
     return [
         case.name,
         contender,
-        _spread([s.rate for s in samples], rate_digits),
-        _spread([s.p50 for s in samples], 1),
-        _spread([s.p99 for s in samples], 1),
-        _spread([s.cpu for s in samples], 2 if case.unit == "GiB" else 1),
-        _spread([s.memory for s in samples], 2),
-        str(sum(s.errors for s in samples) or "–"),
+        spread([s.rate for s in used], rate_digits),
+        spread([s.p50 for s in used], 1),
+        spread([s.p99 for s in used], 0),
+        spread([s.cpu for s in used], cpu_digits),
+        spread([s.generator for s in used], cpu_digits),
+        spread([s.memory for s in used], 2),
+        _notes(samples),
     ]
 
 
-HEAD = ["case", "contender", "Gbit/s or 1/s", "p50 µs", "p99 µs", "CPU of both ends", "KiB/conn and end", "errors"]
-"""CPU: seconds per GiB, or microseconds per operation."""
+def _notes(samples: Sequence[Sample]) -> str:
+    dirty, again = sum(s.disturbed for s in samples), sum(s.retakes for s in samples)
+    bulk, resident, errors = ([getattr(s, f) for s in samples] for f in ("beside", "resident", "errors"))
+    notes = [
+        f"bulk {spread(bulk, 1)} Gbit/s" if any(bulk) else "",
+        f"{median(resident):.0f} MiB idle" if any(resident) else "",
+        f"{sum(errors)} errors" if any(errors) else "",
+        f"DIRTY {dirty} of {len(samples)}" if dirty else "",
+        f"{again} taken again" if again else "",
+    ]
+    return ", ".join(filter(None, notes))
+
+
+def spread(figures: Sequence[float], digits: int) -> str:
+    if not any(figures):
+        return "–"
+    middle = f"{median(figures):.{digits}f}"
+    return middle if len(figures) == 1 else f"{middle} ({min(figures):.{digits}f}–{max(figures):.{digits}f})"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -79,19 +159,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def markdown(samples: list[Sample]) -> str:
-    values = grouped(samples)
-    order = sorted({s.contender for s in samples}, key=["direct", "ours", "envoy", "peer"].index)
-    rows = [_row(c, name, values[c.name, name]) for c in CASES for name in order if (c.name, name) in values]
-    return table(HEAD, rows) + "\n\n" + bars(values)
-
-
-def bars(values: Values) -> str:
-    rows = []
-    for bar in BARS:
-        if (value := value_of(bar, values)) is not None:
-            rows.append([bar.case, str(bar), f"{value:.2f}", "held" if bar.holds(value) else "MISSED"])
-    return table(["case", "bar", "measured", ""], rows)
+# Files --------------------------------------------------------------------------------------------------------------
 
 
 def to_json(samples: list[Sample], about: dict[str, Any]) -> str:
@@ -99,18 +167,32 @@ def to_json(samples: list[Sample], about: dict[str, Any]) -> str:
 
 
 def from_json(text: str) -> list[Sample]:
-    return [Sample(**{**raw, "cpu_ends": tuple(raw["cpu_ends"])}) for raw in json.loads(text)["samples"]]
+    """Also a file of an older suite: figures that it did not have are 0, those that we no longer have are left out."""
+    known = {f.name for f in fields(Sample)}
+    raw = [{k: v for k, v in one.items() if k in known} for one in json.loads(text)["samples"]]
+    return [Sample(**{**one, "cpu_ends": tuple(one["cpu_ends"])}) for one in raw]
 
 
 def comparison(before: list[Sample], after: list[Sample]) -> str:
-    """The ratio after/before of every median that both files have."""
+    """The ratio after/before of every median that both files have, then every bar before and after."""
     old, new = grouped(before), grouped(after)
     rows = []
     for case in CASES:
         for key in sorted(k for k in old.keys() & new.keys() if k[0] == case.name):
             cells = []
-            for metric in ("rate", "p50", "cpu", "memory"):
-                a, b = (median(getattr(s, metric) for s in side[key]) for side in (old, new))
+            for metric in ("rate", "p50", "cpu", "generator", "memory"):
+                a, b = (median(getattr(s, metric) for s in counted(side[key])) for side in (old, new))
                 cells.append(f"{b / a:.2f}" if a else "–")
             rows.append([*key, *cells])
-    return table(["case", "contender", "rate", "p50", "CPU", "memory"], rows)
+    ratios = table(["case", "contender", "rate", "p50", "CPU", "generator", "memory"], rows)
+    return f"{ratios}\n\n{_bars_compared(old, new)}"
+
+
+def _bars_compared(old: Values, new: Values) -> str:
+    was = {(j.bar, j.contender): j for j in judged(old)}
+    both = [(was[j.bar, j.contender], j) for j in judged(new) if (j.bar, j.contender) in was]
+    rows = [
+        [b.bar.case, b.contender, str(b.bar), f"{a.value:.2f} {a.verdict}", f"{b.value:.2f} {b.verdict}"]
+        for a, b in both
+    ]
+    return table(["case", "contender", "bar", "before", "after"], rows)
