@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,6 +156,7 @@ def plaintext(stage: Stage) -> None:
 def policy(stage: Stage) -> None:
     """DENY cuts what is open, refuses what is new and says why; its removal gives everything back."""
     report, principal = stage.report, stage.client.identity.removeprefix("spiffe://")
+    explained(stage, "allowed")
     with Probe(stage.cluster, stage.client, "hold", stage.server.ip, ECHO_PORT, 0.005) as held:
         held.expect("open")
         log = AccessLog(stage.cluster, stage.server.node)
@@ -175,3 +178,26 @@ def _denied(stage: Stage, cut_s: float) -> None:
     report.equal("a new connection gets an answer", stage.answers(stage.client, stage.server), False)
     line = log.wait_for(direction="inbound", error="deny-client")
     report.check("reason in the access log", line["error"], True)
+    explained(stage, "denied", by="shop/deny-client")
+
+
+def meshctl(stage: Stage, *arguments: str) -> tuple[str, int]:
+    """(what it prints, exit code), asked of the client's node."""
+    command = [sys.executable, "-m", "meshctl.main", *arguments]
+    where = ["--lab", stage.cluster.layout.name, "--node", stage.client.node]
+    done = subprocess.run([*command, *where], capture_output=True, text=True, timeout=EFFECT_S, check=False)
+    return done.stdout.rstrip() or done.stderr.rstrip(), done.returncode
+
+
+def explained(stage: Stage, verdict: str, by: str = "") -> None:
+    """`meshctl explain` for the call that was just tried, in the data plane's own words."""
+    target = f"{stage.server.ip}:{HTTP_PORT}"
+    source = f"{stage.client.namespace}/{stage.client.name}"
+    wanted = 0 if verdict == "allowed" else 1
+    stage.until("the client's node knows, too", lambda: meshctl(stage, "explain", source, target)[1] == wanted)
+    text, code = meshctl(stage, "explain", source, target)
+    stage.report.note(f"     $ meshctl explain {source} {target}")
+    for line in text.splitlines():
+        stage.report.note(f"       {line}")
+    fine = code == wanted and by in text
+    stage.report.check("meshctl explain says", f"{verdict} (exit code {code})", fine, f"{verdict} {by}")

@@ -78,6 +78,8 @@ def get(path: Path, target: str = "/config_dump") -> Any:
         raise Unreachable(f"nobody answers ({reason})", where=str(path)) from None
     finally:
         connection.close()
+    if response.status == 400:
+        raise OperatorError(body.decode(errors="replace").strip())
     if response.status != 200:
         raise Unreachable(f"answers {target} with status {response.status}", where=str(path))
     return _parse(body, str(path))

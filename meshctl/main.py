@@ -17,6 +17,7 @@ from mesh.errors import MeshError, OperatorError, PeerError
 COMMANDS: Final = {
     "certificates": ("meshctl.tunnel", "Identities, certificates, validity."),
     "connections": ("meshctl.tunnel", "Open connections of this node's pods."),
+    "explain": ("meshctl.explain", "What would become of a connection, and who decides."),
     "lab": ("lab.main", "A cluster in one kernel: up, status, exec, demo, down."),
     "policies": ("meshctl.tunnel", "Layer-4 policies in force."),
     "services": ("meshctl.tunnel", "Services, virtual addresses, endpoints."),

@@ -77,6 +77,11 @@ class Core:
     def dump(self) -> bytes:
         """JSON object with Istio's /config_dump keys: workloads, services, policies, certificates, workloadState."""
 
+    def explain(self, source: str, destination: str) -> bytes:
+        """JSON object: what would become of a connection from `source` (ADDRESS, NAMESPACE/NAME, uid or identity) to
+        `destination` (ADDRESS, NAMESPACE/NAME or HOSTNAME, with :PORT), by the functions that decide over real ones.
+        Raises ValueError: one of the two names nothing, or the port is missing."""
+
     def set_log_level(self, level: str) -> None:
         """error | warn | info | debug | trace. Raises ValueError."""
 

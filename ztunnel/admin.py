@@ -28,6 +28,8 @@ class Answers:
     metrics: Callable[[], Awaitable[bytes]]
     dump: Callable[[], Awaitable[bytes]]
     """A JSON object."""
+    explain: Callable[[str, str], Awaitable[bytes]]
+    """(source, destination) -> JSON. Raises ValueError: a sentence about the question."""
     set_log_level: Callable[[str], None]
     quit: Callable[[], None]
 
@@ -38,6 +40,13 @@ def admin_app(answers: Answers) -> web.Application:
 
     async def dump(_: web.Request) -> web.Response:
         return web.Response(body=await answers.dump(), content_type="application/json")
+
+    async def explain(request: web.Request) -> web.Response:
+        try:
+            said = await answers.explain(request.query.get("src", ""), request.query.get("dst", ""))
+        except ValueError as error:
+            return web.Response(status=400, text=f"{error}\n")
+        return web.Response(body=said, content_type="application/json")
 
     async def logging(request: web.Request) -> web.Response:
         level = request.query.get("level", "")
@@ -53,6 +62,7 @@ def admin_app(answers: Answers) -> web.Application:
     app = _app(answers, "/metrics")
     app.router.add_get("/status", status)
     app.router.add_get("/config_dump", dump)
+    app.router.add_get("/explain", explain)
     app.router.add_post("/logging", logging)
     app.router.add_post("/quitquitquit", quit)
     return app

@@ -99,7 +99,8 @@ class Tunnel:
 
     def answers(self) -> Answers:
         """What the HTTP doors serve."""
-        return Answers(self.status, self.pending, self.metrics, self.dump, self._set_log_level, self.stop)
+        explain = self._dataplane.explain
+        return Answers(self.status, self.pending, self.metrics, self.dump, explain, self._set_log_level, self.stop)
 
     def pending(self) -> list[str]:
         """What readiness waits for."""

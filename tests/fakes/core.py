@@ -150,6 +150,12 @@ class FakeCore:
         shown: dict[str, Any] = {"workloads": [], "services": [], "policies": [], "certificates": []}
         return json.dumps({**shown, "workloadState": {}}).encode()
 
+    def explain(self, source: str, destination: str) -> bytes:
+        self._alive()
+        if "nobody" in source:
+            raise ValueError(f"{source!r} is no workload")
+        return json.dumps({"ways": [], "verdict": "denied"}).encode()
+
     def set_log_level(self, level: str) -> None:
         self._alive()
         if level not in LEVELS:

@@ -23,10 +23,16 @@ class Asked:
         async def dump():
             return b'{"workloads":[]}'
 
+        async def explain(source, destination):
+            if not source:
+                raise ValueError("'' is no workload")
+            return json.dumps({"from": source, "to": destination}).encode()
+
         def quit():
             self.quits += 1
 
-        return Answers(lambda: {"ready": False}, lambda: self.waits, metrics, dump, self.levels.append, quit)
+        status = {"ready": False}
+        return Answers(lambda: status, lambda: self.waits, metrics, dump, explain, self.levels.append, quit)
 
 
 @pytest.fixture
@@ -55,6 +61,11 @@ def fetch(asked, tmp_path):
         return asyncio.run(main())
 
     return run
+
+
+def test_a_question_about_a_connection_is_answered_or_refused_with_a_sentence(fetch):
+    assert json.loads(fetch("admin", "GET", "/explain?src=a/b&dst=c:80")[1]) == {"from": "a/b", "to": "c:80"}
+    assert fetch("admin", "GET", "/explain") == (400, "'' is no workload\n")
 
 
 def test_people_and_tools_read_state_and_metrics(fetch):

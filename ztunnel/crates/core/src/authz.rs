@@ -7,6 +7,10 @@ use crate::tables::{
 };
 use std::net::{IpAddr, SocketAddr};
 
+mod words;
+
+pub use words::standing;
+
 /// Who asks for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer<'a> {
@@ -103,13 +107,14 @@ fn none_matched(tables: &Tables, to: &Workload, in_force: impl Fn(&Policy) -> bo
 }
 
 fn holds(policy: &Policy, peer: &Peer<'_>) -> bool {
-    let clause = |Clause(matches): &Clause| {
-        matches.is_empty() || matches.iter().any(|m| matches_all(m, peer))
-    };
     policy
         .rules
         .iter()
-        .any(|Rule(clauses)| clauses.iter().all(clause))
+        .any(|Rule(clauses)| clauses.iter().all(|clause| clause_holds(clause, peer)))
+}
+
+fn clause_holds(Clause(matches): &Clause, peer: &Peer<'_>) -> bool {
+    matches.is_empty() || matches.iter().any(|m| matches_all(m, peer))
 }
 
 fn matches_all(m: &Match, peer: &Peer<'_>) -> bool {

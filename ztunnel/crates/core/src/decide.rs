@@ -6,6 +6,7 @@ mod pick;
 mod waypoint;
 
 pub use inbound::{Refused, Target, Unfit, inbound_target};
+pub use pick::candidates;
 
 use crate::addr::{self, DialAddr, HBONE_PORT, OrigDst};
 use crate::ids::SpiffeId;

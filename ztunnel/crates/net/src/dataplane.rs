@@ -4,6 +4,7 @@
 use crate::config::Config;
 use crate::drain;
 use crate::dump::{self, Seen};
+use crate::explain::explain;
 use crate::identity::Identities;
 use crate::log::{Level, Line, Log};
 use crate::mailbox::Mailbox;
@@ -292,6 +293,14 @@ impl Dataplane {
         )
         .to_string()
         .into_bytes()
+    }
+
+    /// What would become of a connection, by this moment's snapshot. Err: a sentence about the question.
+    pub fn explain(&self, source: &str, destination: &str) -> Result<Vec<u8>, String> {
+        let tables = self.shared.tables.load_full();
+        let same_node_tls = self.shared.config.same_node_tls;
+        explain(&tables, same_node_tls, source, destination)
+            .map(|said| said.to_string().into_bytes())
     }
 
     /// Cuts everything and joins all threads.

@@ -178,6 +178,13 @@ impl Core {
         self.with(py, |core| Ok(core.dump()))
     }
 
+    fn explain(&self, py: Python<'_>, source: &str, destination: &str) -> PyResult<Vec<u8>> {
+        self.with(py, |core| {
+            core.explain(source, destination)
+                .map_err(PyValueError::new_err)
+        })
+    }
+
     fn set_log_level(&self, py: Python<'_>, level: &str) -> PyResult<()> {
         let level = level.parse().map_err(PyValueError::new_err::<String>)?;
         self.with(py, |core| {

@@ -1,7 +1,7 @@
 //! Load balancing: one endpoint of a service for one connection. Owns the choice; not what is done with it.
 
 use crate::tables::{Balancing, Endpoint, Locus, Mode, Port, Service, Tables, Workload};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// The endpoint, and where on it.
 pub(super) struct Picked<'a> {
@@ -139,4 +139,49 @@ pub(super) fn target_port(own: &[Port], of_service: &[Port], port: u16) -> Optio
 
 fn find(ports: &[Port], service_port: u16) -> Option<&Port> {
     ports.iter().find(|port| port.service == service_port)
+}
+
+/// Every endpoint, and why it is not among those that are chosen from. For a person who asks.
+pub fn candidates<'a>(
+    tables: &'a Tables,
+    from: &Workload,
+    service: &Service,
+    dst: SocketAddr,
+) -> Vec<(&'a Endpoint, Option<String>)> {
+    let want = Want {
+        from,
+        service,
+        port: dst.port(),
+        v4: dst.is_ipv4(),
+        waypoint: false,
+    };
+    let ranked: Vec<_> = tables
+        .endpoints(&service.key)
+        .map(|endpoint| (endpoint, rank(tables, want, endpoint)))
+        .collect();
+    let best = ranked
+        .iter()
+        .filter_map(|(_, rank)| rank.as_ref().ok())
+        .max();
+    let why = |rank: &Result<usize, Nobody>| match rank {
+        Ok(_) if rank.as_ref().ok() == best => None,
+        Ok(_) => Some("others are nearer".into()),
+        Err(nobody) => Some(nobody.words()),
+    };
+    ranked
+        .iter()
+        .map(|(endpoint, rank)| (*endpoint, why(rank)))
+        .collect()
+}
+
+impl Nobody {
+    fn words(&self) -> String {
+        match self {
+            Self::NoSuchPort => "it has no number for this port".into(),
+            Self::Unhealthy => "it is not healthy, or its capacity is 0".into(),
+            Self::OutOfScope => "it is not near enough for STRICT load balancing".into(),
+            Self::NoAddress => "it has no address of a suitable family".into(),
+            Self::Remote(network) => format!("it is in network {network}"),
+        }
+    }
 }
