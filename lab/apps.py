@@ -25,6 +25,7 @@ http {{
   client_max_body_size 64m;
   server {{
     listen {port};
+    listen [::]:{port};
     location / {{ return 200 "$remote_addr {name}\\n"; }}
     location /one {{ access_log off; return 200 "1"; }}
   }}
@@ -37,7 +38,7 @@ def commands(name: str, directory: Path) -> dict[str, list[str]]:
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "nginx.conf"
     config.write_text(_NGINX.format(dir=directory, port=HTTP_PORT, name=name))
-    echo = f"TCP-LISTEN:{ECHO_PORT},fork,reuseaddr,backlog=128,nodelay"
+    echo = f"TCP6-LISTEN:{ECHO_PORT},ipv6only=0,fork,reuseaddr,backlog=128,nodelay"
     return {
         f"nginx-{name}": ["nginx", "-e", str(directory / "nginx-error.log"), "-c", str(config)],
         f"iperf3-{name}": ["iperf3", "-s", "-p", str(IPERF_PORT), "--forceflush"],

@@ -39,15 +39,31 @@ READY_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A running pod. `took_s`: each plugin's ADD."""
+    """A running pod. `ips`: one per family that it has, IPv4 first. `took_s`: each plugin's ADD."""
 
     name: str
     namespace: str
     node: str
-    ip: str
+    ips: Sequence[str]
     service_account: str
     sandbox: Sandbox
     took_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ip(self) -> str:
+        """Its first address."""
+        return self.ips[0]
+
+    def address(self, version: int) -> str:
+        """Of that family. Raises OperatorError: it has none."""
+        for ip in self.ips:
+            if (":" in ip) == (version == 6):
+                return ip
+        raise OperatorError(f"{self.name} has no IPv{version} address")
+
+    def at(self, port: int, version: int = 0) -> str:
+        """`ADDRESS:PORT` as in a URL; without a version of its first address."""
+        return endpoint(self.address(version) if version else self.ip, port)
 
     @property
     def netns(self) -> str:
@@ -71,6 +87,7 @@ class Cluster:
         self.pods: dict[str, Pod] = {}
         self.daemons: dict[str, Process] = {}
         self.vips: dict[str, str] = {}
+        self.vips6: dict[str, str] = {}
 
     # Up and down ----------------------------------------------------------------------------------------------------
 
@@ -100,7 +117,7 @@ class Cluster:
         except PermissionError:
             needs.require_root()
             raise
-        cluster.nodes, cluster.vips = state["nodes"], state["vips"]
+        cluster.nodes, cluster.vips, cluster.vips6 = state["nodes"], state["vips"], state["vips6"]
         cluster.pods = {key: Pod(**{**pod, "sandbox": Sandbox(**pod["sandbox"])}) for key, pod in state["pods"].items()}
         latest = {p.name: p for p in processes.recorded(cluster.layout)}
         cluster.daemons = {key: latest[key] for key in state["daemons"]}
@@ -134,7 +151,7 @@ class Cluster:
             for directory in (self.layout.run_dir(node), daemons.state_dir(self.layout, node)):
                 directory.mkdir(parents=True, mode=0o700)
             Runtime(self.layout, node).install(number, self.layout.run_dir(node))
-            self.apply(f"node-{node}", documents.node(node, underlay_address(number)))
+            self.apply(f"node-{node}", documents.node(node, *_host_addresses(number)))
 
     # Daemons --------------------------------------------------------------------------------------------------------
 
@@ -192,11 +209,16 @@ class Cluster:
         documents.remove(self.layout.config, name)
 
     def add_service(self, name: str, ports: dict[int, int], namespace: str = "shop") -> str:
-        """Its virtual address."""
-        vip = service_address(len(self.vips))
-        self.vips[name] = str(vip)
-        self.apply(f"service-{namespace}-{name}", documents.service(namespace, name, vip, ports))
-        return str(vip)
+        """Its virtual IPv4 address; the IPv6 one is in `vips6`."""
+        number = len(self.vips)
+        self.vips[name], self.vips6[name] = service_address(number), service_address(number, 6)
+        vips = (self.vips[name], self.vips6[name])
+        self.apply(f"service-{namespace}-{name}", documents.service(namespace, name, vips, ports))
+        return self.vips[name]
+
+    def vip(self, name: str, version: int = 4) -> str:
+        """As in a URL."""
+        return self.vips[name] if version == 4 else f"[{self.vips6[name]}]"
 
     # Pods -----------------------------------------------------------------------------------------------------------
 
@@ -210,7 +232,7 @@ class Cluster:
         sandbox = self._sandbox(spec)
         document = documents.pod(spec, sandbox.uid)
         self.apply(f"pod-{spec.namespace}-{spec.name}", document)
-        netns.create(sandbox.netns)
+        netns.create(sandbox.netns, netns.AT_ONCE)
         try:
             before_cni()
             added = Runtime(self.layout, spec.node).add(sandbox)
@@ -223,15 +245,15 @@ class Cluster:
     def _running(
         self, spec: PodSpec, sandbox: Sandbox, added: Added, document: documents.Document, with_apps: bool
     ) -> Pod:
-        pod = Pod(spec.name, spec.namespace, spec.node, added.ip, spec.account, sandbox, added.took_s)
+        pod = Pod(spec.name, spec.namespace, spec.node, added.ips, spec.account, sandbox, added.took_s)
         self.pods[spec.name] = pod
         self._save()
         if with_apps:
             for name, argv in apps.commands(spec.name, self.layout.dir / "pods" / spec.name).items():
                 self.start_in(pod, name, argv)
             wait_until(f"nginx of {spec.name} answers", lambda: self._serves(pod), READY_S)
-        host = underlay_address(self.nodes.index(spec.node) + 1)
-        self.apply(f"pod-{spec.namespace}-{spec.name}", documents.running(document, added.ip, host))
+        hosts = _host_addresses(self.nodes.index(spec.node) + 1)
+        self.apply(f"pod-{spec.namespace}-{spec.name}", documents.running(document, added.ips, hosts))
         return pod
 
     def delete_pod(self, name: str) -> None:
@@ -254,11 +276,14 @@ class Cluster:
 
     def _sandbox(self, spec: PodSpec) -> Sandbox:
         space = self.layout.pod_netns(spec.namespace, spec.name)
-        return Sandbox(uuid.uuid4().hex, space, spec.namespace, spec.name, str(uuid.uuid4()))
+        return Sandbox(uuid.uuid4().hex, space, spec.namespace, spec.name, str(uuid.uuid4()), spec.versions)
 
     def _serves(self, pod: Pod) -> bool:
         # From the pod to itself over loopback, which never enters the mesh: like a readiness probe of type exec.
-        return self.http_status(pod.netns, f"127.0.0.1:{apps.HTTP_PORT}/one") == 200
+        return all(
+            self.http_status(pod.netns, f"{loopback}:{apps.HTTP_PORT}/one") == 200
+            for loopback in ("127.0.0.1", "[::1]")
+        )
 
     # Commands -------------------------------------------------------------------------------------------------------
 
@@ -276,15 +301,15 @@ class Cluster:
 
     def http(self, pod: Pod, target: str, *options: str) -> str:
         """The body of `GET http://TARGET/` asked from inside a pod; "" when there is no answer."""
-        return self.exec(pod, ["curl", "-s", "-m", "5", *options, f"http://{target}/"]).stdout.strip()
+        return self.exec(pod, ["curl", "-gs", "-m", "5", *options, f"http://{target}/"]).stdout.strip()
 
-    def reaches(self, pod: Pod, other: Pod) -> bool:
+    def reaches(self, pod: Pod, other: Pod, version: int = 0) -> bool:
         """Whether `other`'s nginx answers `pod`."""
-        return self.http(pod, f"{other.ip}:{apps.HTTP_PORT}") != ""
+        return self.http(pod, other.at(apps.HTTP_PORT, version)) != ""
 
     def http_status(self, space: str, url: str) -> int:
         """0: nobody answers."""
-        command = ["curl", "-s", "-o", "/dev/null", "-m", "2", "-w", "%{http_code}", f"http://{url}"]
+        command = ["curl", "-gs", "-o", "/dev/null", "-m", "2", "-w", "%{http_code}", f"http://{url}"]
         env = processes.environment(self.layout, {})
         done = subprocess.run([*netns.inside(space), *command], capture_output=True, text=True, env=env)
         return int(done.stdout or 0)
@@ -303,12 +328,21 @@ class Cluster:
             "nodes": self.nodes,
             "run_dirs": {owner: str(self.layout.run_dir(owner)) for owner in [*self.nodes, daemons.CONTROL]},
             "vips": self.vips,
+            "vips6": self.vips6,
             "pods": {name: asdict(pod) for name, pod in self.pods.items()},
             "daemons": sorted(self.daemons),
         }
         aside = self.layout.state.with_suffix(".new")
         aside.write_text(json.dumps(state, indent=1))
         os.replace(aside, self.layout.state)
+
+
+def endpoint(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def _host_addresses(number: int) -> list[str]:
+    return [underlay_address(number, version) for version in (4, 6)]
 
 
 def _claim(layout: Layout) -> None:

@@ -33,8 +33,8 @@ def control_settings(layout: Layout) -> dict[str, str]:
     return {
         **_common(layout, CONTROL),
         "NODEMESH_CONFIG_DIR": str(layout.config),
-        "CONTROLPLANE_ADDR": "0.0.0.0:15012",
-        "CONTROLPLANE_SANS": underlay_address(0),
+        "CONTROLPLANE_ADDR": "[::]:15012",
+        "CONTROLPLANE_SANS": ",".join(underlay_address(0, version) for version in (4, 6)),
     }
 
 
@@ -48,7 +48,9 @@ def agent_settings(layout: Layout, node: str) -> dict[str, str]:
 
 
 def tunnel_settings(layout: Layout, node: str) -> dict[str, str]:
-    server = f"https://{underlay_address(0)}:15012"
+    """The nodes take turns: the odd ones reach the control plane over IPv4, the even ones over IPv6."""
+    six = int(node.removeprefix("node")) % 2 == 0
+    server = f"https://[{underlay_address(0, 6)}]:15012" if six else f"https://{underlay_address(0)}:15012"
     return {
         **_common(layout, node),
         "NODE_NAME": node,

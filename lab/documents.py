@@ -6,8 +6,8 @@ One document per file, replaced atomically, so that a watcher never reads half o
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ OUT_OF_MESH: Final = {"istio.io/dataplane-mode": "none"}
 
 @dataclass(frozen=True, slots=True)
 class PodSpec:
-    """What a person asks for; `service_account` and `app` default to the name."""
+    """What a person asks for; `service_account` and `app` default to the name. `versions`: of the pod's addresses."""
 
     name: str
     node: str
@@ -28,6 +28,7 @@ class PodSpec:
     service_account: str = ""
     app: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    versions: tuple[int, ...] = (4, 6)
 
     @property
     def account(self) -> str:
@@ -53,12 +54,12 @@ def namespace(name: str, labels: dict[str, str]) -> Document:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
 
-def node(name: str, address: str) -> Document:
+def node(name: str, *addresses: str) -> Document:
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": f"zone-{name}"}},
-        "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+        "status": {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]},
     }
 
 
@@ -66,15 +67,17 @@ def service_account(namespace: str, name: str) -> Document:
     return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}}
 
 
-def service(namespace: str, name: str, vip: IPv4Address, ports: dict[int, int]) -> Document:
+def service(namespace: str, name: str, vips: Sequence[str], ports: dict[int, int]) -> Document:
     """`ports`: the Service's port -> the pods'. Selects pods with label `app: NAME`."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": name, "namespace": namespace},
         "spec": {
-            "clusterIP": str(vip),
-            "clusterIPs": [str(vip)],
+            "clusterIP": vips[0],
+            "clusterIPs": list(vips),
+            "ipFamilies": ["IPv6" if ":" in vip else "IPv4" for vip in vips],
+            "ipFamilyPolicy": "PreferDualStack",
             "selector": {"app": name},
             "ports": [{"name": f"tcp-{p}", "port": p, "targetPort": t, "protocol": "TCP"} for p, t in ports.items()],
         },
@@ -96,13 +99,14 @@ def pod(spec: PodSpec, uid: str) -> Document:
     }
 
 
-def running(document: Document, ip: str, host_ip: str) -> Document:
+def running(document: Document, ips: Sequence[str], host_ips: Sequence[str]) -> Document:
     """What the kubelet adds once the pod runs."""
     status = {
         "phase": "Running",
-        "podIP": ip,
-        "podIPs": [{"ip": ip}],
-        "hostIP": host_ip,
+        "podIP": ips[0],
+        "podIPs": [{"ip": ip} for ip in ips],
+        "hostIP": host_ips[0],
+        "hostIPs": [{"ip": ip} for ip in host_ips],
         "conditions": [{"type": "Ready", "status": "True"}],
     }
     return {**document, "status": status}

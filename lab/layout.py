@@ -7,21 +7,25 @@ namespaces; the machine's own namespace gets neither an address nor a route.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from mesh.errors import OperatorError
+from mesh.model import IPNetwork
 
 ROOT: Final = Path("/run/nodemesh-lab")
 NETNS: Final = Path("/run/netns")
 MADE_NETNS: Final = ".made-netns-dir"
 """In ROOT: a lab has made the directory NETNS, so the last lab takes it away."""
 DEFAULT_NAME: Final = "nm"
-UNDERLAY: Final = IPv4Network("172.30.0.0/16")
-PODS: Final = IPv4Network("10.244.0.0/16")
-SERVICES: Final = IPv4Network("10.96.0.0/16")
+# By IP version; each node has a /24 and a /64 of the pods' ranges.
+UNDERLAY: Final[dict[int, IPNetwork]] = {4: IPv4Network("172.30.0.0/16"), 6: IPv6Network("fd00:172:30::/64")}
+PODS: Final[dict[int, IPNetwork]] = {4: IPv4Network("10.244.0.0/16"), 6: IPv6Network("fd00:10:244::/48")}
+SERVICES: Final[dict[int, IPNetwork]] = {4: IPv4Network("10.96.0.0/16"), 6: IPv6Network("fd00:10:96::/64")}
 MOST_NODES: Final = 32
 MOST_PODS: Final = 64
 MARK: Final = "NODEMESH_LAB"
@@ -99,14 +103,15 @@ class Layout:
         return bool(re.fullmatch(rf"{self.name}-(fabric|control|node\d+|pod-.+)", netns))
 
 
-def underlay_address(number: int) -> str:
+def underlay_address(number: int, version: int = 4) -> str:
     """Node `number`'s address on the fabric; 0 is the control plane's host."""
-    return str(UNDERLAY[10 + number])
+    return str(UNDERLAY[version][10 + number])
 
 
-def pod_range(number: int) -> IPv4Network:
-    return list(PODS.subnets(new_prefix=24))[number]
+def pod_range(number: int, version: int = 4) -> IPNetwork:
+    subnets: Iterator[IPNetwork] = iter(PODS[version].subnets(8 if version == 4 else 16))
+    return next(islice(subnets, number, None))
 
 
-def service_address(number: int) -> IPv4Address:
-    return SERVICES[10 + number]
+def service_address(number: int, version: int = 4) -> str:
+    return str(SERVICES[version][10 + number])

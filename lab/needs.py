@@ -33,6 +33,7 @@ _FEATURES: Final = (
         ["nft", "-f", "-"],
         "table inet t { chain o { type nat hook output priority -100; tcp dport 1 redirect to :2; }; }",
     ),
+    ("IPv6", ["ip", "addr", "add", "fd00::1/128", "dev", "lo"], ""),
     ("policy routing by packet mark", ["ip", "rule", "add", "fwmark", "0x1/0x1", "lookup", "100"], ""),
 )
 

@@ -12,6 +12,8 @@ from mesh.errors import OperatorError
 
 BRIDGE = "br0"
 _TABLES = ("iptables", "ip6tables", "arptables")
+AT_ONCE = ("net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
+"""An IPv6 address can be used as soon as it is given: without, the kernel looks for a duplicate for a second."""
 
 
 def run(*command: str, stdin: str = "") -> str:
@@ -56,26 +58,25 @@ def create_fabric(layout: Layout) -> None:
     batch(layout.fabric, [f"link add {BRIDGE} type bridge", f"link set {BRIDGE} up"])
 
 
-def plug_in(layout: Layout, netns: str, port: str, address: str) -> None:
-    """A host's `eth0` on the fabric."""
+def plug_in(layout: Layout, netns: str, port: str, number: int) -> None:
+    """A host's `eth0` on the fabric, in both families."""
     run("ip", "-n", layout.fabric, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", netns)
     batch(layout.fabric, [f"link set {port} master {BRIDGE} up"])
-    batch(netns, ["link set eth0 up", f"addr add {address}/{UNDERLAY.prefixlen} dev eth0"])
+    own = [f"addr add {underlay_address(number, v)}/{space.prefixlen} dev eth0" for v, space in UNDERLAY.items()]
+    batch(netns, ["link set eth0 up", *own])
 
 
 def create_host(layout: Layout, netns: str, port: str, number: int) -> None:
     # rp_filter off as every CNI guide asks: replies to preserved source addresses come in by another way.
-    quiet = ["net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0"]
-    create(netns, quiet)
-    plug_in(layout, netns, port, underlay_address(number))
+    quiet = ["net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0"]
+    create(netns, [*quiet, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", *AT_ONCE])
+    plug_in(layout, netns, port, number)
 
 
 def route_between(layout: Layout, node: str, number: int, others: Iterable[int]) -> None:
     """Node `number` learns where the other nodes' pods are. No NAT anywhere: addresses stay the pods' own."""
-    batch(
-        layout.node_netns(node),
-        [f"route add {pod_range(o)} via {underlay_address(o)} dev eth0{_cubic()}" for o in others if o != number],
-    )
+    ways = ((pod_range(o, v), underlay_address(o, v)) for o in others for v in UNDERLAY if o != number)
+    batch(layout.node_netns(node), [f"route add {to} via {over} dev eth0{_cubic()}" for to, over in ways])
 
 
 def prefer_cubic(netns: str) -> None:
@@ -83,8 +84,11 @@ def prefer_cubic(netns: str) -> None:
     contenders on a veth and hides the difference. A namespace may not choose by sysctl; a route may."""
     if not _cubic():
         return
-    routes = run("ip", "-n", netns, "-4", "route", "show").splitlines()
-    batch(netns, [f"route replace {_without_notes(route)} congctl cubic" for route in routes])
+    for family in ("-4", "-6"):
+        routes = run("ip", "-n", netns, family, "route", "show").splitlines()
+        own = [route for route in routes if "proto kernel" not in route or family == "-4"]
+        lines = "".join(f"route replace {_without_notes(route)} congctl cubic\n" for route in own)
+        run("ip", "-n", netns, family, "-batch", "-", stdin=lines)
 
 
 def _without_notes(route: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +43,8 @@ class Sandbox:
     namespace: str
     name: str
     uid: str
+    # Of its addresses; a list once it has been through the lab's state file.
+    versions: Sequence[int] = (4, 6)
 
     @property
     def args(self) -> str:
@@ -59,8 +62,8 @@ class Added:
     took_s: dict[str, float] = field(default_factory=dict)
 
     @property
-    def ip(self) -> str:
-        return str(self.result["ips"][0]["address"]).split("/")[0]
+    def ips(self) -> list[str]:
+        return [str(each["address"]).partition("/")[0] for each in self.result["ips"]]
 
 
 class Runtime:
@@ -87,7 +90,7 @@ class Runtime:
         took: dict[str, float] = {}
         result: Result = {}
         try:
-            for plugin in self._plugins():
+            for plugin in self._plugins(sandbox):
                 began = time.perf_counter()
                 result = self._call("ADD", plugin, sandbox, result or None)
                 took[str(plugin["type"])] = time.perf_counter() - began
@@ -99,13 +102,13 @@ class Runtime:
 
     def check(self, sandbox: Sandbox) -> None:
         """Raises CniRefused: something is not as ADD left it."""
-        for plugin in self._plugins():
+        for plugin in self._plugins(sandbox):
             self._call("CHECK", plugin, sandbox, self._cached(sandbox))
 
     def delete(self, sandbox: Sandbox) -> None:
         """Reverse order, every plugin gets its turn; the first failure is raised at the end."""
         failures: list[CniRefused] = []
-        for plugin in reversed(self._plugins()):
+        for plugin in reversed(self._plugins(sandbox)):
             try:
                 self._call("DEL", plugin, sandbox, self._cached(sandbox))
             except CniRefused as refused:
@@ -114,9 +117,13 @@ class Runtime:
         if failures:
             raise failures[0]
 
-    def _plugins(self) -> list[dict[str, Any]]:
+    def _plugins(self, sandbox: Sandbox) -> list[dict[str, Any]]:
+        """The list on disk, for a pod of one family without what concerns the other."""
         plugins = json.loads(self._conflist.read_text())["plugins"]
         assert isinstance(plugins, list)
+        for ipam in (plugin["ipam"] for plugin in plugins if "ipam" in plugin):
+            ipam["ranges"] = [own for own in ipam["ranges"] if _version(own[0]["subnet"]) in sandbox.versions]
+            ipam["routes"] = [way for way in ipam["routes"] if _version(way["dst"]) in sandbox.versions]
         return plugins
 
     def _cache(self, sandbox: Sandbox) -> Path:
@@ -159,18 +166,22 @@ class Runtime:
 
 
 def primary(number: int, leases: Path) -> dict[str, Any]:
-    """Debian's ptp with host-local: a routed veth per pod, addresses from the node's range, no masquerading."""
+    """Debian's ptp with host-local: a routed veth per pod, one address of each family, no masquerading."""
     ipam = {
         "type": "host-local",
         "dataDir": str(leases),
-        "ranges": [[{"subnet": str(pod_range(number))}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
+        "ranges": [[{"subnet": str(pod_range(number, version))}] for version in (4, 6)],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
     }
     return {"type": "ptp", "ipMasq": False, "mtu": 1500, "ipam": ipam}
 
 
 def ours(agent_run_dir: Path) -> dict[str, Any]:
     return {"type": needs.OUR_PLUGIN, "agentSocket": str(agent_run_dir / "cni.sock")}
+
+
+def _version(prefix: str) -> int:
+    return 6 if ":" in prefix else 4
 
 
 def _refusal(kind: str, stdout: str, stderr: str) -> CniRefused:

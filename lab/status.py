@@ -20,7 +20,14 @@ def facts(cluster: Cluster) -> dict[str, Any]:
         "logs": str(cluster.layout.logs),
         "daemons": [{"name": p.name, "pid": p.pid, "running": p.alive} for p in cluster.daemons.values()],
         "pods": [
-            {"namespace": p.namespace, "name": p.name, "node": p.node, "ip": p.ip, "identity": p.identity}
+            {
+                "namespace": p.namespace,
+                "name": p.name,
+                "node": p.node,
+                "ip": p.ip,
+                "ips": list(p.ips),
+                "identity": p.identity,
+            }
             for p in cluster.pods.values()
         ],
     }
@@ -36,8 +43,8 @@ def describe(cluster: Cluster, output: str) -> tuple[str, bool]:
         return yaml.safe_dump(known, sort_keys=False).rstrip(), healthy
     daemons = [("DAEMON", "PID", "STATE")]
     daemons += [(d["name"], str(d["pid"]), "running" if d["running"] else "ENDED") for d in known["daemons"]]
-    pods = [("NAMESPACE", "POD NAME", "NODE", "ADDRESS", "IDENTITY")]
-    pods += [(p["namespace"], p["name"], p["node"], p["ip"], p["identity"]) for p in known["pods"]]
+    pods = [("NAMESPACE", "POD NAME", "NODE", "ADDRESSES", "IDENTITY")]
+    pods += [(p["namespace"], p["name"], p["node"], ",".join(p["ips"]), p["identity"]) for p in known["pods"]]
     head = [
         f"lab            {known['name']}",
         f"configuration  {known['config']}",

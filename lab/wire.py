@@ -6,7 +6,7 @@ import signal
 import struct
 import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -14,19 +14,21 @@ from lab import netns, processes
 from lab.cluster import Cluster
 from lab.layout import PODS
 from lab.processes import Process, wait_until
+from mesh.model import IPAddress
 
 _RECORD: Final = struct.Struct("<IIII")
 _FILE_HEADER: Final = 24
+_TCP: Final = 6
 _SYN, _ACK = 0x02, 0x10
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A TCP packet over IPv4; `payload` as captured."""
+    """A TCP packet; `payload` as captured."""
 
-    src: IPv4Address
+    src: IPAddress
     sport: int
-    dst: IPv4Address
+    dst: IPAddress
     dport: int
     flags: int
     payload: bytes
@@ -37,7 +39,8 @@ class Packet:
 
     @property
     def between_pods(self) -> bool:
-        return self.src in PODS and self.dst in PODS
+        pods = PODS[self.src.version]
+        return self.src in pods and self.dst in pods
 
 
 class Capture:
@@ -78,7 +81,7 @@ class Capture:
 
 
 def read(path: Path) -> list[Packet]:
-    """TCP over IPv4 in a pcap file (little endian, Ethernet), in order; other packets are left out."""
+    """TCP in a pcap file (little endian, Ethernet), in order; other packets are left out."""
     data, offset, packets = path.read_bytes(), _FILE_HEADER, []
     while offset + _RECORD.size <= len(data):
         _, _, length, _ = _RECORD.unpack_from(data, offset)
@@ -90,10 +93,15 @@ def read(path: Path) -> list[Packet]:
 
 
 def parse(frame: bytes) -> Packet | None:
-    """None: not TCP over IPv4."""
-    if len(frame) < 54 or frame[12:14] != b"\x08\x00" or frame[23] != 6:
+    """None: not TCP over IPv4 or IPv6 (without extension headers, which no TCP of ours has)."""
+    kind, ip = frame[12:14], frame[14:]
+    src: IPAddress
+    dst: IPAddress
+    if kind == b"\x08\x00" and len(ip) >= 40 and ip[9] == _TCP:
+        src, dst, tcp = IPv4Address(ip[12:16]), IPv4Address(ip[16:20]), ip[(ip[0] & 0x0F) * 4 :]
+    elif kind == b"\x86\xdd" and len(ip) >= 60 and ip[6] == _TCP:
+        src, dst, tcp = IPv6Address(ip[8:24]), IPv6Address(ip[24:40]), ip[40:]
+    else:
         return None
-    ip = frame[14:]
-    tcp = ip[(ip[0] & 0x0F) * 4 :]
     sport, dport = struct.unpack_from(">HH", tcp)
-    return Packet(IPv4Address(ip[12:16]), sport, IPv4Address(ip[16:20]), dport, tcp[13], tcp[(tcp[12] >> 4) * 4 :])
+    return Packet(src, sport, dst, dport, tcp[13], tcp[(tcp[12] >> 4) * 4 :])

@@ -26,6 +26,12 @@ def mesh():
         guard.release()
 
 
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def version(request):
+    """The family of every address in a test that takes it: the same mesh serves both."""
+    return request.param
+
+
 @pytest.fixture
 def pods(mesh):
     """The pods by name; before each test the configuration holds no policy."""

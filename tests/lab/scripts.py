@@ -4,7 +4,7 @@ import sys
 
 _SERVER = """
 import socket, struct, sys
-listener = socket.create_server(("", {port}))
+listener = socket.create_server(("::", {port}), family=socket.AF_INET6, dualstack_ipv6=True)
 print("listening", flush=True)
 while True:
     connection, peer = listener.accept()

@@ -24,6 +24,9 @@ pytestmark = pytest.mark.lab
 
 SOON_S = 10.0
 NAMESPACE = "shop"
+ADDRESSES = {4: "10.9.0.2/24", 6: "fd00:9::2/64"}
+GATEWAYS = {4: "10.9.0.1", 6: "fd00:9::1"}
+NODAD = {4: "", 6: " nodad"}
 LABELS = {"istio.io/dataplane-mode": "ambient"}
 
 
@@ -89,8 +92,8 @@ class Node:
     def wait_for(self, state):
         processes.wait_until(f"web-1 is {state}", lambda: self.states() == {"web-1": state}, SOON_S)
 
-    def pod(self, name, **metadata):
-        return Pod(self, name, metadata)
+    def pod(self, name, versions=(4, 6), **metadata):
+        return Pod(self, name, versions, metadata)
 
     def close(self):
         try:
@@ -101,10 +104,10 @@ class Node:
 
 
 class Pod:
-    """A namespace with an address and a way out that leads nowhere."""
+    """A namespace with an address and a way out, per family, that leads nowhere."""
 
-    def __init__(self, node, name, metadata):
-        self.node, self.name = node, name
+    def __init__(self, node, name, versions, metadata):
+        self.node, self.name, self.versions = node, name, versions
         self.netns = node.layout.pod_netns(NAMESPACE, name)
         metadata = {"name": name, "namespace": NAMESPACE} | metadata
         node.write(name, {"kind": "Pod", "metadata": metadata, "spec": {"nodeName": "node1"}})
@@ -113,9 +116,13 @@ class Pod:
         lines = [
             "link set eth0 addrgenmode none up",
             "link set peer0 addrgenmode none up",
-            "addr add 10.9.0.2/24 dev eth0",
         ]
-        netns.batch(self.netns, [*lines, "route add default via 10.9.0.1"])
+        for version in versions:
+            lines += [
+                f"addr add {ADDRESSES[version]} dev eth0{NODAD[version]}",
+                f"route add default via {GATEWAYS[version]}",
+            ]
+        netns.batch(self.netns, lines)
 
     def call(self, command, **environment):
         config = {
@@ -123,7 +130,7 @@ class Pod:
             "name": "net",
             "type": "nodemesh-cni",
             "agentSocket": str(self.node.layout.run_dir("node1") / "cni.sock"),
-            "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "10.9.0.2/24"}]},
+            "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": ADDRESSES[v]} for v in self.versions]},
         }
         args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={self.name}"
         variables = {"CNI_CONTAINERID": self.name, "CNI_NETNS": str(NETNS / self.netns), "CNI_ARGS": args}
@@ -137,7 +144,13 @@ class Pod:
 
     def rules(self):
         """Everything that enrolment leaves in the namespace."""
-        words = ("nft -a list ruleset", "ip rule", "ip route show table all")
+        words = (
+            "nft -a list ruleset",
+            "ip rule",
+            "ip route show table all",
+            "ip -6 rule",
+            "ip -6 route show table all",
+        )
         return [netns.run(*netns.inside(self.netns), *word.split()) for word in words]
 
 
@@ -156,8 +169,9 @@ def tunnel(node):
     return node.tunnel
 
 
-def test_a_pod_comes_is_checked_and_goes_without_a_trace(node, tunnel):
-    pod = node.pod("web-1")
+@pytest.mark.parametrize("versions", [(4,), (6,), (4, 6)], ids=["ipv4", "ipv6", "dual"])
+def test_a_pod_comes_is_checked_and_goes_without_a_trace(node, tunnel, versions):
+    pod = node.pod("web-1", versions)
     before = pod.rules()
     pod.add()
     assert node.states() == {"web-1": "IN_MESH"}

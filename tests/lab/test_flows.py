@@ -34,8 +34,8 @@ def serve(mesh, pod, port, body):
     return process, printed
 
 
-def holding(mesh, source, target, port=ECHO_PORT):
-    return Probe(mesh, source, "hold", target if isinstance(target, str) else target.ip, port, 0.005)
+def holding(mesh, source, target, version=4, port=ECHO_PORT):
+    return Probe(mesh, source, "hold", target.address(version), port, 0.005)
 
 
 # A pod starts --------------------------------------------------------------------------------------------------------
@@ -107,30 +107,30 @@ def test_a_pod_does_not_start_when_its_port_is_occupied(mesh, pods):
 # A connection --------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_between_nodes_arrives_with_the_clients_own_address(mesh, pods):
-    assert mesh.http(pods["web-1"], f"{pods['web-2'].ip}:{HTTP_PORT}") == f"{pods['web-1'].ip} web-2"
+def test_a_request_between_nodes_arrives_with_the_clients_own_address(mesh, pods, version):
+    assert mesh.http(pods["web-1"], pods["web-2"].at(HTTP_PORT, version)) == f"{pods['web-1'].address(version)} web-2"
 
 
-def test_a_request_on_one_node_arrives_with_the_clients_own_address(mesh, pods):
-    assert mesh.http(pods["web-1"], f"{pods['web-3'].ip}:{HTTP_PORT}") == f"{pods['web-1'].ip} web-3"
+def test_a_request_on_one_node_arrives_with_the_clients_own_address(mesh, pods, version):
+    assert mesh.http(pods["web-1"], pods["web-3"].at(HTTP_PORT, version)) == f"{pods['web-1'].address(version)} web-3"
 
 
-def test_a_service_address_reaches_every_endpoint(mesh, pods):
-    names = {mesh.http(pods["web-1"], mesh.vips["web"]).split()[-1] for _ in range(60)}
+def test_a_service_address_reaches_every_endpoint(mesh, pods, version):
+    names = {mesh.http(pods["web-1"], mesh.vip("web", version)).split()[-1] for _ in range(60)}
     assert names == {"web-1", "web-2", "web-3", "web-4"}
 
 
-def test_both_sides_log_both_identities(mesh, pods):
+def test_both_sides_log_both_identities(mesh, pods, version):
     logs = AccessLog(mesh, "node1"), AccessLog(mesh, "node2")
-    mesh.http(pods["web-1"], f"{pods['web-2'].ip}:{HTTP_PORT}")
+    mesh.http(pods["web-1"], pods["web-2"].at(HTTP_PORT, version))
     for log, direction in zip(logs, ("outbound", "inbound"), strict=True):
         line = log.wait_for(direction=direction, src_workload="web-1", dst_workload="web-2")
         assert (line["src.identity"], line["dst.identity"]) == (pods["web-1"].identity, pods["web-2"].identity)
 
 
-def test_only_tunnels_are_on_the_wire(mesh, pods):
+def test_only_tunnels_are_on_the_wire(mesh, pods, version):
     with Capture(mesh, "flows") as seen:
-        mesh.http(pods["web-3"], f"{pods['web-4'].ip}:{HTTP_PORT}", "-d", "a-marker-in-the-body")
+        mesh.http(pods["web-3"], pods["web-4"].at(HTTP_PORT, version), "-d", "a-marker-in-the-body")
     assert seen.count(b"a-marker-in-the-body") == 0
     between = [packet for packet in seen.packets if packet.between_pods]
     assert between
@@ -138,15 +138,19 @@ def test_only_tunnels_are_on_the_wire(mesh, pods):
     assert all(15008 in (packet.sport, packet.dport) for packet in between)
 
 
-def test_out_of_the_mesh_the_way_is_plain(mesh, pods):
-    assert mesh.http(pods["web-1"], f"{pods['plain-2'].ip}:{HTTP_PORT}") == f"{pods['web-1'].ip} plain-2"
+def test_out_of_the_mesh_the_way_is_plain(mesh, pods, version):
+    assert (
+        mesh.http(pods["web-1"], pods["plain-2"].at(HTTP_PORT, version)) == f"{pods['web-1'].address(version)} plain-2"
+    )
 
 
-def test_into_the_mesh_plaintext_is_passed_on_unless_a_policy_forbids(mesh, pods):
-    assert mesh.http(pods["plain-1"], f"{pods['web-2'].ip}:{HTTP_PORT}") == f"{pods['plain-1'].ip} web-2"
+def test_into_the_mesh_plaintext_is_passed_on_unless_a_policy_forbids(mesh, pods, version):
+    assert (
+        mesh.http(pods["plain-1"], pods["web-2"].at(HTTP_PORT, version)) == f"{pods['plain-1'].address(version)} web-2"
+    )
 
 
-def test_a_half_closed_connection_still_answers(mesh, pods):
+def test_a_half_closed_connection_still_answers(mesh, pods, version):
     count = """
 total = 0
 while piece := connection.recv(65536): total += len(piece)
@@ -156,74 +160,83 @@ connection.sendall(b"x" * 300000); connection.shutdown(socket.SHUT_WR)
 answer = b""
 while piece := connection.recv(100): answer += piece
 print(answer.decode())"""
-    process, _ = serve(mesh, pods["web-2"], 9001, count)
-    assert mesh.exec(pods["web-1"], scripts.client(pods["web-2"].ip, 9001, ask)).stdout.strip() == "300000"
+    process, _ = serve(mesh, pods["web-2"], 9010 + version, count)
+    assert (
+        mesh.exec(pods["web-1"], scripts.client(pods["web-2"].address(version), 9010 + version, ask)).stdout.strip()
+        == "300000"
+    )
     process.kill()
 
 
-def test_a_servers_reset_arrives_as_a_reset(mesh, pods):
+def test_a_servers_reset_arrives_as_a_reset(mesh, pods, version):
     ask = """
 connection.sendall(b"hello")
 try: print("end" if not connection.recv(10) else "data")
 except ConnectionResetError: print("reset")"""
-    process, _ = serve(mesh, pods["web-2"], 9002, f"connection.recv(5); {scripts.RESET}")
-    assert mesh.exec(pods["web-1"], scripts.client(pods["web-2"].ip, 9002, ask)).stdout.strip() == "reset"
+    process, _ = serve(mesh, pods["web-2"], 9020 + version, f"connection.recv(5); {scripts.RESET}")
+    assert (
+        mesh.exec(pods["web-1"], scripts.client(pods["web-2"].address(version), 9020 + version, ask)).stdout.strip()
+        == "reset"
+    )
     process.kill()
 
 
-def test_a_clients_reset_arrives_as_a_reset(mesh, pods):
+def test_a_clients_reset_arrives_as_a_reset(mesh, pods, version):
     watch = """
 connection.sendall(b"!")
 try: print("end" if not connection.recv(10) else "data", flush=True)
 except ConnectionResetError: print("reset", flush=True)"""
-    process, printed = serve(mesh, pods["web-2"], 9003, watch)
-    mesh.exec(pods["web-1"], scripts.client(pods["web-2"].ip, 9003, f"connection.recv(1); {scripts.RESET}"))
+    process, printed = serve(mesh, pods["web-2"], 9030 + version, watch)
+    mesh.exec(
+        pods["web-1"],
+        scripts.client(pods["web-2"].address(version), 9030 + version, f"connection.recv(1); {scripts.RESET}"),
+    )
     printed("reset")
     process.kill()
 
 
-def test_nobody_listening_ends_the_clients_connection(mesh, pods):
-    assert mesh.http(pods["web-1"], f"{pods['web-2'].ip}:9999") == ""
+def test_nobody_listening_ends_the_clients_connection(mesh, pods, version):
+    assert mesh.http(pods["web-1"], pods["web-2"].at(9999, version)) == ""
 
 
 # A configuration change ----------------------------------------------------------------------------------------------
 
 
-def test_a_deny_cuts_what_is_open_refuses_what_is_new_and_can_be_taken_back(mesh, pods):
+def test_a_deny_cuts_what_is_open_refuses_what_is_new_and_can_be_taken_back(mesh, pods, version):
     principal = pods["web-1"].identity.removeprefix("spiffe://")
-    with holding(mesh, pods["web-1"], pods["web-2"]) as open_connection:
+    with holding(mesh, pods["web-1"], pods["web-2"], version) as open_connection:
         open_connection.expect("open")
         log = AccessLog(mesh, "node2")
         mesh.apply("deny", documents.deny_from("shop", "deny-web-1", "web", principal))
         open_connection.expect("cut")
-    assert not mesh.reaches(pods["web-1"], pods["web-2"])
+    assert not mesh.reaches(pods["web-1"], pods["web-2"], version)
     assert "deny-web-1" in log.wait_for(direction="inbound", error="deny-web-1")["error"]
-    assert mesh.reaches(pods["web-3"], pods["web-2"]), "others are not concerned"
+    assert mesh.reaches(pods["web-3"], pods["web-2"], version), "others are not concerned"
     mesh.remove("deny")
-    wait_until("web-1 may connect again", lambda: mesh.reaches(pods["web-1"], pods["web-2"]), SOON_S)
+    wait_until("web-1 may connect again", lambda: mesh.reaches(pods["web-1"], pods["web-2"], version), SOON_S)
 
 
-def test_a_deny_holds_on_one_node_too(mesh, pods):
+def test_a_deny_holds_on_one_node_too(mesh, pods, version):
     principal = pods["web-1"].identity.removeprefix("spiffe://")
     mesh.apply("deny", documents.deny_from("shop", "deny-web-1", "web", principal))
-    wait_until("web-1 is denied at web-3", lambda: not mesh.reaches(pods["web-1"], pods["web-3"]), SOON_S)
+    wait_until("web-1 is denied at web-3", lambda: not mesh.reaches(pods["web-1"], pods["web-3"], version), SOON_S)
     mesh.remove("deny")
-    wait_until("web-1 may connect again", lambda: mesh.reaches(pods["web-1"], pods["web-3"]), SOON_S)
+    wait_until("web-1 may connect again", lambda: mesh.reaches(pods["web-1"], pods["web-3"], version), SOON_S)
 
 
-def test_strict_cuts_and_refuses_plaintext_and_nothing_else(mesh, pods):
+def test_strict_cuts_and_refuses_plaintext_and_nothing_else(mesh, pods, version):
     with (
-        holding(mesh, pods["plain-1"], pods["web-2"]) as plain,
-        holding(mesh, pods["web-1"], pods["web-2"]) as meshed,
+        holding(mesh, pods["plain-1"], pods["web-2"], version) as plain,
+        holding(mesh, pods["web-1"], pods["web-2"], version) as meshed,
     ):
         plain.expect("open")
         meshed.expect("open")
         mesh.apply("strict", documents.strict("shop"))
         plain.expect("cut")
-        assert not mesh.reaches(pods["plain-1"], pods["web-2"])
+        assert not mesh.reaches(pods["plain-1"], pods["web-2"], version)
         assert meshed.stop()["event"] == "stopped"
     mesh.remove("strict")
-    wait_until("plaintext is back", lambda: mesh.reaches(pods["plain-1"], pods["web-2"]), SOON_S)
+    wait_until("plaintext is back", lambda: mesh.reaches(pods["plain-1"], pods["web-2"], version), SOON_S)
 
 
 def test_a_broken_document_changes_nothing_and_is_reported_with_its_line(mesh, pods):
@@ -237,16 +250,16 @@ def test_a_broken_document_changes_nothing_and_is_reported_with_its_line(mesh, p
 # What may fail -------------------------------------------------------------------------------------------------------
 
 
-def test_without_the_control_plane_everything_goes_on(mesh, pods):
+def test_without_the_control_plane_everything_goes_on(mesh, pods, version):
     with (
-        holding(mesh, pods["web-1"], pods["web-2"]) as held,
-        Probe(mesh, pods["web-3"], "loop", pods["web-4"].ip, ECHO_PORT, 0.005) as fresh,
+        holding(mesh, pods["web-1"], pods["web-2"], version) as held,
+        Probe(mesh, pods["web-3"], "loop", pods["web-4"].address(version), ECHO_PORT, 0.005) as fresh,
     ):
         held.expect("open")
         daemons.stop(mesh.daemons["controlplane"])
         try:
             fresh.expect("open")
-            assert mesh.reaches(pods["web-2"], pods["web-3"])
+            assert mesh.reaches(pods["web-2"], pods["web-3"], version)
             done = fresh.stop()
             assert (done["event"], done["failed"]) == ("done", 0)
             assert held.stop()["event"] == "stopped"
@@ -261,34 +274,34 @@ def test_after_the_control_plane_is_back_changes_arrive_again(mesh, pods):
     wait_until("plaintext is back", lambda: mesh.reaches(pods["plain-1"], pods["web-2"]), SOON_S)
 
 
-def test_a_killed_agent_comes_back_without_touching_running_pods(mesh, pods):
+def test_a_killed_agent_comes_back_without_touching_running_pods(mesh, pods, version):
     with (
-        holding(mesh, pods["web-1"], pods["web-2"]) as held,
-        Probe(mesh, pods["web-1"], "loop", pods["web-4"].ip, ECHO_PORT, 0.005) as fresh,
+        holding(mesh, pods["web-1"], pods["web-2"], version) as held,
+        Probe(mesh, pods["web-1"], "loop", pods["web-4"].address(version), ECHO_PORT, 0.005) as fresh,
     ):
         held.expect("open")
         fresh.expect("open")
         mesh.daemons["nodeagent-node1"].kill()
         mesh.start_agent("node1")
         late = mesh.add_pod(PodSpec("late", "node1"))
-        wait_until("the new pod talks", lambda: mesh.reaches(late, pods["web-2"]), SOON_S)
+        wait_until("the new pod talks", lambda: mesh.reaches(late, pods["web-2"], version), SOON_S)
         mesh.delete_pod("late")
         assert held.stop()["event"] == "stopped"
         done = fresh.stop()
         assert (done["event"], done["failed"]) == ("done", 0)
 
 
-def test_a_tunnel_told_to_end_lets_connections_finish_and_ends(mesh, pods):
+def test_a_tunnel_told_to_end_lets_connections_finish_and_ends(mesh, pods, version):
     """SIGTERM: what runs may run on until the deadline; afterwards a new tunnel serves the same pods."""
     tunnel = mesh.daemons["ztunnel-node1"]
-    with holding(mesh, pods["web-1"], pods["web-2"]) as held:
+    with holding(mesh, pods["web-1"], pods["web-2"], version) as held:
         held.expect("open")
         tunnel.signal(signal.SIGTERM)
         last = held.stop()
         assert last["event"] == "stopped", "the connection ran on after SIGTERM and could finish by itself"
     assert tunnel.wait(15.0)
     mesh.start_tunnel("node1")
-    wait_until("its pods are served again", lambda: mesh.reaches(pods["web-1"], pods["web-2"]), SOON_S)
+    wait_until("its pods are served again", lambda: mesh.reaches(pods["web-1"], pods["web-2"], version), SOON_S)
 
 
 def test_a_wrong_join_token_ends_the_tunnel_with_a_sentence(mesh, pods):

@@ -104,14 +104,19 @@ def counted(space):
 
 
 @pytest.fixture
-def attempt(mesh, svid, target, syns):
+def attempt(mesh, svid, target, syns, version):
     """One request from a pod outside the mesh straight to the target's 15008: (answer, SYNs it caused)."""
 
     def make(**changes):
         chain, key = svid
-        arguments = {"ip": target.ip, "authority": f"{target.ip}:{ECHO_PORT}", "chain": chain, "key": key, **changes}
+        arguments = {
+            "ip": target.address(version),
+            "authority": target.at(ECHO_PORT, version),
+            "chain": chain,
+            "key": key,
+        }
         before = syns()
-        answer = byhand(mesh, mesh.pods["plain-1"].netns, "connect", **arguments)
+        answer = byhand(mesh, mesh.pods["plain-1"].netns, "connect", **(arguments | changes))
         return answer, syns() - before
 
     return make
@@ -219,7 +224,10 @@ def test_get_is_answered_with_400(attempt):
     assert (answer["status"], opened) == (400, 0)
 
 
-@pytest.mark.parametrize("authority", ["", "nonsense", "10.244.2.2", "10.244.2.2:", "10.244.2.2:0", "10.244.2.2:70000"])
+@pytest.mark.parametrize(
+    "authority",
+    ["", "nonsense", "10.244.2.2", "10.244.2.2:", "10.244.2.2:0", "10.244.2.2:70000", "[fd00::2]", "fd00::2:80"],
+)
 def test_an_authority_that_names_no_port_is_answered_with_400(attempt, authority):
     answer, opened = attempt(authority=authority)
     assert answer.get("status", 400) == 400
@@ -228,20 +236,20 @@ def test_an_authority_that_names_no_port_is_answered_with_400(attempt, authority
 
 
 @pytest.mark.parametrize("other", ["web-4", "web-1", "plain-2"])
-def test_another_pods_address_is_answered_with_400(mesh, attempt, other):
-    answer, opened = attempt(authority=f"{mesh.pods[other].ip}:{ECHO_PORT}")
+def test_another_pods_address_is_answered_with_400(mesh, attempt, version, other):
+    answer, opened = attempt(authority=mesh.pods[other].at(ECHO_PORT, version))
     assert (answer["status"], opened) == (400, 0)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "0.0.0.0"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]"])
 def test_loopback_is_answered_with_400(attempt, host):
     answer, opened = attempt(authority=f"{host}:{ECHO_PORT}")
     assert (answer["status"], opened) == (400, 0)
 
 
 @pytest.mark.parametrize("port", [15001, 15006, 15008])
-def test_the_meshs_own_ports_are_answered_with_503(attempt, target, port):
-    answer, opened = attempt(authority=f"{target.ip}:{port}")
+def test_the_meshs_own_ports_are_answered_with_503(attempt, target, version, port):
+    answer, opened = attempt(authority=target.at(port, version))
     assert (answer["status"], opened) == (503, 0)
 
 
@@ -250,8 +258,8 @@ def test_an_unknown_service_is_answered_with_503(attempt):
     assert (answer["status"], opened) == (503, 0)
 
 
-def test_nobody_listening_is_answered_with_503(attempt, target):
-    answer, _ = attempt(authority=f"{target.ip}:9999")
+def test_nobody_listening_is_answered_with_503(attempt, target, version):
+    answer, _ = attempt(authority=target.at(9999, version))
     assert answer["status"] == 503
 
 

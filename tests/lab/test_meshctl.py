@@ -26,7 +26,8 @@ def meshctl(mesh):
 
 def test_workloads_are_the_labs_pods_with_the_way_to_reach_them(mesh, meshctl):
     expected = {
-        pod.name: ([pod.ip], pod.node, "TCP" if pod.name.startswith("plain") else "HBONE") for pod in mesh.pods.values()
+        pod.name: (list(pod.ips), pod.node, "TCP" if pod.name.startswith("plain") else "HBONE")
+        for pod in mesh.pods.values()
     }
 
     def shown():
@@ -39,7 +40,7 @@ def test_workloads_are_the_labs_pods_with_the_way_to_reach_them(mesh, meshctl):
 def test_the_service_has_every_healthy_endpoint(mesh):
     where = ["--lab", mesh.layout.name, "--node", "node2"]
     lines = CliRunner().invoke(cli, ["services", *where]).output.splitlines()
-    assert lines[1].split() == ["shop", "web", mesh.vips["web"], "None", "4/4"]
+    assert lines[1].split() == ["shop", "web", f"{mesh.vips['web']},{mesh.vips6['web']}", "None", "4/4"]
 
 
 def test_certificates_are_those_of_the_nodes_pods_and_valid(mesh, meshctl):

@@ -1,6 +1,7 @@
 """The lab's parts that need no namespace: names, documents, captures, log lines, comparisons."""
 
 import struct
+from ipaddress import ip_address
 
 import pytest
 import yaml
@@ -24,8 +25,9 @@ def test_a_lab_leaves_everybody_elses_namespaces_alone(name):
 
 def test_addresses_follow_from_numbers():
     assert (underlay_address(0), underlay_address(2)) == ("172.30.0.10", "172.30.0.12")
-    assert str(pod_range(2)) == "10.244.2.0/24"
-    assert str(service_address(0)) == "10.96.0.10"
+    assert (underlay_address(0, 6), underlay_address(2, 6)) == ("fd00:172:30::a", "fd00:172:30::c")
+    assert [str(pod_range(2, version)) for version in (4, 6)] == ["10.244.2.0/24", "fd00:10:244:2::/64"]
+    assert [service_address(0, version) for version in (4, 6)] == ["10.96.0.10", "fd00:10:96::a"]
 
 
 def test_a_document_is_replaced_whole_and_leaves_no_other_file(tmp_path):
@@ -43,8 +45,9 @@ def test_a_pod_is_bound_first_and_running_later():
     assert "status" not in bound
     assert bound["spec"]["serviceAccountName"] == "web-1"
     assert bound["metadata"]["labels"] == {"app": "web"}
-    status = documents.running(bound, "10.244.1.2", "172.30.0.11")["status"]
+    status = documents.running(bound, ["10.244.1.2", "fd00::2"], ["172.30.0.11"])["status"]
     assert (status["phase"], status["podIP"]) == ("Running", "10.244.1.2")
+    assert status["podIPs"] == [{"ip": "10.244.1.2"}, {"ip": "fd00::2"}]
     assert yaml.safe_load(yaml.safe_dump(bound)) == bound
 
 
@@ -55,9 +58,19 @@ def frame(flags, *, payload=b"", protocol=6, ethertype=b"\x08\x00", dport=15008)
     return b"\0" * 12 + ethertype + ip + tcp
 
 
-def test_a_captured_packet_is_read_by_hand():
-    packet = wire.parse(frame(0x18, payload=b"secret"))
-    assert (str(packet.src), packet.sport, str(packet.dst), packet.dport) == ("10.244.1.2", 40000, "10.244.2.2", 15008)
+def frame6(flags, *, payload=b"", protocol=6):
+    tcp = frame(flags, payload=payload)[34:]
+    addresses = b"".join(ip_address(text).packed for text in ("fd00:10:244:1::2", "fd00:10:244:2::2"))
+    return b"\0" * 12 + b"\x86\xdd" + struct.pack(">IHBB", 6 << 28, len(tcp), protocol, 64) + addresses + tcp
+
+
+@pytest.mark.parametrize(
+    ("make", "ends"), [(frame, ("10.244.1.2", "10.244.2.2")), (frame6, ("fd00:10:244:1::2", "fd00:10:244:2::2"))]
+)
+def test_a_captured_packet_is_read_by_hand(make, ends):
+    packet = wire.parse(make(0x18, payload=b"secret"))
+    assert (str(packet.src), str(packet.dst)) == ends
+    assert (packet.sport, packet.dport) == (40000, 15008)
     assert packet.payload == b"secret"
     assert packet.between_pods
     assert not packet.opens
@@ -68,8 +81,10 @@ def test_only_a_syn_without_ack_opens(flags, opens):
     assert wire.parse(frame(flags)).opens is opens
 
 
-@pytest.mark.parametrize("other", [frame(2, protocol=17), frame(2, ethertype=b"\x86\xdd"), b"", b"\0" * 20])
-def test_what_is_not_tcp_over_ipv4_is_left_out(other):
+@pytest.mark.parametrize(
+    "other", [frame(2, protocol=17), frame6(2, protocol=17), frame(2, ethertype=b"\x08\x06"), b"", b"\0" * 20]
+)
+def test_what_is_not_tcp_is_left_out(other):
     assert wire.parse(other) is None
 
 

@@ -121,8 +121,14 @@ fn address(want: Want<'_>, workload: &Workload) -> Option<IpAddr> {
     let allowed = workload
         .addresses
         .iter()
-        .filter(|ip| want.service.ip_families.allows(**ip));
+        .filter(|ip| want.service.ip_families.allows(**ip) && has_family_of(want.from, **ip));
     allowed.min_by_key(|ip| ip.is_ipv4() != want.v4).copied()
+}
+
+/// A pod of one family has no way to an address of the other. Nothing known of it: no restriction.
+fn has_family_of(from: &Workload, ip: IpAddr) -> bool {
+    let own = &from.addresses;
+    own.is_empty() || own.iter().any(|own| own.is_ipv4() == ip.is_ipv4())
 }
 
 fn target(want: Want<'_>, endpoint: &Endpoint) -> Option<u16> {

@@ -220,11 +220,12 @@ fn endpoints_of_other_networks_are_left_out_and_named_when_there_is_no_other() {
 #[test]
 fn the_clients_family_is_preferred_and_the_services_families_are_law() {
     let both = endpoint(1).with(|w| w.addresses.push(packed("fd00::1").into()));
+    let client = dual_client();
     let dual = web().with(|s| {
         s.addresses
             .push(service("a/b", &["fd96::1"], &[]).addresses.remove(0))
     });
-    let tables = mesh(&[&client(), &dual, &both]);
+    let tables = mesh(&[&client, &dual, &both]);
     assert_eq!(
         told(&go(&tables, "10.96.0.1:80")),
         tunnel("10.0.0.1:15008", "10.0.0.1:8080", "shop/web")
@@ -240,6 +241,24 @@ fn the_clients_family_is_preferred_and_the_services_families_are_law() {
     assert_eq!(
         told(&go(&tables, "10.96.0.1:80")),
         tunnel("[fd00::1]:15008", "[fd00::1]:8080", "shop/web")
+    );
+}
+
+fn dual_client() -> pb::Workload {
+    client().with(|w| w.addresses.push(packed("fd00::9").into()))
+}
+
+#[test]
+fn an_endpoint_of_the_other_family_is_not_for_a_client_of_one() {
+    let six = endpoint(6).with(|w| w.addresses = vec![packed("fd00::6").into()]);
+    let tables = mesh(&[&client(), &web(), &endpoint(1), &six]);
+    assert_eq!(shares(&tables, "10.96.0.1:80"), even(&["web-1"]));
+    let both = mesh(&[&dual_client(), &web(), &endpoint(1), &six]);
+    assert_eq!(shares(&both, "10.96.0.1:80"), even(&["web-1", "web-6"]));
+    let none = mesh(&[&client(), &web(), &six]);
+    assert_eq!(
+        refused(&none, "10.96.0.1:80"),
+        "refused: the endpoints of shop/web have no IP address of a suitable family, and none is looked up by name"
     );
 }
 
