@@ -66,6 +66,8 @@ class Scope(StrEnum):
 class Action(StrEnum):
     ALLOW = "ALLOW"
     DENY = "DENY"
+    # Decides nothing; what matches is reported.
+    AUDIT = "AUDIT"
 
 
 class Comparison(StrEnum):
@@ -128,6 +130,8 @@ class Workload:
     services: Mapping[str, tuple[Port, ...]] = field(default_factory=lambda: EMPTY)
     # "namespace/name" of the selector-scoped policies that apply.
     policies: tuple[str, ...] = ()
+    # The same of the policies about whom it may call.
+    egress_policies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,9 @@ class Match:
     not_destination_ips: tuple[IPNetwork, ...] = ()
     destination_ports: tuple[int, ...] = ()
     not_destination_ports: tuple[int, ...] = ()
+    # Hostname of the addressed service; only the client's side knows it.
+    services: tuple[StringMatch, ...] = ()
+    not_services: tuple[StringMatch, ...] = ()
 
 
 # A clause is true when any match is; a rule when all clauses are (without a clause: always); a policy when any rule is.

@@ -22,6 +22,7 @@ PURE = (
     "mesh/model.py",
     "mesh/delta.py",
     "mesh/membership.py",
+    "mesh/policy.py",
     "nodeagent/enrol/machine.py",
     "nodeagent/redirect/plan.py",
     "nodeagent/redirect/nft.py",

@@ -87,3 +87,16 @@ class Core:
 
     def close(self) -> None:
         """Cuts everything and joins all threads. Idempotent; afterwards every other call raises RuntimeError."""
+
+def judge(
+    policies: list[tuple[str, bytes]],
+    workload: tuple[str, bytes],
+    asked: list[tuple[str, str, str, int, bool, str]],
+) -> list[tuple[tuple[bool, str, int], tuple[bool, str, int] | None, list[tuple[str, int]]]]:
+    """What the core would say, without a data path. `policies`, `workload`: as for `apply`.
+
+    `asked`: (source IP, the other end's identity or "", destination IP, port, whether the workload is the client, the
+    addressed service's hostname or ""). Of each: the verdict (allowed, the deciding policy or "", its rule or -1), the
+    verdict if dry runs were in force (None: there are none), and the policies that decide nothing but match.
+    Raises ValueError: something is refused, or no address or identity.
+    """

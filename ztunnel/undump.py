@@ -1,7 +1,7 @@
 """A config dump as the resources it was made from, so that a core can decide over it again. Pure.
 
 Reads our dumps and those that Istio's ztunnel writes: lists or maps, `Healthy` or `HEALTHY`. What a dump does not hold
-(extensions) does not come back; certificates and connections are nobody's resource.
+(extensions other than ours) does not come back; certificates and connections are nobody's resource.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import StringValue
 
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.errors import OperatorError
@@ -28,6 +29,7 @@ _SCOPES: Final = {
 _STRINGS: Final = ("namespaces", "notNamespaces", "principals", "notPrincipals")
 _RANGES: Final = ("sourceIps", "notSourceIps", "destinationIps", "notDestinationIps")
 _PORTS: Final = ("destinationPorts", "notDestinationPorts")
+_SERVICES: Final = {"services": "nodemesh/service", "notServices": "nodemesh/not-service"}
 _ACCOUNTS: Final = ("serviceAccounts", "notServiceAccounts")
 _BALANCING_MODES: Final = {"Strict": "STRICT", "Failover": "FAILOVER", "Passthrough": "PASSTHROUGH"}
 _FAMILIES: Final = {"IPv4": "IPV4_ONLY", "IPv6": "IPV6_ONLY", "Dual": "DUAL"}
@@ -83,6 +85,8 @@ def _workload(entry: Json) -> tuple[str, Message]:
     if tunnel := entry.get("applicationTunnel"):
         made.application_tunnel.port = tunnel.get("port") or 0
         made.application_tunnel.protocol = workload.ApplicationTunnel.Protocol.Value(tunnel.get("protocol") or "NONE")
+    for policy in entry.get("egressPolicies") or []:
+        made.extensions.add(name="nodemesh/egress-policy").config.Pack(StringValue(value=policy))
     _gateways(made, entry, waypoint="waypoint", network_gateway="networkGateway")
     return made.uid, workload.Address(workload=made)
 
@@ -120,8 +124,9 @@ def _policy(entry: Json) -> tuple[str, Message]:
         name=entry["name"],
         namespace=entry.get("namespace") or "",
         scope=_SCOPES[entry["scope"]],
-        action=security.DENY if str(entry["action"]).upper() == "DENY" else security.ALLOW,
-        dry_run=bool(entry.get("dryRun")),
+        action=security.ALLOW if (action := str(entry["action"]).upper()) == "ALLOW" else security.DENY,
+        dry_run=bool(entry.get("dryRun")) or action == "AUDIT",
+        extensions=[security.Extension(name="nodemesh/audit")] if action == "AUDIT" else [],
     )
     for clauses in entry.get("rules") or []:
         rule = made.rules.add()
@@ -142,6 +147,9 @@ def _match(entry: Json) -> security.Match:
         for account in entry.get(key) or []:
             names = {"namespace": account["namespace"], "serviceAccount": account["serviceAccount"]}
             getattr(made, _snake(key)).add(**names)
+    for key, name in _SERVICES.items():
+        for text in entry.get(key) or []:
+            made.extensions.add(name=name).config.Pack(_text(text))
     return made
 
 

@@ -13,12 +13,14 @@ from types import MappingProxyType
 from typing import Final
 
 from google.protobuf.message import Message
+from google.protobuf.wrappers_pb2 import StringValue
 
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Versioned
 from mesh.gen import authorization_pb2 as security
 from mesh.gen import workload_pb2 as wire
 from mesh.model import (
     AccountMatch,
+    Action,
     Comparison,
     IPNetwork,
     Match,
@@ -31,6 +33,10 @@ from mesh.model import (
     World,
 )
 
+_AUDIT: Final = "nodemesh/audit"
+_EGRESS: Final = "nodemesh/egress-policy"
+_SERVICE: Final = "nodemesh/service"
+_NOT_SERVICE: Final = "nodemesh/not-service"
 _STRINGS: Final = ("namespaces", "principals")
 _NETWORKS: Final = ("source_ips", "destination_ips")
 
@@ -99,6 +105,7 @@ def _workload(workload: Workload) -> wire.Workload:
         status=wire.WorkloadStatus.HEALTHY if workload.healthy else wire.WorkloadStatus.UNHEALTHY,
         cluster_id=workload.cluster_id,
         network_mode=wire.NetworkMode.HOST_NETWORK if workload.host_network else wire.NetworkMode.STANDARD,
+        extensions=[_egress(key) for key in workload.egress_policies],
     )
     if workload.locality:
         place = workload.locality
@@ -152,17 +159,27 @@ def _vip(vip: Vip) -> wire.NetworkAddress:
     return address
 
 
+def _egress(policy: str) -> wire.Extension:
+    """Not among `authorization_policies`: another tunnel would take it for one about incoming connections."""
+    extension = wire.Extension(name=_EGRESS)
+    extension.config.Pack(StringValue(value=policy))
+    return extension
+
+
 def _policy(policy: Policy) -> security.Authorization:
+    """An AUDIT travels as a dry run, which is what a tunnel that does not know our extension makes of it."""
+    audit = policy.action is Action.AUDIT
     return security.Authorization(
         name=policy.name,
         namespace=policy.namespace,
         scope=security.Scope.Value(policy.scope),
-        action=security.Action.Value(policy.action),
+        action=security.DENY if audit else security.Action.Value(policy.action),
         rules=[
             security.Rule(clauses=[security.Clause(matches=[_match(match) for match in clause]) for clause in rule])
             for rule in policy.rules
         ],
-        dry_run=policy.dry_run,
+        dry_run=policy.dry_run or audit,
+        extensions=[security.Extension(name=_AUDIT)] if audit else [],
     )
 
 
@@ -179,6 +196,9 @@ def _match(match: Match) -> security.Match:
     for name in _NETWORKS:
         for attribute in (name, f"not_{name}"):
             getattr(message, attribute).extend(map(_network, getattr(match, attribute)))
+    for name, values in ((_SERVICE, match.services), (_NOT_SERVICE, match.not_services)):
+        for value in values:
+            message.extensions.add(name=name).config.Pack(_string(value))
     return message
 
 

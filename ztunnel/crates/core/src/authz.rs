@@ -6,75 +6,157 @@ use crate::tables::{
     Account, Action, Cidr, Clause, Key, Match, Pair, Policy, Rule, Tables, Text, Workload,
 };
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 mod words;
 
 pub use words::standing;
 
+/// Which end judges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction<'a> {
+    /// The server's, by the policies about it.
+    Inbound,
+    /// The client's, by its egress policies. `service`: hostname of the service that it addressed.
+    Outbound { service: Option<&'a str> },
+}
+
 /// Who asks for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer<'a> {
     pub source: IpAddr,
-    /// None: plaintext.
+    /// Of the other end, as the one that judges has proved or demands it. None: plaintext.
     pub identity: Option<&'a SpiffeId>,
     /// The pod's IP and the application's port.
     pub dst: SocketAddr,
+    pub direction: Direction<'a>,
+}
+
+impl<'a> Peer<'a> {
+    /// Hostname of the addressed service, on the client's side.
+    fn service(&self) -> Option<&'a str> {
+        match self.direction {
+            Direction::Outbound { service } => service,
+            Direction::Inbound => None,
+        }
+    }
+}
+
+/// A policy that matched, and its first rule that did, counted from 0.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Hit {
+    pub policy: Key,
+    pub rule: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// `by`: the ALLOW policy that matched; None: there is no ALLOW policy.
-    Allowed { by: Option<Key> },
-    /// `by`: the DENY policy that matched, or the policy that is not known.
-    Denied { by: Option<Key>, why: String },
+    Allowed { by: Option<Hit> },
+    /// `why`: `because` as a sentence.
+    Denied { because: Because, why: String },
 }
 
-/// The verdict in force. Any DENY that matches, then any policy that is not known, denies; then, if there are ALLOW
-/// policies, one has to match. Allocates only to deny.
-pub fn authorise(tables: &Tables, to: &Workload, peer: &Peer<'_>) -> Verdict {
-    evaluate(tables, to, peer, |policy| !policy.dry_run)
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// A DENY policy.
+    Matched(Hit),
+    /// A policy that applies was refused, and there is no older version of it.
+    Refused(Key),
+    /// A policy that applies has not arrived.
+    Unknown(Key),
+    /// There are ALLOW policies, and none of them matched.
+    NoneMatched,
+}
+
+/// The verdict in force. Any DENY that matches, then any policy that is not there, denies; then, if there are ALLOW
+/// policies, one has to match. `of`: the workload whose side judges. Allocates only to deny.
+pub fn authorise(tables: &Tables, of: &Workload, peer: &Peer<'_>) -> Verdict {
+    evaluate(tables, of, peer, |policy| !policy.dry_run)
 }
 
 /// The verdict if the dry-run policies were in force too; None: there is none here.
-pub fn rehearse(tables: &Tables, to: &Workload, peer: &Peer<'_>) -> Option<Verdict> {
-    let mut known = tables.policies_for(to).flatten();
+pub fn rehearse(tables: &Tables, of: &Workload, peer: &Peer<'_>) -> Option<Verdict> {
+    let mut known = candidates(tables, of, peer.direction).flatten();
     known
         .any(|policy| policy.dry_run)
-        .then(|| evaluate(tables, to, peer, |_| true))
+        .then(|| evaluate(tables, of, peer, |_| true))
+}
+
+/// The policies that decide nothing (AUDIT, dry run) and match. Allocates only if there are any.
+pub fn observe(tables: &Tables, of: &Workload, peer: &Peer<'_>) -> Vec<(Arc<Policy>, usize)> {
+    let peer = &canonical(peer);
+    let known = candidates(tables, of, peer.direction).flatten();
+    known
+        .filter(|policy| policy.dry_run || policy.action == Action::Audit)
+        .filter_map(|policy| Some((policy.clone(), first_rule(policy, peer)?)))
+        .collect()
+}
+
+fn candidates<'a>(
+    tables: &'a Tables,
+    of: &'a Workload,
+    direction: Direction<'_>,
+) -> impl Iterator<Item = Result<&'a Arc<Policy>, &'a Key>> {
+    let inbound = direction == Direction::Inbound;
+    let about_it = inbound.then(|| tables.policies_for(of));
+    let its_own = (!inbound).then(|| tables.egress_policies_for(of));
+    let about_it = about_it.into_iter().flatten();
+    about_it.chain(its_own.into_iter().flatten())
 }
 
 fn evaluate(
     tables: &Tables,
-    to: &Workload,
+    of: &Workload,
     peer: &Peer<'_>,
     in_force: impl Fn(&Policy) -> bool,
 ) -> Verdict {
     let peer = &canonical(peer);
-    let (mut unknown, mut allows, mut allowed_by) = (None, false, None);
-    for candidate in tables.policies_for(to) {
+    let (mut refused, mut unknown, mut allows, mut allowed_by) = (None, None, false, None);
+    for candidate in candidates(tables, of, peer.direction) {
         match candidate {
-            Err(key) => unknown = unknown.or(Some(key)),
+            Err(key) => match tables.refusal(key) {
+                Some(refusal) => refused = refused.or(Some((key, &refusal.why))),
+                None => unknown = unknown.or(Some(key)),
+            },
             Ok(policy) if !in_force(policy) => {}
-            Ok(policy) if policy.action == Action::Deny => {
-                if holds(policy, peer) {
-                    return denied(
-                        Some(&policy.key),
-                        format!("denied by policy {}", policy.key),
-                    );
+            Ok(policy) => match policy.action {
+                Action::Audit => {}
+                Action::Deny => {
+                    if let Some(rule) = first_rule(policy, peer) {
+                        let why = format!("denied by policy {}", policy.key);
+                        return denied(Because::Matched(hit(policy, rule)), why);
+                    }
                 }
-            }
-            Ok(policy) => {
-                allows = true;
-                if allowed_by.is_none() && holds(policy, peer) {
-                    allowed_by = Some(policy.key.clone());
+                Action::Allow => {
+                    allows = true;
+                    if allowed_by.is_none() {
+                        allowed_by = first_rule(policy, peer).map(|rule| hit(policy, rule));
+                    }
                 }
-            }
+            },
         }
     }
-    match unknown {
-        Some(key) => denied(Some(key), format!("policy {key} is not known yet")),
-        None if allows && allowed_by.is_none() => denied(None, none_matched(tables, to, in_force)),
-        None => Verdict::Allowed { by: allowed_by },
+    match (refused, unknown) {
+        (Some((key, why)), _) => denied(
+            Because::Refused(key.clone()),
+            format!("policy {key} was refused: {why}"),
+        ),
+        (None, Some(key)) => denied(
+            Because::Unknown(key.clone()),
+            format!("policy {key} is not known yet"),
+        ),
+        (None, None) if allows && allowed_by.is_none() => {
+            none_matched(tables, of, peer.direction, in_force)
+        }
+        (None, None) => Verdict::Allowed { by: allowed_by },
+    }
+}
+
+fn hit(policy: &Policy, rule: usize) -> Hit {
+    Hit {
+        policy: policy.key.clone(),
+        rule,
     }
 }
 
@@ -82,35 +164,40 @@ fn evaluate(
 fn canonical<'a>(peer: &Peer<'a>) -> Peer<'a> {
     Peer {
         source: peer.source.to_canonical(),
-        identity: peer.identity,
         dst: crate::addr::canonical(peer.dst),
+        ..*peer
     }
 }
 
-fn denied(by: Option<&Key>, why: String) -> Verdict {
-    Verdict::Denied {
-        by: by.cloned(),
-        why,
-    }
-}
-
-fn none_matched(tables: &Tables, to: &Workload, in_force: impl Fn(&Policy) -> bool) -> String {
+fn none_matched(
+    tables: &Tables,
+    of: &Workload,
+    direction: Direction<'_>,
+    in_force: impl Fn(&Policy) -> bool,
+) -> Verdict {
     const SHOWN: usize = 5;
-    let known = tables.policies_for(to).flatten();
+    let known = candidates(tables, of, direction).flatten();
     let asked: Vec<&str> = known
         .filter(|p| p.action == Action::Allow && in_force(p))
         .map(|policy| &*policy.key)
         .collect();
     let shown = asked[..asked.len().min(SHOWN)].join(", ");
     let rest = if asked.len() > SHOWN { ", ..." } else { "" };
-    format!("no ALLOW policy matched ({shown}{rest})")
+    denied(
+        Because::NoneMatched,
+        format!("no ALLOW policy matched ({shown}{rest})"),
+    )
 }
 
-fn holds(policy: &Policy, peer: &Peer<'_>) -> bool {
+fn denied(because: Because, why: String) -> Verdict {
+    Verdict::Denied { because, why }
+}
+
+fn first_rule(policy: &Policy, peer: &Peer<'_>) -> Option<usize> {
     policy
         .rules
         .iter()
-        .any(|Rule(clauses)| clauses.iter().all(|clause| clause_holds(clause, peer)))
+        .position(|Rule(clauses)| clauses.iter().all(|clause| clause_holds(clause, peer)))
 }
 
 fn clause_holds(Clause(matches): &Clause, peer: &Peer<'_>) -> bool {
@@ -132,6 +219,9 @@ fn matches_all(m: &Match, peer: &Peer<'_>) -> bool {
         })
         && pair(&m.principals, principal)
         && pair(&m.namespaces, |text| says(text, namespace))
+        && pair(&m.services, |text| {
+            peer.service().is_some_and(|host| says(text, host))
+        })
 }
 
 fn pair<T>(pair: &Pair<T>, is: impl Fn(&T) -> bool) -> bool {

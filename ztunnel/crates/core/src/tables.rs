@@ -54,7 +54,8 @@ impl Tables {
         &self.cluster
     }
 
-    /// The next snapshot, and (name, why) of every refused resource, whose old version stays. `upserts`: (resource name,
+    /// The next snapshot, and (name, why) of every refused resource, whose old version stays; a refused policy without one
+    /// closes what it would have governed, as far as it says what that is. `upserts`: (resource name,
     /// serialized message). An unknown name in `removed` is no error.
     pub fn with(
         &self,
@@ -72,6 +73,10 @@ impl Tables {
         let mut refused = Vec::new();
         for (name, bytes) in upserts {
             if let Err(why) = next.upsert(kind, name, bytes) {
+                if kind == Kind::Authorization {
+                    let closes = decode_policy::refused(bytes, &why);
+                    next.index.refuse_policy(name, closes);
+                }
                 refused.push((name.clone(), why.to_string()));
             }
         }
@@ -169,11 +174,41 @@ impl Tables {
     ) -> impl Iterator<Item = Result<&'a Arc<Policy>, &'a Key>> {
         let global = self.index.policies_by_namespace.get("").iter();
         let local = self.index.policies_by_namespace.get(&*to.namespace).iter();
-        let named = to.authorization_policies.iter();
+        let applies = |refused: &Refused| {
+            let group = refused.group.as_deref();
+            group.is_some_and(|group| group.is_empty() || *group == *to.namespace)
+        };
+        let refused = self.index.refused.iter();
+        let closed = refused.filter(move |(_, refused)| applies(refused));
         global
             .chain(local)
             .map(Ok)
-            .chain(named.map(|key| self.policy(key).ok_or(key)))
+            .chain(closed.map(|(key, _)| Err(key)))
+            .chain(self.named(&to.authorization_policies))
+    }
+
+    /// What is to be asked before this workload may call somebody.
+    pub fn egress_policies_for<'a>(
+        &'a self,
+        from: &'a Workload,
+    ) -> impl Iterator<Item = Result<&'a Arc<Policy>, &'a Key>> {
+        self.named(&from.egress_policies)
+    }
+
+    fn named<'a>(
+        &'a self,
+        keys: &'a [Key],
+    ) -> impl Iterator<Item = Result<&'a Arc<Policy>, &'a Key>> {
+        keys.iter().map(|key| self.policy(key).ok_or(key))
+    }
+
+    /// Why there is no version of this policy; None: there is one, or none was ever pushed.
+    pub fn refusal(&self, key: &str) -> Option<&Refused> {
+        self.index.refused.get(key)
+    }
+
+    pub fn refusals(&self) -> impl Iterator<Item = (&Key, &Refused)> {
+        self.index.refused.iter()
     }
 
     pub fn policy(&self, key: &str) -> Option<&Arc<Policy>> {

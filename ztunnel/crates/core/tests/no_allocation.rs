@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use ztunnel_core::authz::{Peer, Verdict, authorise};
+use ztunnel_core::authz::{Direction, Hit, Peer, Verdict, authorise};
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Kind, Tables};
 
@@ -109,13 +109,17 @@ fn who_is_let_in_costs_no_memory() {
         source: [10, 0, 0, 9].into(),
         identity: Some(&friend),
         dst: ([10, 0, 0, 1], 80).into(),
+        direction: Direction::Inbound,
     };
     let (verdict, allocations) = during(|| authorise(&tables, web, &peer));
     assert_eq!(
         (verdict, allocations),
         (
             Verdict::Allowed {
-                by: Some("shop/allow".into())
+                by: Some(Hit {
+                    policy: "shop/allow".into(),
+                    rule: 0
+                })
             },
             0
         )

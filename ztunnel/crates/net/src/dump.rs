@@ -150,6 +150,7 @@ fn workload(of: &Workload) -> Value {
             "port": t.port,
         })),
         "authorizationPolicies": of.authorization_policies.iter().map(|key| &**key).collect::<Vec<_>>(),
+        "egressPolicies": of.egress_policies.iter().map(|key| &**key).collect::<Vec<_>>(),
         "status": health(of.healthy),
         "clusterId": of.cluster_id,
         "locality": { "region": of.locality.region, "zone": of.locality.zone, "subzone": of.locality.subzone },
@@ -276,7 +277,11 @@ fn policy(of: &Policy) -> Value {
             Scope::Namespace => "Namespace",
             Scope::WorkloadSelector => "WorkloadSelector",
         },
-        "action": if of.action == Action::Allow { "Allow" } else { "Deny" },
+        "action": match of.action {
+            Action::Allow => "Allow",
+            Action::Deny => "Deny",
+            Action::Audit => "Audit",
+        },
         "dryRun": of.dry_run,
         "rules": of.rules.iter().map(clauses).collect::<Vec<_>>(),
     })
@@ -327,6 +332,7 @@ fn matching(of: &Match) -> Value {
         &of.destination_ports,
         |port| json!(port),
     );
+    pair(&mut out, "services", "notServices", &of.services, text);
     Value::Object(out)
 }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use ztunnel_core::authz::{Peer, Verdict, authorise, rehearse};
+use ztunnel_core::authz::{Because, Direction, Peer, Verdict, authorise, rehearse};
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Service, Tables, Workload};
 
@@ -130,6 +130,7 @@ impl Connection {
             source: asked.source,
             identity: asked.identity.as_ref(),
             dst: asked.dst,
+            direction: Direction::Inbound,
         };
         *self.rehearsed.borrow_mut() = match rehearse(tables, to, &peer) {
             Some(Verdict::Denied { why, .. }) => Some(why),
@@ -138,9 +139,9 @@ impl Connection {
         match authorise(tables, to, &peer) {
             Verdict::Allowed { .. } => Judgement::Fine,
             Verdict::Denied {
-                by: Some(policy),
+                because: Because::Unknown(_),
                 why,
-            } if tables.policy(&policy).is_none() => Judgement::Unsure(why),
+            } => Judgement::Unsure(why),
             Verdict::Denied { why, .. } => Judgement::Denied(why),
         }
     }

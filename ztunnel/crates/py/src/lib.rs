@@ -1,6 +1,8 @@
 //! Door 4: `ztunnel._core`. Translates types and errors, releases the GIL, and nothing else; the contracts are in
 //! `ztunnel/_core.pyi`.
 
+mod judge;
+
 use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -240,6 +242,7 @@ fn os_error(e: io::Error) -> PyErr {
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Core>()?;
+    module.add_function(wrap_pyfunction!(judge::judge, module)?)?;
     module.add("NamespaceGone", module.py().get_type::<NamespaceGone>())?;
     module.add("AddressTaken", module.py().get_type::<AddressTaken>())
 }

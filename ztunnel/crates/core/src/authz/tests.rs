@@ -1,6 +1,8 @@
 //! The semantics one by one, then against a slow evaluator that reads the wire messages themselves.
 
 mod oracle;
+mod refused;
+mod sides;
 
 use super::*;
 use crate::fixtures::{Resource, exact, ip, mesh, packed, pod, policy, push, spiffe, workload};
@@ -20,6 +22,7 @@ fn verdict(tables: &Tables, source: &str, identity: Option<&str>) -> Verdict {
         source: ip(source),
         identity: identity.as_ref(),
         dst: TARGET.parse().unwrap(),
+        direction: Direction::Inbound,
     };
     authorise(tables, workload(tables, "shop/web-1"), &peer)
 }
@@ -35,6 +38,13 @@ fn why(verdict: Verdict) -> String {
     match verdict {
         Verdict::Denied { why, .. } => why,
         Verdict::Allowed { by } => panic!("allowed by {by:?}"),
+    }
+}
+
+fn matched(policy: &str) -> Hit {
+    Hit {
+        policy: policy.into(),
+        rule: 0,
     }
 }
 
@@ -77,7 +87,7 @@ fn a_deny_goes_before_an_allow_and_says_its_name() {
         &policy("shop/deny-bank", Deny, from_namespace("bank")),
     ]);
     let denied = Verdict::Denied {
-        by: Some("shop/deny-bank".into()),
+        because: Because::Matched(matched("shop/deny-bank")),
         why: "denied by policy shop/deny-bank".into(),
     };
     assert_eq!(verdict(&tables, "10.0.0.9", Some("bank/db")), denied);
@@ -91,7 +101,7 @@ fn where_there_is_an_allow_one_has_to_match() {
         &policy("shop/allow-b", Allow, from_namespace("b")),
     ]);
     let by_b = Verdict::Allowed {
-        by: Some("shop/allow-b".into()),
+        by: Some(matched("shop/allow-b")),
     };
     assert_eq!(verdict(&tables, "10.0.0.9", Some("b/x")), by_b);
     let refused = verdict(&tables, "10.0.0.9", Some("c/x"));
@@ -131,7 +141,7 @@ fn a_policy_that_has_not_come_denies_until_it_comes() {
     let web = web().with(|w| w.authorization_policies = vec!["shop/late".into()]);
     let tables = mesh(&[&web]);
     let unknown = Verdict::Denied {
-        by: Some("shop/late".into()),
+        because: Because::Unknown("shop/late".into()),
         why: "policy shop/late is not known yet".into(),
     };
     assert_eq!(verdict(&tables, "10.0.0.9", Some("a/x")), unknown);
@@ -141,14 +151,14 @@ fn a_policy_that_has_not_come_denies_until_it_comes() {
 }
 
 #[test]
-fn a_policy_that_was_refused_denies_like_one_that_has_not_come() {
+fn a_policy_that_was_refused_denies_whom_names_it_and_says_why() {
     let web = web().with(|w| w.authorization_policies = vec!["shop/bad".into()]);
     let bad = policy("shop/bad", Allow, vec![]).with(|p| p.action = 7);
     let (tables, refused) = mesh(&[&web]).with(bad.kind(), &[bad.entry()], &[]);
     assert_eq!(refused.len(), 1);
     assert_eq!(
         why(verdict(&tables, "10.0.0.9", Some("a/x"))),
-        "policy shop/bad is not known yet"
+        "policy shop/bad was refused: action has the unknown value 7"
     );
 }
 
@@ -243,6 +253,7 @@ fn a_dry_run_decides_nothing_and_tells_what_it_would() {
         source: ip("10.0.0.9"),
         identity: None,
         dst: TARGET.parse().unwrap(),
+        direction: Direction::Inbound,
     };
     let web = workload(&tables, "shop/web-1");
     assert_eq!(

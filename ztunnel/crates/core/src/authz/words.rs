@@ -30,6 +30,8 @@ fn first_unmet(m: &Match, peer: &Peer<'_>) -> String {
     let (source, to, port) = (peer.source, peer.dst.ip(), peer.dst.port());
     let by_identity = |text: &Text| peer.identity.is_some_and(|id| says(text, id.principal()));
     let account = |a: &Account| is_account(a, peer.identity);
+    let addressed = peer.service().unwrap_or("");
+    let says_of = |text: &Text, service: &str| !service.is_empty() && says(text, service);
     None.or_else(|| {
         unmet(
             &m.destination_ips,
@@ -72,6 +74,11 @@ fn first_unmet(m: &Match, peer: &Peer<'_>) -> String {
             says(t, namespace)
         })
     })
+    .or_else(|| {
+        unmet(&m.services, "service", addressed, text, |t| {
+            says_of(t, addressed)
+        })
+    })
     .unwrap_or_else(|| "it asks for nothing, which never matches".into())
 }
 
@@ -83,7 +90,11 @@ fn unmet<T>(
     is: impl Fn(&T) -> bool,
 ) -> Option<String> {
     let seen = if seen.is_empty() {
-        "(none: plaintext)"
+        if what == "service" {
+            "(none)"
+        } else {
+            "(none: plaintext)"
+        }
     } else {
         seen
     };

@@ -2,6 +2,7 @@
 //!
 //! Fails closed: what would be routed or judged by a value that is not understood is refused as a whole.
 
+use super::decode_policy;
 use super::model::*;
 use crate::ids::{BadId, SpiffeId};
 use crate::wire::workload as pb;
@@ -30,8 +31,27 @@ pub(super) enum Unusable {
     LegacyMtls,
     #[error("the identity is impossible: {0}")]
     Identity(#[from] BadId),
-    #[error("a match carries the extension {0:?}, which is not understood")]
+    #[error("carries the extension {0:?}, which is not understood")]
     Extension(String),
+    /// `path`: from the message down to the field, as `rules[0].clauses[1].matches[0]`.
+    #[error("{path}: {why}")]
+    Within { path: String, why: Box<Self> },
+}
+
+impl Unusable {
+    /// With the place where it was found before it.
+    pub(super) fn within(self, place: impl std::fmt::Display) -> Self {
+        match self {
+            Self::Within { path, why } => Self::Within {
+                path: format!("{place}.{path}"),
+                why,
+            },
+            why => Self::Within {
+                path: place.to_string(),
+                why: Box::new(why),
+            },
+        }
+    }
 }
 
 /// One resource of type `istio.workload.Address`.
@@ -155,6 +175,7 @@ fn workload(message: pb::Workload) -> Result<Workload, Unusable> {
         application_tunnel: maybe(message.application_tunnel, application_tunnel)?,
         services: memberships(message.services)?,
         authorization_policies: each(message.authorization_policies, |key| Ok(key.into()))?,
+        egress_policies: decode_policy::egress_policies(&message.extensions)?,
         healthy: matches!(status, pb::WorkloadStatus::Healthy),
         cluster_id: or(message.cluster_id, "Kubernetes"),
         locality: locality(message.locality.unwrap_or_default()),

@@ -33,6 +33,8 @@ pub(super) struct Index {
     pub(super) policies: CowMap<Key, Arc<Policy>>,
     /// Global ones under "". Selector-scoped ones are not here.
     pub(super) policies_by_namespace: Groups<Box<str>, Arc<Policy>>,
+    /// Policies without any version that was taken. Few, normally none.
+    pub(super) refused: Arc<BTreeMap<Key, Refused>>,
 }
 
 impl Index {
@@ -135,6 +137,7 @@ impl Index {
     }
 
     pub(super) fn put_policy(&mut self, new: Policy) {
+        self.forget_refusal(&new.key);
         if self.policies.get(&*new.key).is_some_and(|old| **old == new) {
             return;
         }
@@ -147,7 +150,24 @@ impl Index {
         self.policies.insert(new.key.clone(), new);
     }
 
+    /// `None`: it would not have been enforced. An old version stays in force instead.
+    pub(super) fn refuse_policy(&mut self, key: &str, refused: Option<Refused>) {
+        match refused {
+            Some(refused) if self.policies.get(key).is_none() => {
+                Arc::make_mut(&mut self.refused).insert(key.into(), refused);
+            }
+            _ => self.forget_refusal(key),
+        }
+    }
+
+    fn forget_refusal(&mut self, key: &str) {
+        if self.refused.contains_key(key) {
+            Arc::make_mut(&mut self.refused).remove(key);
+        }
+    }
+
     pub(super) fn remove_policy(&mut self, key: &str) {
+        self.forget_refusal(key);
         let Some(old) = self.policies.remove(key) else {
             return;
         };

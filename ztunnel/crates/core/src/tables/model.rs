@@ -38,6 +38,8 @@ pub struct Workload {
     pub services: Memberships,
     /// Selector-scoped policies that apply here.
     pub authorization_policies: Box<[Key]>,
+    /// Policies about whom it may call, judged where it is the client.
+    pub egress_policies: Box<[Key]>,
     pub healthy: bool,
     pub cluster_id: Box<str>,
     pub locality: Locality,
@@ -275,6 +277,28 @@ pub enum Scope {
 pub enum Action {
     Allow,
     Deny,
+    /// Decides nothing; what matches is reported.
+    Audit,
+}
+
+impl Action {
+    /// As documents write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "ALLOW",
+            Self::Deny => "DENY",
+            Self::Audit => "AUDIT",
+        }
+    }
+}
+
+/// A policy that was refused before any version of it was taken: what it would have governed is closed until it is
+/// corrected or removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The namespace that it governs as a whole, "" for all of them; None: only workloads that name it.
+    pub group: Option<Box<str>>,
+    pub why: Box<str>,
 }
 
 /// All clauses must match; without one it matches everything.
@@ -294,6 +318,8 @@ pub struct Match {
     pub source_ips: Pair<Cidr>,
     pub destination_ips: Pair<Cidr>,
     pub destination_ports: Pair<u16>,
+    /// Hostname of the service that was addressed; known on the client's side only.
+    pub services: Pair<Text>,
 }
 
 /// Holds when (there is no positive value or one matches) and no negative value matches.

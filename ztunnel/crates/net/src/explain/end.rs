@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use ztunnel_core::addr::{HBONE_PORT, is_illegal};
-use ztunnel_core::authz::{Peer, Verdict, authorise, rehearse, standing};
+use ztunnel_core::authz::{Because, Direction, Hit, Peer, Verdict, authorise, rehearse, standing};
 use ztunnel_core::decide::inbound_target;
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Action, Policy, Protocol, Scope, Tables, Workload};
@@ -51,6 +51,7 @@ pub(super) fn tunnel_end(
                     source,
                     identity: Some(from.identity()),
                     dst: target.addr,
+                    direction: Direction::Inbound,
                 },
             )
         }
@@ -76,6 +77,7 @@ pub(super) fn plaintext_end(
                 source: source.unwrap_or(dst.ip()),
                 identity: None,
                 dst,
+                direction: Direction::Inbound,
             },
         ),
         Some(_) => unjudged("the destination is not in the mesh: nobody checks there"),
@@ -86,7 +88,7 @@ pub(super) fn plaintext_end(
 fn judged(tables: &Tables, to: &Arc<Workload>, peer: &Peer<'_>) -> Map<String, Value> {
     let policies: Vec<_> = tables
         .policies_for(to)
-        .map(|p| policy_json(p, peer))
+        .map(|p| policy_json(tables, p, peer))
         .collect();
     let verdict = authorise(tables, to, peer);
     let rehearsed = match rehearse(tables, to, peer) {
@@ -103,21 +105,24 @@ fn judged(tables: &Tables, to: &Arc<Workload>, peer: &Peer<'_>) -> Map<String, V
         },
         "policies": policies,
         "peerAuthentication": peer_authentication(tables, to, peer),
-        "verdict": verdict_json(tables, peer, &verdict),
+        "verdict": verdict_json(&verdict),
         "dryRun": rehearsed,
     }))
 }
 
-fn policy_json(found: Result<&Arc<Policy>, &Arc<str>>, peer: &Peer<'_>) -> Value {
+fn policy_json(tables: &Tables, found: Result<&Arc<Policy>, &Arc<str>>, peer: &Peer<'_>) -> Value {
     let policy = match found {
         Ok(policy) => policy,
-        Err(key) => return json!({ "name": **key, "known": false }),
+        Err(key) => {
+            let refused = tables.refusal(key).map(|refused| &*refused.why);
+            return json!({ "name": **key, "known": false, "refused": refused });
+        }
     };
     let stands = standing(policy, peer);
     json!({
         "name": *policy.key,
         "known": true,
-        "action": if policy.action == Action::Allow { "ALLOW" } else { "DENY" },
+        "action": policy.action.name(),
         "scope": match policy.scope {
             Scope::Global => "mesh",
             Scope::Namespace => "namespace",
@@ -131,19 +136,28 @@ fn policy_json(found: Result<&Arc<Policy>, &Arc<str>>, peer: &Peer<'_>) -> Value
     })
 }
 
-fn verdict_json(tables: &Tables, peer: &Peer<'_>, verdict: &Verdict) -> Value {
-    let (allowed, by, why) = match verdict {
-        Verdict::Allowed { by: Some(key) } => (true, Some(key), format!("allowed by policy {key}")),
-        Verdict::Allowed { by: None } => (
+fn verdict_json(verdict: &Verdict) -> Value {
+    let (allowed, by, rule, why) = match verdict {
+        Verdict::Allowed {
+            by: Some(Hit { policy, rule }),
+        } => (
             true,
-            None,
-            "no ALLOW policy is in force here and no DENY matches".into(),
+            Some(policy),
+            Some(rule + 1),
+            format!("allowed by policy {policy}"),
         ),
-        Verdict::Denied { by, why } => (false, by.as_ref(), why.clone()),
+        Verdict::Allowed { by: None } => {
+            let why = "no ALLOW policy is in force here and no DENY matches";
+            (true, None, None, why.to_owned())
+        }
+        Verdict::Denied { because, why } => match because {
+            Because::Matched(Hit { policy, rule }) => {
+                (false, Some(policy), Some(rule + 1), why.clone())
+            }
+            Because::Refused(key) | Because::Unknown(key) => (false, Some(key), None, why.clone()),
+            Because::NoneMatched => (false, None, None, why.clone()),
+        },
     };
-    let rule = by
-        .and_then(|key| standing(tables.policy(key)?, peer).ok())
-        .map(|n| n + 1);
     json!({ "allowed": allowed, "by": by.map(|key| &**key), "rule": rule, "why": why, "end": "destination" })
 }
 

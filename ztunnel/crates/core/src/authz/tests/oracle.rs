@@ -213,6 +213,7 @@ fn two_hundred_worlds_are_judged_alike() {
                 source,
                 identity: identity.as_ref(),
                 dst,
+                direction: Direction::Inbound,
             };
             let verdict = authorise(&tables, workload(&tables, "shop/web-1"), &peer);
             assert_eq!(

@@ -157,15 +157,15 @@ fn a_policy_that_is_not_understood_is_refused_with_a_sentence() {
         (|p| p.action = 2, "action has the unknown value 2"),
         (
             |p| first(p).principals = vec![sec::StringMatch::default()],
-            "match_type is empty",
+            "rules[0].clauses[0].matches[0].principals[0]: match_type is empty",
         ),
         (
-            |p| first(p).not_namespaces = vec![sec::StringMatch::default()],
-            "match_type is empty",
+            |p| first(p).not_namespaces = vec![exact("a"), sec::StringMatch::default()],
+            "rules[0].clauses[0].matches[0].not_namespaces[1]: match_type is empty",
         ),
         (
             |p| first(p).destination_ports = vec![65_536],
-            "destination_ports: 65536 is not a port",
+            "rules[0].clauses[0].matches[0].destination_ports[0]: port: 65536 is not a port",
         ),
         (
             |p| {
@@ -174,7 +174,7 @@ fn a_policy_that_is_not_understood_is_refused_with_a_sentence() {
                     length: 33,
                 }]
             },
-            "source_ips: a prefix of 33 bits is longer than the address",
+            "rules[0].clauses[0].matches[0].source_ips[0]: address: a prefix of 33 bits is longer than the address",
         ),
         (
             |p| {
@@ -183,11 +183,11 @@ fn a_policy_that_is_not_understood_is_refused_with_a_sentence() {
                     length: 0,
                 }]
             },
-            "destination_ips has 0 bytes instead of 4 or 16",
+            "rules[0].clauses[0].matches[0].not_destination_ips[0]: address has 0 bytes instead of 4 or 16",
         ),
         (
             |p| first(p).service_accounts = vec![sec::ServiceAccountMatch::default()],
-            "service_accounts.namespace is empty",
+            "rules[0].clauses[0].matches[0].service_accounts[0]: namespace is empty",
         ),
         (
             |p| {
@@ -196,7 +196,7 @@ fn a_policy_that_is_not_understood_is_refused_with_a_sentence() {
                     config: None,
                 }]
             },
-            "a match carries the extension \"x\", which is not understood",
+            "rules[0].clauses[0].matches[0]: carries the extension \"x\", which is not understood",
         ),
     ];
     let good = || policy("shop/p", sec::Action::Allow, vec![sec::Match::default()]);
