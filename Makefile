@@ -37,6 +37,7 @@ check: setup ## lint, types, unit tests: the quick round
 
 .PHONY: bench
 bench: root setup ## the data path beside its peers: CASE=... QUICK=1
+	@tools/setup.sh bench
 	@$(PY) -m bench
 
 .PHONY: gen

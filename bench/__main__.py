@@ -13,24 +13,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import captures, report, rounds
+from bench import captures, instructions, report, rounds, syscalls
 from bench.cases import BY_NAME, CASES, Case
 from bench.contenders import Arena, Contender
-from bench.measure import Sample
 from lab.cluster import Cluster
 from mesh.errors import OperatorError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 FULL = {"seconds": 1.5, "least": 3, "most": 5, "budget_s": 720.0}
+EXACT = ("syscalls", "instructions")
+"""What CASE may also name. A run without CASE has both."""
 QUICK = {"seconds": 1.0, "least": 2, "most": 3, "budget_s": 130.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the environment asks for."""
+    """What the environment asks for. `exact`: what is counted and not timed, the extras below."""
 
     cases: tuple[Case, ...]
+    exact: tuple[str, ...]
     contenders: tuple[str, ...]
     captures: list[str]
     peer: str
@@ -48,6 +50,7 @@ class Wish:
             plan["least"] = plan["most"] = int(rounds_text)
         return cls(
             _cases(quick),
+            tuple(name for name in EXACT if not _names("CASE") or name in _names("CASE")),
             (*names, "peer") if peer and "peer" not in names else names,
             captures.chosen(os.environ.get("CAPTURE", "")),
             peer,
@@ -63,8 +66,8 @@ def _cases(quick: bool) -> tuple[Case, ...]:
     """Who names cases gets them, quick or not; always in the suite's order, for the idle ones need a fresh heap."""
     names = _names("CASE")
     for name in names:
-        if name not in BY_NAME:
-            raise OperatorError(f"CASE has no {name}; there are: {', '.join(BY_NAME)}")
+        if name not in BY_NAME and name not in EXACT:
+            raise OperatorError(f"CASE has no {name}; there are: {', '.join([*BY_NAME, *EXACT])}")
     return tuple(case for case in CASES if (case.name in names if names else case.quick or not quick))
 
 
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
 
 
-def _read(path: Path) -> list[Sample]:
+def _read(path: Path) -> report.Results:
     try:
         return report.from_json(path.read_text())
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -94,10 +97,15 @@ def _bench(wish: Wish) -> int:
     load = _build_load()
     os.environ.setdefault("ZTUNNEL_WORKER_THREADS", "1")  # one core per node, as Envoy's --concurrency 1
     plan = rounds.Plan(**wish.plan)
+    counts = instructions.count(_say) if "instructions" in wish.exact else []
+    if not wish.cases and "syscalls" not in wish.exact:
+        return _publish(report.Results([], [], counts), {})
     with ExitStack() as labs:
-        contenders = [pair for name in wish.captures for pair in _lab(labs, wish, load, name)]
-        samples = rounds.run(_in_order(contenders), wish.cases, plan, _say)
-    return _publish(samples, {"rounds": f"{plan.least} to {plan.most}", "seconds": plan.seconds})
+        pairs = _in_order([pair for name in wish.captures for pair in _lab(labs, wish, load, name)])
+        samples = rounds.run(pairs, wish.cases, plan, _say)
+        calls = syscalls.count(pairs, _say) if "syscalls" in wish.exact else []
+    about = {"rounds": f"{plan.least} to {plan.most}", "seconds": plan.seconds}
+    return _publish(report.Results(samples, calls, counts), about)
 
 
 def _lab(labs: ExitStack, wish: Wish, load: Path, capture: str) -> list[tuple[Arena, Contender]]:
@@ -123,7 +131,7 @@ def _build_load() -> Path:
     return binary
 
 
-def _publish(samples: list[Sample], about: dict[str, Any]) -> int:
+def _publish(results: report.Results, about: dict[str, Any]) -> int:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     about = {
@@ -132,13 +140,13 @@ def _publish(samples: list[Sample], about: dict[str, Any]) -> int:
         "taken": stamp,
         "machine": f"{os.cpu_count()} cores, Linux {platform.release()}, {platform.machine()}",
     }
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    (results / f"{stamp}.json").write_text(report.to_json(samples, about))
-    text = report.markdown(samples)
-    (results / f"{stamp}.md").write_text(f"{about}\n\n{text}\n")
+    directory = HERE / "results"
+    directory.mkdir(exist_ok=True)
+    (directory / f"{stamp}.json").write_text(report.to_json(results, about))
+    text = report.markdown(results)
+    (directory / f"{stamp}.md").write_text(f"{about}\n\n{text}\n")
     print(text)
-    missed = report.missed(samples)
+    missed = report.missed(results.samples)
     print(f"\n{len(missed)} bars missed; figures in bench/results/{stamp}.json")
     return 1 if missed else 0
 

@@ -27,7 +27,7 @@ class Case:
     quick: bool = True
     longer: float = 1.0
     counted: bool = False
-    """Its system calls are counted after the timed rounds."""
+    """Its system calls are counted too, after the timed rounds."""
 
     def asks(self, contender: str) -> bool:
         """Envoy and the peer are two ends on two nodes; direct holds no memory of a tunnel."""

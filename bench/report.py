@@ -6,10 +6,24 @@ from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any
 
+from bench import instructions, syscalls
 from bench.cases import BARS, CASES, Bar, Case, is_ours
+from bench.instructions import Count
 from bench.measure import Sample
+from bench.syscalls import Calls
 
 Values = dict[tuple[str, str], list[Sample]]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All that one run found."""
+
+    samples: list[Sample]
+    calls: list[Calls]
+    counts: list[Count]
+
+
 LEAST_CLEAN = 2
 """Disturbed rounds do not count where at least so many others are left."""
 
@@ -102,17 +116,24 @@ HEAD = [
 """CPU: seconds per GiB, or microseconds per operation."""
 
 
-def markdown(samples: Iterable[Sample]) -> str:
-    values = grouped(samples)
+def markdown(results: Results) -> str:
+    values = grouped(results.samples)
     names = contenders(values)
     rows = [_row(c, name, values[c.name, name]) for c in CASES for name in names if (c.name, name) in values]
-    return table(HEAD, rows) + "\n\n" + bars(values)
+    tables = (
+        (HEAD, rows),
+        (syscalls.HEAD, syscalls.rows(results.calls)),
+        (instructions.HEAD, instructions.rows(results.counts)),
+        (BARS_HEAD, bars(values)),
+    )
+    return "\n\n".join(table(head, body) for head, body in tables if body)
 
 
-def bars(values: Values) -> str:
-    head = ["case", "contender", "bar", "measured (least–most)", ""]
-    rows = [[j.bar.case, j.contender, str(j.bar), spread(j.figures, 2), j.verdict] for j in judged(values)]
-    return table(head, rows)
+BARS_HEAD = ["case", "contender", "bar", "measured (least–most)", ""]
+
+
+def bars(values: Values) -> list[list[str]]:
+    return [[j.bar.case, j.contender, str(j.bar), spread(j.figures, 2), j.verdict] for j in judged(values)]
 
 
 def _row(case: Case, contender: str, samples: Sequence[Sample]) -> list[str]:
@@ -162,37 +183,64 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 # Files --------------------------------------------------------------------------------------------------------------
 
 
-def to_json(samples: list[Sample], about: dict[str, Any]) -> str:
-    return json.dumps({**about, "samples": [asdict(s) for s in samples]}, indent=1)
+def to_json(results: Results, about: dict[str, Any]) -> str:
+    return json.dumps({**about, **asdict(results)}, indent=1)
 
 
-def from_json(text: str) -> list[Sample]:
+def from_json(text: str) -> Results:
     """Also a file of an older suite: figures that it did not have are 0, those that we no longer have are left out."""
+    raw = json.loads(text)
     known = {f.name for f in fields(Sample)}
-    raw = [{k: v for k, v in one.items() if k in known} for one in json.loads(text)["samples"]]
-    return [Sample(**{**one, "cpu_ends": tuple(one["cpu_ends"])}) for one in raw]
+    samples = [{k: v for k, v in one.items() if k in known} for one in raw["samples"]]
+    return Results(
+        [Sample(**{**one, "cpu_ends": tuple(one["cpu_ends"])}) for one in samples],
+        [Calls(**{**one, "ends": tuple(one["ends"])}) for one in raw.get("calls", [])],
+        [Count(**one) for one in raw.get("counts", [])],
+    )
 
 
-def comparison(before: list[Sample], after: list[Sample]) -> str:
-    """The ratio after/before of every median that both files have, then every bar before and after."""
-    old, new = grouped(before), grouped(after)
+def comparison(before: Results, after: Results) -> str:
+    """The ratio after/before of everything that both files have, then every bar before and after."""
+    old, new = grouped(before.samples), grouped(after.samples)
+    tables = (
+        (["case", "contender", "rate", "p50", "CPU", "generator", "memory"], _medians_compared(old, new)),
+        (["system calls per unit", "contender", "both ends"], _calls_compared(before.calls, after.calls)),
+        (["instructions per call", "ratio"], _counts_compared(before.counts, after.counts)),
+        (["case", "contender", "bar", "before", "after"], _bars_compared(old, new)),
+    )
+    return "\n\n".join(table(head, body) for head, body in tables if body)
+
+
+def _medians_compared(old: Values, new: Values) -> list[list[str]]:
     rows = []
     for case in CASES:
         for key in sorted(k for k in old.keys() & new.keys() if k[0] == case.name):
             cells = []
             for metric in ("rate", "p50", "cpu", "generator", "memory"):
                 a, b = (median(getattr(s, metric) for s in counted(side[key])) for side in (old, new))
-                cells.append(f"{b / a:.2f}" if a else "–")
+                cells.append(_ratio(a, b))
             rows.append([*key, *cells])
-    ratios = table(["case", "contender", "rate", "p50", "CPU", "generator", "memory"], rows)
-    return f"{ratios}\n\n{_bars_compared(old, new)}"
+    return rows
 
 
-def _bars_compared(old: Values, new: Values) -> str:
+def _calls_compared(old: list[Calls], new: list[Calls]) -> list[list[str]]:
+    was = {(c.case, c.contender): c.total for c in old}
+    return [[*key, _ratio(was[key], c.total)] for c in new if (key := (c.case, c.contender)) in was]
+
+
+def _counts_compared(old: list[Count], new: list[Count]) -> list[list[str]]:
+    was = {c.name: c.instructions for c in old}
+    return [[c.name, _ratio(was[c.name], c.instructions, 3)] for c in new if c.name in was]
+
+
+def _ratio(before: float, after: float, digits: int = 2) -> str:
+    return f"{after / before:.{digits}f}" if before else "–"
+
+
+def _bars_compared(old: Values, new: Values) -> list[list[str]]:
     was = {(j.bar, j.contender): j for j in judged(old)}
     both = [(was[j.bar, j.contender], j) for j in judged(new) if (j.bar, j.contender) in was]
-    rows = [
+    return [
         [b.bar.case, b.contender, str(b.bar), f"{a.value:.2f} {a.verdict}", f"{b.value:.2f} {b.verdict}"]
         for a, b in both
     ]
-    return table(["case", "contender", "bar", "before", "after"], rows)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets a checkout up, one idempotent step per argument: root system python native plugin. A line of progress per step; a step
+# Sets a checkout up, one idempotent step per argument: root system python native plugin bench. A line of progress per step; a step
 # that cannot be done says in one sentence what is missing and ends with exit code 2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,9 +27,11 @@ root() {
 	[ "$(id -u)" = 0 ] || fail "namespaces and capture rules need root: run it with sudo"
 }
 
-system() {
+system() { install_missing "${PACKAGES[@]}"; }
+
+install_missing() {
 	local missing=() package
-	for package in "${PACKAGES[@]}"; do
+	for package in "$@"; do
 		dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
 	done
 	[ ${#missing[@]} -eq 0 ] && return
@@ -71,10 +73,21 @@ plugin() {
 	make -s -C cni
 }
 
+# What only `make bench` needs. Without strace or valgrind it leaves out what they count and says so.
+bench() {
+	(install_missing strace valgrind) || true
+	case ",${CASE:-instructions}," in *,instructions,*) ;; *) return 0 ;; esac
+	command -v cargo >/dev/null || fail "cargo is not installed: Rust 1.88 or newer is needed (https://rustup.rs)"
+	cargo build --release --locked -q -p ztunnel-net --example instructions >build/bench.log 2>&1 || {
+		tail -n 20 build/bench.log >&2
+		fail "bench/instructions.rs did not build: build/bench.log has the whole story"
+	}
+}
+
 for step in "$@"; do
 	[ "$step" = root ] || mkdir -p build/stamps 2>/dev/null || fail "$PWD/build cannot be made: this user may not write here"
 	case $step in
-	root | system | python | native | plugin) $step ;;
-	*) fail "no step is called $step; steps: root system python native plugin" ;;
+	root | system | python | native | plugin | bench) $step ;;
+	*) fail "no step is called $step; steps: root system python native plugin bench" ;;
 	esac
 done
