@@ -28,6 +28,7 @@ class PodSpec:
     service_account: str = ""
     app: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
     versions: tuple[int, ...] = (4, 6)
 
     @property
@@ -87,10 +88,11 @@ def service(namespace: str, name: str, vips: Sequence[str], ports: dict[int, int
 def pod(spec: PodSpec, uid: str) -> Document:
     """As the API server has it when the runtime is about to start it: bound to a node, without a status."""
     labels = {"app": spec.app or spec.name, **spec.labels}
+    about = {"name": spec.name, "namespace": spec.namespace, "uid": uid, "labels": labels}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": spec.name, "namespace": spec.namespace, "uid": uid, "labels": labels},
+        "metadata": about | ({"annotations": spec.annotations} if spec.annotations else {}),
         "spec": {
             "nodeName": spec.node,
             "serviceAccountName": spec.account,
@@ -113,7 +115,17 @@ def running(document: Document, ips: Sequence[str], host_ips: Sequence[str]) -> 
 
 
 def strict(namespace: str) -> Document:
-    return _istio("PeerAuthentication", namespace, "default", {"mtls": {"mode": "STRICT"}})
+    return peer_authentication(namespace, "STRICT")
+
+
+def peer_authentication(namespace: str, mode: str, app: str = "", ports: dict[int, str] | None = None) -> Document:
+    """Of a namespace (of the mesh: `istio-system`), or of the pods with label `app: APP`. `ports`: port -> mode."""
+    spec: Document = {"mtls": {"mode": mode}}
+    if app:
+        spec["selector"] = {"matchLabels": {"app": app}}
+    if ports:
+        spec["portLevelMtls"] = {port: {"mode": each} for port, each in ports.items()}
+    return _istio("PeerAuthentication", namespace, app or "default", spec)
 
 
 def authorization(namespace: str, name: str, action: str, app: str, rules: list[Document]) -> Document:

@@ -4,7 +4,8 @@ import sys
 
 _SERVER = """
 import socket, struct, sys
-listener = socket.create_server(("::", {port}), family=socket.AF_INET6, dualstack_ipv6=True)
+listener = socket.create_server(({host!r}, {port}), family=socket.AF_INET6 if ":" in {host!r} else socket.AF_INET,
+                                dualstack_ipv6={host!r} == "::")
 print("listening", flush=True)
 while True:
     connection, peer = listener.accept()
@@ -22,9 +23,9 @@ def python(code):
     return [sys.executable, "-I", "-S", "-c", code]
 
 
-def server(port, body):
+def server(port, body, host="::"):
     """Every connection is served by `body`, which has `connection` and `peer`."""
-    return python(_SERVER.format(port=port, body=_indented(body)))
+    return python(_SERVER.format(host=host, port=port, body=_indented(body)))
 
 
 def client(ip, port, body):

@@ -1,7 +1,9 @@
 """The lab's parts that need no namespace: names, documents, captures, log lines, comparisons."""
 
+import re
 import struct
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 import yaml
@@ -129,3 +131,13 @@ def test_a_check_that_fails_shows_what_was_expected_and_seen(capsys):
     assert lines[1] == ["expected", "42"]
     assert report.summary() == 1
     assert "2 checks" in capsys.readouterr().out
+
+
+def test_every_test_that_the_table_of_scenarios_names_exists():
+    here = Path(__file__).parent
+    named = re.findall(r"`([\w./]+\.(?:py|rs))::(\w+)`", (here / "README.md").read_text())
+    assert len(named) > 40
+    missing = [
+        f"{file}::{name}" for file, name in named if not re.search(rf"\b(def|fn) {name}\(", (here / file).read_text())
+    ]
+    assert missing == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.redirect import canary, kernel
-from nodeagent.redirect.plan import Options, make_plan
+from nodeagent.redirect.plan import PROBE_SOURCES, Options, make_plan
 from nodeagent.redirect.redirection import Redirection
 from tests.lab.pairs import NEIGHBOUR, POD, original_destination, pair
 
@@ -112,6 +112,25 @@ def test_in_ingress_mode_plaintext_reaches_the_application(places, version):
     with pod.listening(80, version) as server, neighbour.connected(POD[version], 80):
         accepted(server)[0].close()
     pod.run(lambda: kernel.take_out(kernel.find_nft()))
+
+
+@BOTH
+def test_what_the_node_sends_as_a_probe_passes_by_and_nothing_else_does(places, version):
+    """PROBE_SOURCES is what a node translates the kubelet's address into."""
+    pod, neighbour = places
+    put(pod, Options(exempt_probes=True))
+    probe = PROBE_SOURCES[0 if version == 4 else 1]
+    neighbour.command("ip", "addr", "add", probe, "dev", "eth0", *(["nodad"] if version == 6 else []))
+    try:
+        with pod.listening(80, version) as server, pod.listening(15006, version) as tunnel:
+            for source, listener in ((probe, server), (NEIGHBOUR[version], tunnel)):
+                with neighbour.connected(POD[version], 80, source=source):
+                    sock, peer = accepted(listener)
+                    sock.close()
+                    assert peer == source
+    finally:
+        neighbour.command("ip", "addr", "del", f"{probe}/{32 if version == 4 else 128}", "dev", "eth0")
+        pod.run(lambda: kernel.take_out(kernel.find_nft()))
 
 
 @BOTH
