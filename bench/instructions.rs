@@ -9,7 +9,7 @@ use rustls::crypto::cipher::{AeadKey, Iv};
 use std::hint::black_box;
 use std::net::SocketAddr;
 use ztunnel_core::addr::OrigDst;
-use ztunnel_core::authz::{Peer, Verdict, authorise};
+use ztunnel_core::authz::{Direction, Peer, Verdict, authorise};
 use ztunnel_core::decide::{Route, route};
 use ztunnel_core::h2::{Config, Connection, Event, StreamId};
 use ztunnel_core::hbone::request_headers;
@@ -143,6 +143,7 @@ fn authorisations(policies: u32, times: u64) {
         source: [10, 0, 0, 9].into(),
         identity: Some(&friend),
         dst: ([10, 0, 0, 1], 80).into(),
+        direction: Direction::Inbound,
     };
     for _ in 0..times {
         let verdict = authorise(black_box(&tables), to, black_box(&peer));
