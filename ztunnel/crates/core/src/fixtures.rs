@@ -230,6 +230,18 @@ pub(crate) fn exact(text: &str) -> sec::StringMatch {
     }
 }
 
+/// One of our extensions of Workload and Service.
+pub(crate) fn extension(name: &str, value: &str) -> pb::Extension {
+    let config = prost_types::Any {
+        type_url: "type.googleapis.com/google.protobuf.StringValue".into(),
+        value: value.to_owned().encode_to_vec(),
+    };
+    pb::Extension {
+        name: name.into(),
+        config: Some(config),
+    }
+}
+
 pub(crate) fn workload<'a>(tables: &'a Tables, path: &str) -> &'a Arc<Workload> {
     tables.workload(&uid(path)).unwrap()
 }

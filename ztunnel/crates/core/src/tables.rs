@@ -6,10 +6,12 @@
 mod cow;
 mod decode;
 mod decode_policy;
+mod endpoints;
 mod index;
 mod model;
+mod tree;
 
-pub use index::Endpoint;
+pub use endpoints::{Endpoint, Lane, Shape, Stretch};
 pub use model::*;
 
 use bytes::Bytes;
@@ -163,7 +165,25 @@ impl Tables {
             .endpoints
             .get(service)
             .into_iter()
-            .flat_map(|set| set.values())
+            .flat_map(|set| set.iter())
+    }
+
+    /// Those of a service that may be chosen, by what they have alike.
+    pub fn lanes(&self, service: &str) -> &[Lane] {
+        let endpoints = self.index.endpoints.get(service);
+        endpoints.map_or(&[], |endpoints| endpoints.lanes())
+    }
+
+    /// Those of a service's lane that share the first `depth` places of its balancing with `from`.
+    pub fn stretch<'a>(
+        &'a self,
+        service: &str,
+        lane: &'a Lane,
+        depth: usize,
+        from: &'a Workload,
+    ) -> Option<Stretch<'a>> {
+        let endpoints = self.index.endpoints.get(service)?;
+        Some(endpoints.stretch(lane, depth, from))
     }
 
     /// What is to be asked before somebody may reach this workload: global and namespace policies and those it names.
@@ -237,6 +257,9 @@ fn nearest<'a>(
     let visible = services.filter(|service| !(service.namespace_only && foreign(service)));
     visible.min_by_key(|service| (foreign(service), !service.canonical))
 }
+
+#[cfg(test)]
+pub(crate) use tree::visits;
 
 #[cfg(test)]
 mod tests;

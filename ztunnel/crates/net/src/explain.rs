@@ -4,7 +4,7 @@
 mod end;
 
 use crate::places::{self, Source};
-use end::{denied, object, plaintext_end, tunnel_end};
+use end::{denied, object, plaintext_end, tunnel_end, unjudged};
 use serde_json::{Map, Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -131,6 +131,15 @@ fn judge(
             "route": { "kind": "refused", "because": why.to_string() },
             "verdict": denied("source", &why.to_string()),
         })),
+        Route::Lookup { hostname } => {
+            let mut said = object(json!({
+                "route": { "kind": "lookup", "hostname": hostname, "because": "the endpoint is known by name only" },
+            }));
+            said.extend(unjudged(
+                "the name is looked up when a connection is opened",
+            ));
+            said
+        }
         Route::Passthrough {
             dial,
             because,
@@ -158,14 +167,18 @@ fn judge(
             want,
             upstream,
             service,
+            beyond,
         } => {
             let joined = upstream
                 .as_ref()
+                .filter(|_| beyond.is_none())
                 .is_some_and(|to| *to.node == *from.node && !to.node.is_empty());
             let waypoint = upstream.as_ref().filter(|to| {
-                !to.addresses
-                    .iter()
-                    .any(|ip| authority_is_at(authority, *ip))
+                beyond.is_none()
+                    && !to
+                        .addresses
+                        .iter()
+                        .any(|ip| authority_is_at(authority, *ip))
             });
             let mut said = object(json!({
                 "route": {
@@ -176,16 +189,14 @@ fn judge(
                     "upstream": upstream.as_ref().map(|w| format!("{}/{}", w.namespace, w.name)),
                     "node": upstream.as_ref().map(|w| &*w.node),
                     "service": service.as_ref().map(|s: &Arc<Service>| &*s.key),
+                    "gateway": beyond.as_ref().map(|b| format!("{}/{}", b.gateway.namespace, b.gateway.name)),
                 },
                 "waypoint": waypoint.map(|w| format!("{}/{}", w.namespace, w.name)),
             }));
-            said.extend(tunnel_end(
-                tables,
-                from,
-                upstream.as_ref(),
-                dial.0,
-                authority,
-            ));
+            said.extend(match beyond {
+                Some(_) => unjudged("the other network decides"),
+                None => tunnel_end(tables, from, upstream.as_ref(), dial.0, authority),
+            });
             said
         }
     }

@@ -67,7 +67,24 @@ async fn carry(
         worker.random(),
     );
     match chosen {
-        Route::Refused { why } => Err(Failure::new(flag::CONNECT, why.to_string())),
+        Route::Refused { why } => {
+            let flag = if why.is_policy() {
+                flag::DENY
+            } else {
+                flag::CONNECT
+            };
+            Err(Failure::new(flag, why.to_string()))
+        }
+        Route::Lookup { hostname } => Err(Failure::new(
+            flag::CONNECT,
+            format!("{hostname} is known by name only"),
+        )),
+        Route::Tunnel {
+            beyond: Some(_), ..
+        } => Err(Failure::new(
+            flag::CONNECT,
+            "the destination is in another network",
+        )),
         Route::Passthrough {
             dial,
             upstream,
@@ -83,6 +100,7 @@ async fn carry(
             want,
             upstream,
             service,
+            beyond: None,
         } => {
             name_destination(of, dial.0, upstream, service);
             worker.remember_source(&of.pod, peer.ip());

@@ -1,6 +1,8 @@
 //! Ways out: each test is a small mesh and one connection.
 
 mod balancing;
+mod beyond;
+mod chances;
 mod waypoints;
 
 use super::*;
@@ -24,6 +26,12 @@ fn go_from(tables: &Tables, from: &str, dst: &str, random: u64) -> Route {
     )
 }
 
+/// What is not the first attempt.
+fn go_on(tables: &Tables, dst: &str, around: &Circumstances<'_>) -> String {
+    let from = workload(tables, "shop/client-1");
+    told(&choose(tables, from, OrigDst(dst.parse().unwrap()), around))
+}
+
 /// `tunnel DIAL AUTHORITY WANT..`, `plain DIAL: why`, `refused: why`.
 fn told(route: &Route) -> String {
     match route {
@@ -37,6 +45,7 @@ fn told(route: &Route) -> String {
             format!("tunnel {} {authority} {}", dial.0, want.join(" "))
         }
         Route::Passthrough { dial, because, .. } => format!("plain {}: {because}", dial.0),
+        Route::Lookup { hostname } => format!("lookup {hostname}"),
         Route::Refused { why } => format!("refused: {why}"),
     }
 }

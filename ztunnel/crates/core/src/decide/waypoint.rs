@@ -1,8 +1,8 @@
 //! Waypoints: which one a connection goes through, where it is, who is one. Owns no fallback: a waypoint that cannot be
 //! reached is never gone round.
 
-use super::pick::{Want, pick, share};
-use super::{Asked, Refusal, picked};
+use super::pick::{Place, Whom, share};
+use super::{Asked, Otherwise, Refusal};
 use crate::tables::{Destination, Gateway, Key, Protocol, Service, Tables, Workload};
 use std::fmt;
 use std::net::SocketAddr;
@@ -67,29 +67,25 @@ pub(super) fn serves(tables: &Tables, local: &Workload, service: &Service) -> bo
     all.any(|gateway| is_it(tables, local, gateway))
 }
 
-/// Finds the waypoint's listener. `destination`: on whose behalf, for the sentence.
+/// Finds the listener of a waypoint, or of another network's gateway. `destination`: on whose behalf, for the sentence.
 pub(super) fn resolve<'a>(
     asked: &Asked<'a>,
     gateway: &Gateway,
     destination: &Key,
-) -> Result<Hop<'a>, Refusal> {
-    let named = || (Shown(gateway).to_string(), destination.clone());
-    match find(asked, gateway, destination)? {
+    whom: Whom,
+) -> Result<Hop<'a>, Otherwise> {
+    let hop = find(asked, gateway, destination, whom)?;
+    let waypoint = || Shown(gateway).to_string();
+    match hop {
         Some(hop) if hop.workload.protocol == Protocol::Hbone => Ok(hop),
-        Some(_) => {
-            let (waypoint, destination) = named();
-            Err(Refusal::WaypointWithoutTunnel {
-                waypoint,
-                destination,
-            })
-        }
-        None => {
-            let (waypoint, destination) = named();
-            Err(Refusal::UnknownWaypoint {
-                waypoint,
-                destination,
-            })
-        }
+        Some(_) => Err(Otherwise::Refused(Refusal::WaypointWithoutTunnel {
+            waypoint: waypoint(),
+            destination: destination.clone(),
+        })),
+        None => Err(Otherwise::Refused(Refusal::UnknownWaypoint {
+            waypoint: waypoint(),
+            destination: destination.clone(),
+        })),
     }
 }
 
@@ -97,14 +93,16 @@ fn find<'a>(
     asked: &Asked<'a>,
     gateway: &Gateway,
     destination: &Key,
-) -> Result<Option<Hop<'a>>, Refusal> {
+    whom: Whom,
+) -> Result<Option<Hop<'a>>, Otherwise> {
     let tables = asked.tables;
     let service = match &gateway.destination {
         Destination::Service(key) => tables.service(key),
-        Destination::Address { network, .. } if **network != *tables.network() => {
-            return Err(Refusal::RemoteNetwork(destination.clone(), network.clone()));
-        }
         Destination::Address { network, ip } => {
+            // A gateway's address is one of its own network, but we dial it: it must be reachable from here.
+            if whom == Whom::Waypoint && **network != *tables.network() {
+                return Err(Refusal::RemoteNetwork(destination.clone(), network.clone()).into());
+            }
             if let Some(workload) = tables.workload_by_ip(network, *ip) {
                 let dial = SocketAddr::new(*ip, gateway.hbone_port);
                 return Ok(Some(Hop {
@@ -117,7 +115,7 @@ fn find<'a>(
         }
     };
     service
-        .map(|service| through(asked, service, gateway.hbone_port))
+        .map(|service| through(asked, service, gateway.hbone_port, whom))
         .transpose()
 }
 
@@ -125,20 +123,20 @@ fn through<'a>(
     asked: &Asked<'a>,
     service: &'a Arc<Service>,
     port: u16,
-) -> Result<Hop<'a>, Refusal> {
-    let want = Want {
-        from: asked.from,
-        service,
-        port,
-        v4: asked.dst.is_ipv4(),
-        waypoint: true,
+    whom: Whom,
+) -> Result<Hop<'a>, Otherwise> {
+    let found = asked.pick(service, port, whom)?;
+    let ip = match found.at {
+        Place::Ip(ip) => ip,
+        Place::Unresolved(hostname) => return Err(Otherwise::Lookup(hostname)),
+        Place::Beyond => {
+            let network = found.endpoint.workload.network.clone();
+            return Err(Refusal::RemoteNetwork(service.key.clone(), network).into());
+        }
     };
-    let found =
-        pick(asked.tables, want, asked.random).map_err(|nobody| picked(service, port, nobody))?;
-    let dial = SocketAddr::new(found.ip, found.port);
     Ok(Hop {
         workload: &found.endpoint.workload,
         service: Some(service),
-        dial,
+        dial: SocketAddr::new(ip, found.port),
     })
 }

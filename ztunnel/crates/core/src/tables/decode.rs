@@ -31,6 +31,8 @@ pub(super) enum Unusable {
     LegacyMtls,
     #[error("the identity is impossible: {0}")]
     Identity(#[from] BadId),
+    #[error("{0} has the unknown value {1:?}")]
+    Setting(&'static str, String),
     #[error("carries the extension {0:?}, which is not understood")]
     Extension(String),
     /// `path`: from the message down to the field, as `rules[0].clauses[1].matches[0]`.
@@ -153,6 +155,7 @@ fn maybe<W, T>(
 fn workload(message: pb::Workload) -> Result<Workload, Unusable> {
     let trust_domain = or(message.trust_domain, "cluster.local");
     let account = or(message.service_account, "default");
+    let outbound = outbound(&message.extensions)?;
     let host_network = known("network_mode", message.network_mode)?;
     let status = known("status", message.status)?;
     Ok(Workload {
@@ -181,6 +184,19 @@ fn workload(message: pb::Workload) -> Result<Workload, Unusable> {
         locality: locality(message.locality.unwrap_or_default()),
         host_network: matches!(host_network, pb::NetworkMode::HostNetwork),
         capacity: message.capacity.unwrap_or(1),
+        outbound,
+    })
+}
+
+/// The name of our extension of `Workload`: a `google.protobuf.StringValue`, with Istio's words.
+const OUTBOUND: &str = "nodemesh.io/outbound-policy";
+
+fn outbound(extensions: &[pb::Extension]) -> Result<Option<Outbound>, Unusable> {
+    Ok(match text(extensions, OUTBOUND)?.as_deref() {
+        None => None,
+        Some("ALLOW_ANY") => Some(Outbound::AllowAny),
+        Some("REGISTRY_ONLY") => Some(Outbound::RegistryOnly),
+        Some(other) => return Err(Unusable::Setting(OUTBOUND, other.to_owned())),
     })
 }
 
@@ -271,6 +287,7 @@ fn service_key(namespace: &str, hostname: &str) -> Result<Key, Unusable> {
 
 fn service(message: pb::Service) -> Result<Service, Unusable> {
     let visibility = known("visibility", message.visibility)?;
+    let spread = spread(&message.extensions)?;
     let identities = message
         .subject_alt_names
         .iter()
@@ -285,7 +302,7 @@ fn service(message: pb::Service) -> Result<Service, Unusable> {
         ports: ports(message.ports)?,
         waypoint: maybe(message.waypoint, |g| gateway("waypoint", g))?,
         weighted_waypoints: each(message.weighted_waypoints, weighted)?,
-        balancing: maybe(message.load_balancing, balancing)?.unwrap_or_default(),
+        balancing: balancing(message.load_balancing.unwrap_or_default(), spread)?,
         ip_families: ip_families(known("ip_families", message.ip_families)?),
         canonical: message.canonical,
         namespace_only: matches!(visibility, pb::service::Visibility::Namespace),
@@ -310,7 +327,27 @@ fn weighted(message: pb::WeightedWaypoint) -> Result<(Gateway, u32), Unusable> {
     ))
 }
 
-fn balancing(message: pb::LoadBalancing) -> Result<Balancing, Unusable> {
+/// The name of our extension of `Service`: a `google.protobuf.StringValue`. Istio's own tunnel ignores it.
+const SPREAD: &str = "nodemesh.io/load-balancing";
+
+fn spread(extensions: &[pb::Extension]) -> Result<Spread, Unusable> {
+    Ok(match text(extensions, SPREAD)?.as_deref() {
+        None => Spread::Random,
+        Some("least-request") => Spread::LeastRequest,
+        Some("client-address") => Spread::ClientAddress,
+        Some(other) => return Err(Unusable::Setting(SPREAD, other.to_owned())),
+    })
+}
+
+/// The text of one of our extensions.
+fn text(extensions: &[pb::Extension], name: &'static str) -> Result<Option<String>, Unusable> {
+    let found = extensions.iter().find(|extension| extension.name == name);
+    let config = found.map(|extension| extension.config.as_ref().ok_or(Unusable::Empty(name)));
+    let decode = |config: &prost_types::Any| String::decode(&*config.value).map_err(Unusable::from);
+    config.transpose()?.map(decode).transpose()
+}
+
+fn balancing(message: pb::LoadBalancing, spread: Spread) -> Result<Balancing, Unusable> {
     use pb::load_balancing::{HealthPolicy, Mode as Wire};
     let health: HealthPolicy = known("load_balancing.health_policy", message.health_policy)?;
     Ok(Balancing {
@@ -322,6 +359,7 @@ fn balancing(message: pb::LoadBalancing) -> Result<Balancing, Unusable> {
         },
         scopes: each(message.routing_preference, locus)?,
         unhealthy_too: matches!(health, HealthPolicy::AllowAll),
+        spread,
     })
 }
 

@@ -3,19 +3,12 @@
 
 use super::cow::{CowMap, Groups};
 use super::decode::Address;
+use super::endpoints::{Endpoint, Endpoints};
 use super::model::*;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-
-/// A workload as an endpoint of one service.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Endpoint {
-    pub workload: Arc<Workload>,
-    /// Its own port mapping, which goes before the service's.
-    pub ports: Arc<[Port]>,
-}
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
@@ -28,8 +21,8 @@ pub(super) struct Index {
     pub(super) by_host: Groups<Box<str>, Arc<Service>>,
     /// How many virtual IPs are ranges of (v4?, prefix): the prefixes worth probing.
     ranges: Arc<BTreeMap<(bool, u8), usize>>,
-    /// By service key, also of services that have not arrived; then by uid.
-    pub(super) endpoints: CowMap<Key, Arc<BTreeMap<Key, Endpoint>>>,
+    /// By service key, also of services that have not arrived.
+    pub(super) endpoints: CowMap<Key, Endpoints>,
     pub(super) policies: CowMap<Key, Arc<Policy>>,
     /// Global ones under "". Selector-scoped ones are not here.
     pub(super) policies_by_namespace: Groups<Box<str>, Arc<Policy>>,
@@ -72,7 +65,12 @@ impl Index {
                 workload: new.clone(),
                 ports: ports.clone(),
             };
-            Arc::make_mut(self.endpoints.entry(service.clone())).insert(new.uid.clone(), endpoint);
+            let known = self.services.get(service).cloned();
+            let endpoints = self.endpoints.entry(service.clone());
+            if let Some(service) = known.filter(|_| endpoints.is_empty()) {
+                endpoints.arrange(&service.balancing);
+            }
+            endpoints.put(endpoint);
         }
         self.workloads.insert(new.uid.clone(), new);
     }
@@ -86,10 +84,13 @@ impl Index {
             self.by_ip.remove(ip, is_old);
         }
         self.by_name.remove(&old.name, is_old);
-        for (service, _) in &old.services {
-            let set = Arc::make_mut(self.endpoints.entry(service.clone()));
-            set.remove(uid);
-            if set.is_empty() {
+        for (service, ports) in &old.services {
+            let endpoints = self.endpoints.entry(service.clone());
+            endpoints.remove(&Endpoint {
+                workload: old.clone(),
+                ports: ports.clone(),
+            });
+            if endpoints.is_empty() {
                 self.endpoints.remove(service);
             }
         }
@@ -99,6 +100,11 @@ impl Index {
         for vip in &new.vips {
             self.by_vip.add(vip.range, new.clone(), by_key);
             self.count_range(vip.range, 1);
+        }
+        let endpoints = self.endpoints.get(&*new.key);
+        if endpoints.is_some_and(|endpoints| !endpoints.is_arranged_for(&new.balancing)) {
+            let endpoints = self.endpoints.entry(new.key.clone());
+            endpoints.arrange(&new.balancing);
         }
         self.by_host.add(lower(&new.hostname), new.clone(), by_key);
         self.services.insert(new.key.clone(), new);

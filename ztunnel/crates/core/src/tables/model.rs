@@ -47,6 +47,18 @@ pub struct Workload {
     pub host_network: bool,
     /// Weight in load balancing; 0: never chosen.
     pub capacity: u32,
+    /// What it may reach; None: as the tunnel's own setting says.
+    pub outbound: Option<Outbound>,
+}
+
+/// What becomes of a connection to an address that the mesh does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Outbound {
+    /// It is passed through.
+    #[default]
+    AllowAny,
+    /// It is refused.
+    RegistryOnly,
 }
 
 impl Workload {
@@ -208,6 +220,27 @@ pub struct Balancing {
     pub scopes: Box<[Locus]>,
     /// Unhealthy endpoints are chosen like healthy ones.
     pub unhealthy_too: bool,
+    pub spread: Spread,
+}
+
+impl Balancing {
+    /// The scopes that are a matter of place; the network is one of reachability.
+    pub fn places(&self) -> impl Iterator<Item = Locus> {
+        let places = self.scopes.iter().copied();
+        places.filter(|locus| *locus != Locus::Network)
+    }
+}
+
+/// How endpoints that are equally near share the connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spread {
+    /// Weighted by capacity.
+    #[default]
+    Random,
+    /// Of two random ones the one with fewer open connections of this node, in proportion to its capacity.
+    LeastRequest,
+    /// One client address, one endpoint, as long as that can be chosen; capacities do not count.
+    ClientAddress,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -233,6 +266,19 @@ pub enum Locus {
     Network,
 }
 
+impl Locus {
+    pub fn of(self, workload: &Workload) -> &str {
+        match self {
+            Self::Region => &workload.locality.region,
+            Self::Zone => &workload.locality.zone,
+            Self::Subzone => &workload.locality.subzone,
+            Self::Node => &workload.node,
+            Self::Cluster => &workload.cluster_id,
+            Self::Network => &workload.network,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IpFamilies {
     Automatic,
@@ -242,11 +288,19 @@ pub enum IpFamilies {
 }
 
 impl IpFamilies {
+    pub fn allows_v4(self) -> bool {
+        self != Self::V6Only
+    }
+
+    pub fn allows_v6(self) -> bool {
+        self != Self::V4Only
+    }
+
     pub fn allows(self, ip: IpAddr) -> bool {
-        match self {
-            Self::Automatic | Self::Dual => true,
-            Self::V4Only => ip.is_ipv4(),
-            Self::V6Only => ip.is_ipv6(),
+        if ip.is_ipv4() {
+            self.allows_v4()
+        } else {
+            self.allows_v6()
         }
     }
 }

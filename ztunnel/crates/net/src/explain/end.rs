@@ -183,7 +183,7 @@ pub(super) fn denied(end: &str, why: &str) -> Value {
     json!({ "allowed": false, "by": null, "rule": null, "why": why, "end": end })
 }
 
-fn unjudged(why: &str) -> Map<String, Value> {
+pub(super) fn unjudged(why: &str) -> Map<String, Value> {
     object(
         json!({ "verdict": { "allowed": true, "by": null, "rule": null, "why": why, "end": "destination" } }),
     )

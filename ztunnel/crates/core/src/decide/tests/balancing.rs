@@ -209,7 +209,7 @@ fn endpoints_of_other_networks_are_left_out_and_named_when_there_is_no_other() {
     let tables = mesh(&[&client(), &web(), &far]);
     assert_eq!(
         refused(&tables, "10.96.0.1:80"),
-        "refused: shop/web is in network far: only destinations in the own network are reachable"
+        "refused: shop/web is in network far, to which no gateway is known"
     );
     assert_eq!(
         shares(&push(&tables, &endpoint(2)), "10.96.0.1:80"),
@@ -258,19 +258,29 @@ fn an_endpoint_of_the_other_family_is_not_for_a_client_of_one() {
     let none = mesh(&[&client(), &web(), &six]);
     assert_eq!(
         refused(&none, "10.96.0.1:80"),
-        "refused: the endpoints of shop/web have no IP address of a suitable family, and none is looked up by name"
+        "refused: the endpoints of shop/web have no IP address of a suitable family"
     );
 }
 
 #[test]
-fn an_endpoint_known_by_name_only_is_refused_with_a_sentence() {
-    let named = endpoint(1).with(|w| {
-        w.addresses.clear();
-        w.hostname = "db.example.com".into();
-    });
-    let tables = mesh(&[&client(), &web(), &named]);
+fn a_person_is_told_of_every_endpoint_why_it_is_not_among_those_that_are_chosen_from() {
+    let service = balanced(Mode::Failover, &[Scope::Region, Scope::Zone]);
+    let here = client().with(|w| w.locality = located(0, "r", "z").locality);
+    let ill = located(3, "r", "z").with(|w| w.status = pb::WorkloadStatus::Unhealthy.into());
+    let far = located(4, "r", "z").with(|w| w.network = "far".into());
+    let all = [located(1, "r", "z"), located(2, "r", "y"), ill, far];
+    let tables = mesh(&[&here, &service, &all[0], &all[1], &all[2], &all[3]]);
+    let service = tables.service("shop/web").unwrap();
+    let from = workload(&tables, "shop/client-1");
+    let told = candidates(&tables, from, service, "10.96.0.1:80".parse().unwrap());
+    let why: Vec<_> = told.iter().map(|(_, why)| why.as_deref()).collect();
     assert_eq!(
-        refused(&tables, "10.96.0.1:80"),
-        "refused: the endpoints of shop/web have no IP address of a suitable family, and none is looked up by name"
+        why,
+        [
+            None,
+            Some("others are nearer"),
+            Some("it is not healthy, or its capacity is 0"),
+            Some("it is in network far, to which it names no gateway"),
+        ]
     );
 }

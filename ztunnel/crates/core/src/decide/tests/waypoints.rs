@@ -140,7 +140,7 @@ fn a_waypoint_in_another_network_is_not_gone_round() {
     let tables = mesh(&[&client(), &web(far), &web_pod()]);
     assert_eq!(
         told(&go(&tables, "10.96.0.1:80")),
-        "refused: shop/web is in network far: only destinations in the own network are reachable"
+        "refused: shop/web is in network far, to which no gateway is known"
     );
 }
 

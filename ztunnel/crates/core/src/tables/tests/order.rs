@@ -112,6 +112,13 @@ fn answers(tables: &Tables) -> Vec<String> {
             format!("{:?}", tables.policies_for(workload).collect::<Vec<_>>()).replace(' ', ""),
         );
     }
+    for client in tables.workloads() {
+        for random in [0, u64::MAX / 3, u64::MAX] {
+            let dst = crate::addr::OrigDst("10.0.0.1:80".parse().unwrap());
+            let way = crate::decide::route(tables, client, dst, random);
+            all.push(format!("{} {way:?}", client.uid));
+        }
+    }
     all.sort();
     all
 }
