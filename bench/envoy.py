@@ -1,6 +1,7 @@
 """The peer to beat: two Envoys as tunnel ends, CONNECT over HTTP/2 over mutual TLS 1.3, with Istio's windows.
 
-Configuration only; `contenders.py` runs it. Envoy v3 API; JSON is YAML enough for it.
+Configuration only; `contenders.py` runs it. Envoy v3 API; JSON is YAML enough for it. No session resumption, as in
+HBONE: a cold tunnel is the first one to a peer, for which there is no session yet.
 """
 
 import json
@@ -63,7 +64,7 @@ def client_end(certs: Path, peer: str, peer_identity: str) -> str:
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(peer, 15008)}}]}],
         },
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
-        "transport_socket": _tls("UpstreamTlsContext", certs, "client", san),
+        "transport_socket": _tls("UpstreamTlsContext", certs, "client", san, max_session_keys=0),
         "upstream_bind_config": _marked(),
     }
     return _bootstrap("a", listener, cluster)
@@ -100,7 +101,15 @@ def server_end(certs: Path) -> str:
         "address": _address("0.0.0.0", 15008),
         "filter_chains": [
             {
-                "transport_socket": _tls("DownstreamTlsContext", certs, "server", {}, require_client_certificate=True),
+                "transport_socket": _tls(
+                    "DownstreamTlsContext",
+                    certs,
+                    "server",
+                    {},
+                    require_client_certificate=True,
+                    disable_stateless_session_resumption=True,
+                    disable_stateful_session_resumption=True,
+                ),
                 "filters": [{"name": "hcm", "typed_config": hcm}],
             }
         ],
