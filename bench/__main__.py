@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import captures, instructions, report, rounds, syscalls
+from bench import captures, instructions, report, rounds, syscalls, worlds
 from bench.cases import BY_NAME, CASES, Case
 from bench.contenders import Arena, Contender
 from lab.cluster import Cluster
@@ -102,10 +102,12 @@ def _bench(wish: Wish) -> int:
         return _publish(report.Results([], [], counts), {})
     with ExitStack() as labs:
         pairs = _in_order([pair for name in wish.captures for pair in _lab(labs, wish, load, name)])
-        samples = rounds.run(pairs, wish.cases, plan, _say)
+        timed = [case for case in wish.cases if case.mode != "world"]
+        samples, failed = rounds.run(pairs, timed, plan, _say)
         calls = syscalls.count(pairs, _say) if "syscalls" in wish.exact else []
+        more, failed_too = worlds.run(pairs, [case for case in wish.cases if case.mode == "world"], _say)
     about = {"rounds": f"{plan.least} to {plan.most}", "seconds": plan.seconds}
-    return _publish(report.Results(samples, calls, counts), about)
+    return _publish(report.Results(samples + more, calls, counts, failed + failed_too), about)
 
 
 def _lab(labs: ExitStack, wish: Wish, load: Path, capture: str) -> list[tuple[Arena, Contender]]:
@@ -148,7 +150,7 @@ def _publish(results: report.Results, about: dict[str, Any]) -> int:
     print(text)
     missed = report.missed(results.samples)
     print(f"\n{len(missed)} bars missed; figures in bench/results/{stamp}.json")
-    return 1 if missed else 0
+    return 1 if missed or results.failed else 0
 
 
 def _say(line: str) -> None:

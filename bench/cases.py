@@ -5,7 +5,7 @@ from typing import Literal
 
 GIB = float(1 << 30)
 
-Mode = Literal["send", "recv", "rr", "orr", "crr", "cold", "hold"]
+Mode = Literal["send", "recv", "rr", "orr", "crr", "cold", "hold", "world"]
 Unit = Literal["GiB", "request", "connection"]
 Place = Literal["far", "near", "outside"]
 """Where the server is: on the other node, on the client's own, or on the other node and outside the mesh."""
@@ -31,6 +31,8 @@ class Case:
 
     def asks(self, contender: str) -> bool:
         """Envoy and the peer are two ends on two nodes; direct holds no memory of a tunnel."""
+        if self.mode == "world":
+            return is_ours(contender)
         if contender == "direct":
             return self.mode != "hold"
         return self.place == "far" or is_ours(contender)
@@ -61,10 +63,11 @@ CASES = (
     Case("same-node-stream", "send", (1,), "GiB", place="near"),
     Case("same-node-request", "rr", (1, 1), "request", place="near"),
     Case("passthrough-stream", "send", (1,), "GiB", place="outside"),
+    Case("workloads-100k", "world", (100_000, 10_000), "request", quick=False),
 )
 BY_NAME = {case.name: case for case in CASES}
 
-Metric = Literal["rate", "cpu", "p50", "added_p50", "memory", "resident"]
+Metric = Literal["rate", "cpu", "p50", "added_p50", "memory", "resident", "of_idle"]
 _SHOWN: dict[Metric, tuple[str, str]] = {
     "rate": ("", ""),
     "cpu": ("CPU ", ""),
@@ -72,6 +75,7 @@ _SHOWN: dict[Metric, tuple[str, str]] = {
     "added_p50": ("added p50 ", " µs"),
     "memory": ("memory ", " KiB"),
     "resident": ("idle RSS ", " MiB"),
+    "of_idle": ("p99 ", "× idle"),
 }
 
 
@@ -123,4 +127,5 @@ BARS = (
     Bar("same-node-stream", "rate", "direct", True, 0.6),
     Bar("same-node-request", "added_p50", None, False, 25),
     Bar("passthrough-stream", "rate", "direct", True, 0.65, stretch=True),
+    Bar("workloads-100k", "of_idle", None, False, 2),
 )

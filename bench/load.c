@@ -2,7 +2,8 @@
  *
  *   load serve PORT                          echo on PORT; a connection whose first byte is 'S' is a sink, 'D' a source
  *   load rr HOST PORT SIZE CONNS SECONDS     one request of SIZE bytes outstanding on each connection
- *   load orr HOST PORT SIZE CONNS RATE SECONDS  open loop: RATE requests a second in turn on CONNS connections
+ *   load orr HOST PORT SIZE CONNS RATE SECONDS  open loop: RATE requests a second in turn on CONNS connections; SIGINT
+ *                                            ends it early
  *   load crr HOST PORT CONNS SECONDS         connect, one byte each way, close
  *   load cold HOST PORT TUNNELPORT SECONDS   the same one at a time, each after this namespace's connections to
  *                                            TUNNELPORT were destroyed (ss -K): the next one needs a new tunnel
@@ -30,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BATCH = 256, MAX_FD = 1 << 16, BUFFER = 1 << 18, WARM_UP_PERCENT = 10 };
+enum { BATCH = 256, MAX_FD = 1 << 16, BUFFER = 1 << 18, WARM_UP_PERCENT = 10, WARM_UP_MOST_MS = 200 };
 
 static char buffer[BUFFER];
 
@@ -38,6 +39,22 @@ static void die(const char *what)
 {
 	fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
 	exit(1);
+}
+
+/* SIGINT ends an open loop early; what was measured until then is reported. */
+static volatile sig_atomic_t interrupted;
+
+static void interrupt(int number)
+{
+	(void)number;
+	interrupted = 1;
+}
+
+/* The first part of a request run is not counted: a tenth of it, but no more than a fixed time. */
+static uint64_t warm_up_ns(uint64_t whole_ns)
+{
+	uint64_t share = whole_ns / 100 * WARM_UP_PERCENT, most = WARM_UP_MOST_MS * 1000000ull;
+	return share < most ? share : most;
 }
 
 static uint64_t now_ns(void)
@@ -217,7 +234,7 @@ static uint32_t pending[MAX_FD];
 
 static void rr_one(int fd, size_t size, uint64_t end)
 {
-	for (uint64_t begin = now_ns(), warm = begin + (end - begin) / 100 * WARM_UP_PERCENT; begin < end;) {
+	for (uint64_t begin = now_ns(), warm = begin + warm_up_ns(end - begin); begin < end;) {
 		exactly(fd, size, true);
 		exactly(fd, size, false);
 		uint64_t done = now_ns();
@@ -236,7 +253,7 @@ static void rr_many(size_t size, int conns, uint64_t end)
 		exactly(fd, size, true);
 	}
 	struct epoll_event ready[BATCH];
-	for (uint64_t begin = now_ns(), warm = begin + (end - begin) / 100 * WARM_UP_PERCENT; now_ns() < end;) {
+	for (uint64_t begin = now_ns(), warm = begin + warm_up_ns(end - begin); now_ns() < end;) {
 		int n = epoll_wait(poller, ready, BATCH, 100);
 		for (int i = 0; i < n; i++) {
 			int fd = ready[i].data.fd;
@@ -360,9 +377,9 @@ static uint64_t orr(size_t size, int conns, int rate, uint64_t end)
 		watch(fds[c], EPOLLIN, EPOLL_CTL_ADD);
 	}
 	uint64_t step = 1000000000u / (uint64_t)rate, begin = now_ns(), sent = 0, full = 0;
-	uint64_t warm = begin + (end - begin) / 100 * WARM_UP_PERCENT;
+	uint64_t warm = begin + warm_up_ns(end - begin);
 	timer_every(timer, step);
-	for (struct epoll_event ready[BATCH]; now_ns() < end;) {
+	for (struct epoll_event ready[BATCH]; now_ns() < end && !interrupted;) {
 		int n = epoll_wait(poller, ready, BATCH, 100);
 		for (int i = 0; i < n; i++) {
 			if (ready[i].data.fd != timer) {
@@ -450,10 +467,10 @@ static void client(const char *what, char **arg, int args)
 	if (!strcmp(what, "rr")) {
 		size_t size = (size_t)atoi(arg[2]);
 		atoi(arg[3]) == 1 ? rr_one(connected(), size, end) : rr_many(size, atoi(arg[3]), end);
-		measured = seconds * (100 - WARM_UP_PERCENT) / 100;
+		measured = seconds - (double)warm_up_ns(end - begin) / 1e9;
 	} else if (!strcmp(what, "orr")) {
 		errors = orr((size_t)atoi(arg[2]), atoi(arg[3]), atoi(arg[4]), end);
-		measured = seconds * (100 - WARM_UP_PERCENT) / 100;
+		measured = (double)(now_ns() - begin - warm_up_ns(end - begin)) / 1e9;
 	} else if (!strcmp(what, "cold")) {
 		errors = cold(atoi(arg[2]), end);
 	} else if (!strcmp(what, "crr")) {
@@ -474,6 +491,7 @@ int main(int argc, char **argv)
 	files.rlim_cur = files.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &files);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGINT, interrupt);
 	memset(buffer, 'x', sizeof buffer);
 	poller = epoll_create1(EPOLL_CLOEXEC);
 	if (argc == 3 && !strcmp(argv[1], "serve"))

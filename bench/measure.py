@@ -25,7 +25,8 @@ class Sample:
     """`rate`: Gbit/s or operations per second; 0 where the load is paced. `p50`, `p99`: microseconds.
     `cpu`: both tunnel ends, seconds per GiB or microseconds per operation; `generator`: client and server, the same.
     `memory`: KiB per connection and end; `resident`: MiB per end before the load. `beside`: Gbit/s of the bulk stream
-    that shared the tunnel. `others`: share of the machine's CPU that nobody of ours used."""
+    that shared the tunnel. `idle_p99`, `loaded_s`: before a world was loaded, and how
+    long that took. `others`: share of the machine's CPU that nobody of ours used."""
 
     case: str
     contender: str
@@ -40,10 +41,16 @@ class Sample:
     resident: float = 0.0
     fds: float = 0.0
     beside: float = 0.0
+    idle_p99: float = 0.0
+    loaded_s: float = 0.0
     errors: int = 0
     others: float = 0.0
     disturbed: bool = False
     retakes: int = 0
+
+    @property
+    def of_idle(self) -> float:
+        return self.p99 / self.idle_p99 if self.idle_p99 else 0.0
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from statistics import median
 from typing import Any
 
@@ -22,6 +22,8 @@ class Results:
     samples: list[Sample]
     calls: list[Calls]
     counts: list[Count]
+    failed: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
 
 
 LEAST_CLEAN = 2
@@ -126,7 +128,8 @@ def markdown(results: Results) -> str:
         (instructions.HEAD, instructions.rows(results.counts)),
         (BARS_HEAD, bars(values)),
     )
-    return "\n\n".join(table(head, body) for head, body in tables if body)
+    shown = [table(head, body) for head, body in tables if body]
+    return "\n\n".join([*shown, *(f"NOT MEASURED: {why}" for why in results.failed)])
 
 
 BARS_HEAD = ["case", "contender", "bar", "measured (least–most)", ""]
@@ -158,6 +161,7 @@ def _notes(samples: Sequence[Sample]) -> str:
     notes = [
         f"bulk {spread(bulk, 1)} Gbit/s" if any(bulk) else "",
         f"{median(resident):.0f} MiB idle" if any(resident) else "",
+        *(f"p99 {s.idle_p99:.0f} before, loaded in {s.loaded_s:.1f} s" for s in samples if s.loaded_s),
         f"{sum(errors)} errors" if any(errors) else "",
         f"DIRTY {dirty} of {len(samples)}" if dirty else "",
         f"{again} taken again" if again else "",
@@ -196,6 +200,7 @@ def from_json(text: str) -> Results:
         [Sample(**{**one, "cpu_ends": tuple(one["cpu_ends"])}) for one in samples],
         [Calls(**{**one, "ends": tuple(one["ends"])}) for one in raw.get("calls", [])],
         [Count(**one) for one in raw.get("counts", [])],
+        raw.get("failed", []),
     )
 
 

@@ -12,6 +12,7 @@ from bench import measure
 from bench.cases import Case
 from bench.contenders import Arena, Contender
 from bench.measure import Sample, machine_busy_s, take
+from mesh.errors import OperatorError
 
 RETAKES = 2
 AGREED = 0.05
@@ -39,20 +40,30 @@ class Plan:
 Pair = tuple[Arena, Contender]
 
 
-def run(pairs: Sequence[Pair], cases: Sequence[Case], plan: Plan, say: Callable[[str], None]) -> list[Sample]:
+def run(
+    pairs: Sequence[Pair], cases: Sequence[Case], plan: Plan, say: Callable[[str], None]
+) -> tuple[list[Sample], list[str]]:
+    """The samples, and what could not be measured."""
     samples: list[Sample] = []
+    failed: list[str] = []
     for index, case in enumerate(cases):
         asked = [(arena, c) for arena, c in pairs if case.asks(c.name)]
         taken: list[Sample] = []
-        for number in range(plan.most):
-            in_time = plan.in_time(index, len(cases))
-            if number >= plan.least and (not in_time or agree(taken)):
-                break
-            for pair in asked if number % 2 == 0 else asked[::-1]:
-                taken.append(_sample(pair, case, number, plan.seconds, RETAKES if in_time else 0))
-        say(f"{case.name}: " + "  ".join(_brief(taken, c.name) for _, c in asked))
+        try:
+            for number in range(plan.most):
+                in_time = plan.in_time(index, len(cases))
+                if number >= plan.least and (not in_time or agree(taken)):
+                    break
+                for pair in asked if number % 2 == 0 else asked[::-1]:
+                    taken.append(_sample(pair, case, number, plan.seconds, RETAKES if in_time else 0))
+        except OperatorError as error:
+            failed.append(str(error))
+            say(f"{case.name}: {error}")
+            continue
+        if taken:
+            say(f"{case.name}: " + "  ".join(_brief(taken, c.name) for _, c in asked))
         samples += taken
-    return samples
+    return samples, failed
 
 
 def figure(sample: Sample) -> float:

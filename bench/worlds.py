@@ -1,0 +1,128 @@
+"""Traffic while the tunnels load a big world: does a configuration push hurt those who are connected?
+
+The control plane reads the world first, while the tunnels are cut off from it: reading documents is not what is
+measured, and on two cores it would be. Then the tunnels may connect, and load everything at once under traffic.
+"""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bench.cases import BY_NAME, Case
+from bench.contenders import Arena, Contender
+from bench.measure import Sample, process_cpu_s, result_of
+from lab import scale
+from lab.netns import inside
+from lab.netns import run as run_command
+from lab.processes import wait_until
+from mesh.errors import OperatorError, PeerError
+
+TRAFFIC = BY_NAME["request-open-1000"]
+"""An open loop: a stall shows in every request that was due in it."""
+IDLE_S, LONGEST_S = 3.0, 60.0
+READ_S, CONNECT_S = 180.0, 40.0
+LOOK_S, IDLE_SHARE = 0.5, 0.1
+ADDRESS = "type.googleapis.com/istio.workload.Address"
+CUT = """
+table inet bench {
+  chain in {
+    type filter hook input priority 0
+    tcp dport 15012 reject with tcp reset
+  }
+}
+"""
+
+
+def run(
+    pairs: Sequence[tuple[Arena, Contender]], cases: Sequence[Case], say: Callable[[str], None]
+) -> tuple[list[Sample], list[str]]:
+    """The samples, and what could not be measured: that must not cost a run all its other figures."""
+    samples, failed = [], []
+    for case in cases:
+        for arena, contender in (pair for pair in pairs if case.asks(pair[1].name)):
+            try:
+                samples.append(_measure(arena, contender, case, say))
+            except OperatorError as error:
+                failed.append(f"{case.name}, {contender.name}: {error}")
+    return samples, failed
+
+
+def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str], None]) -> Sample:
+    workloads, services = case.args
+    say(f"{case.name}: the control plane reads {workloads} workloads and {services} services, cut off from the tunnels")
+    _cut_off(arena)
+    scale.world(workloads, services, arena.cluster.layout.config)
+    wait_until("the control plane has the world", lambda: _read(arena) >= workloads, READ_S, step_s=0.5)
+    _wait_idle(arena)
+    idle = result_of(_traffic(arena, contender, IDLE_S), f"{contender.name} before the load", 60)
+    run_command(*inside(arena.cluster.layout.control), "nft", "delete", "table", "inet", "bench")
+    wait_until("a tunnel connects to the control plane", lambda: bool(_connections(arena)), CONNECT_S)
+    began = time.monotonic()
+    traffic = _traffic(arena, contender, LONGEST_S)
+    try:
+        wait_until("the tunnels have the world", lambda: _loaded(arena) >= workloads + services, LONGEST_S, step_s=0.1)
+        took = time.monotonic() - began
+    finally:
+        traffic.send_signal(signal.SIGINT)
+    result = result_of(traffic, f"{contender.name} while it loads", 60)
+    say(f"{case.name}: loaded in {took:.1f} s, p99 {idle['p99_us']:.0f} -> {result['p99_us']:.0f} µs")
+    return Sample(
+        case.name,
+        contender.name,
+        0,
+        rate=result["ops"] / result["seconds"],
+        p50=result["p50_us"],
+        p99=result["p99_us"],
+        idle_p99=idle["p99_us"],
+        loaded_s=took,
+        errors=result["errors"],
+    )
+
+
+def _traffic(arena: Arena, contender: Contender, seconds: float) -> subprocess.Popen[str]:
+    load = arena.load_for(contender, TRAFFIC)
+    return load.start(TRAFFIC, seconds)
+
+
+def _cut_off(arena: Arena) -> None:
+    control = inside(arena.cluster.layout.control)
+    run_command(*control, "nft", "-f", "-", stdin=CUT)
+    run_command(*control, "ss", "-KHtn", "sport = :15012")
+
+
+def _connections(arena: Arena) -> str:
+    control = inside(arena.cluster.layout.control)
+    return run_command(*control, "ss", "-Htn", "state", "established", "sport = :15012").strip()
+
+
+def _read(arena: Arena) -> int:
+    """Workloads that the control plane knows."""
+    return int(_status(arena, "controlplane").get("world", {}).get("workloads", 0))
+
+
+def _loaded(arena: Arena) -> int:
+    """Addresses that the slower tunnel has."""
+    tunnels = [name for name in arena.cluster.daemons if name.startswith("ztunnel-")]
+    return min(int(_status(arena, name).get("xds", {}).get("resources", {}).get(ADDRESS, 0)) for name in tunnels)
+
+
+def _status(arena: Arena, daemon: str) -> dict[str, Any]:
+    """Nothing while it is too busy to answer."""
+    try:
+        return dict(arena.cluster.ask(daemon, "/status"))
+    except PeerError:
+        return {}
+
+
+def _wait_idle(arena: Arena) -> None:
+    """The agents read the documents, too, and the control plane may still be translating."""
+    readers = [p.pid for name, p in arena.cluster.daemons.items() if not name.startswith("ztunnel-")]
+
+    def idle() -> bool:
+        before = sum(map(process_cpu_s, readers))
+        time.sleep(LOOK_S)
+        return sum(map(process_cpu_s, readers)) - before < IDLE_SHARE * LOOK_S
+
+    wait_until("the agents have read the world", idle, READ_S)
