@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -53,7 +54,7 @@ def run() -> None:
 def check(directory: Path) -> None:
     """Validate the documents in DIRECTORY; exit code 1 if any is refused."""
     store = Store(load(os.environ).mesh)
-    store.update(FileSource(directory).read())
+    store.update(FileSource(directory, store.judge).read())
     for finding in store.findings:
         click.echo(finding)
     errors = sum(finding.level is Level.ERROR for finding in store.findings)
@@ -102,9 +103,11 @@ def _tokens() -> Tokens:
 async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: None) -> None:
     """Until SIGTERM or SIGINT. `ready` is called with the port once calls are answered. Raises OperatorError."""
     authority = load_authority(settings.state_dir, settings.mesh.trust_domain)
-    source, store, tokens = FileSource(settings.config_dir), Store(settings.mesh), Tokens(settings.state_dir)
+    store, tokens = Store(settings.mesh), Tokens(settings.state_dir)
+    source = FileSource(settings.config_dir, store.judge)
     _take(store, source.read())
     board = Board(store.world)
+    gc.freeze()  # what is in force lives long: not to be looked through again and again
     discovery = server.Discovery(board, tokens)
     certificates = server.Certificates(authority, tokens, board, settings.mesh.trust_domain)
     certificate = server.ServerCertificate(authority, (*server.NAMES, *settings.sans))

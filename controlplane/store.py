@@ -7,8 +7,8 @@ its appearance. Not thread-safe.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -72,61 +72,95 @@ class _Force:
 
 
 class Store:
-    """`world` and `findings` are replaced as wholes by `update`."""
+    """`world` and `findings` are replaced as wholes by `update`, which costs what the changed files hold.
+
+    `_places`: object to the documents that claim to be it, in the order of files and lines; `_duplicates`: of
+    those with several. `_kept`: objects in force without a document.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
         self._readers = _readers(mesh.root_namespace)
         self._reads: dict[str, _Read] = {}
+        self._judged: dict[str, _Read] = {}
+        self._places: dict[Key, list[_Entry]] = {}
+        self._duplicates: dict[Key, list[Finding]] = {}
+        self._kept: set[Key] = set()
         self._force: dict[Key, _Force] = {}
+        self._builder = world.Builder(mesh)
         self.findings: tuple[Finding, ...] = ()
-        self.world: World = world.build((), mesh)
+        self.world: World = self._builder.build(())
 
     @property
     def counts(self) -> dict[str, int]:
         return dict(sorted(Counter(key.kind for key in self._force).items()))
 
+    def judge(self, parsed: Parsed) -> None:
+        """Reads a file ahead of the `update` that will hand it over, and drops its tree."""
+        self._judged[parsed.file] = self._read(parsed)
+
     def update(self, contents: Mapping[str, Parsed]) -> bool:
         """Takes over a source's whole state; whether the world is a new one. Reads each `Parsed` once."""
         reads = {file: self._read(contents[file]) for file in sorted(contents)}
-        findings = [finding for read in reads.values() for finding in read.findings]
-        force = self._placed(reads, findings)
-        force.update(self._kept(reads, force))
-        changed = {key: each.object for key, each in force.items()} != {k: e.object for k, e in self._force.items()}
-        self._reads, self._force = reads, force
-        self.findings = tuple(sorted(set(findings)))
+        self._judged.clear()
+        different = [file for file in reads.keys() | self._reads.keys() if reads.get(file) is not self._reads.get(file)]
+        touched = self._place(reads, different)
+        force = {key: self._in_force(key, reads) for key in touched}
+        changed = any(_object(each) != _object(self._force.get(key)) for key, each in force.items())
+        self._put_into_force(force)
+        self._reads = reads
+        self.findings = tuple(sorted(set(self._all_findings())))
         if changed:
-            objects = (each.object for each in force.values())
-            self.world = world.build(objects, self._mesh, self.world.version + 1)
+            self.world = self._builder.build((each.object for each in self._force.values()), self.world.version + 1)
         return changed
 
-    def _placed(self, reads: Mapping[str, _Read], findings: list[Finding]) -> dict[Key, _Force]:
-        """Per object the document that counts: where it was before, else the first; any other is a duplicate."""
-        places: dict[Key, list[_Entry]] = defaultdict(list)
-        for read in reads.values():
-            for entry in read.entries:
-                places[entry.document.key].append(entry)
-        force: dict[Key, _Force] = {}
-        for key, entries in places.items():
-            before = self._force.get(key)
-            entry = _choose(entries, before)
-            findings.extend(_duplicate(each.document, entry.document) for each in entries if each is not entry)
-            chosen = entry.object or (before.object if before else None)
-            if chosen:
-                force[key] = _Force(entry.document.file, chosen)
-        return force
+    def _all_findings(self) -> Iterator[Finding]:
+        for read in self._reads.values():
+            yield from read.findings
+        for duplicates in self._duplicates.values():
+            yield from duplicates
 
-    def _kept(self, reads: Mapping[str, _Read], placed: Mapping[Key, _Force]) -> dict[Key, _Force]:
-        """Objects without a document, which a claim in their file may still mean."""
-        kept: dict[Key, _Force] = {}
-        for key, before in self._force.items():
-            read = reads.get(before.file)
-            if key in placed or read is None:
+    def _place(self, reads: Mapping[str, _Read], files: Iterable[str]) -> set[Key]:
+        """Brings the places of these files up to date; every object that may be affected, the kept ones included."""
+        touched: set[Key] = set()
+        for file in files:
+            for entry in self._reads[file].entries if file in self._reads else ():
+                key = entry.document.key
+                left = [each for each in self._places.pop(key, ()) if each.document.file != file]
+                if left:
+                    self._places[key] = left
+                touched.add(key)
+            for entry in reads[file].entries if file in reads else ():
+                entries = self._places.setdefault(entry.document.key, [])
+                entries.append(entry)
+                entries.sort(key=lambda each: (each.document.file, each.document.line))
+                touched.add(entry.document.key)
+        changed = set(files)
+        return touched | {key for key in self._kept if self._force[key].file in changed}
+
+    def _in_force(self, key: Key, reads: Mapping[str, _Read]) -> _Force | None:
+        """By the document that counts; without any by a claim in the object's file, which may still mean it."""
+        before = self._force.get(key)
+        self._duplicates.pop(key, None)
+        if entries := self._places.get(key):
+            entry = _choose(entries, before)
+            if len(entries) > 1:
+                others = (each.document for each in entries if each is not entry)
+                self._duplicates[key] = [_duplicate(other, entry.document) for other in others]
+            chosen = entry.object or (before.object if before else None)
+            return _Force(entry.document.file, chosen) if chosen else None
+        read = reads.get(before.file) if before else None
+        claim = self._claim(key, before, read) if before and read else None
+        return _Force(before.file, before.object, claim) if before and claim else None
+
+    def _put_into_force(self, force: Mapping[Key, _Force | None]) -> None:
+        for key, each in force.items():
+            self._kept.discard(key)
+            if each is None:
+                self._force.pop(key, None)
                 continue
-            claim = self._claim(key, before, read)
-            if claim:
-                kept[key] = _Force(before.file, before.object, claim)
-        return kept
+            self._force[key] = each
+            if each.claim:
+                self._kept.add(key)
 
     def _claim(self, key: Key, before: _Force, read: _Read) -> Claim | None:
         """A claim that was there while the object still had its document is about something else."""
@@ -137,9 +171,9 @@ class Store:
         return next((claim for claim in fresh if claim.covers(key, self._readers)), None)
 
     def _read(self, parsed: Parsed) -> _Read:
-        known = self._reads.get(parsed.file)
-        if known and known.parsed is parsed:
-            return known
+        for known in (self._judged.get(parsed.file), self._reads.get(parsed.file)):
+            if known and known.parsed is parsed:
+                return known
         entries: list[_Entry] = []
         findings = list(parsed.findings)
         claims = {Claim()} if parsed.broken else set()
@@ -165,6 +199,10 @@ class Store:
             problems.append(Problem(document.line, why))
             return reader if document.header_ok else None
         return reader if document.header_ok else None
+
+
+def _object(force: _Force | None) -> Object | None:
+    return force.object if force else None
 
 
 def _choose(entries: list[_Entry], before: _Force | None) -> _Entry:

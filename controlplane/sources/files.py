@@ -7,8 +7,10 @@ interval, 125 ms; cost when nothing changes: one stat per file and poll.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -39,8 +41,10 @@ UNKNOWN: Final = Stamp(0, 0, 0, 0, 0)
 class FileSource:
     """`directory` and everything below, without hidden files and directories (`..data` of a ConfigMap included)."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, seen: Callable[[Parsed], object] = lambda _: None) -> None:
+        """`seen` is called with each file right after it was parsed: whoever judges it there and then spares the
+        memory of all the others' trees, some 40 KB a document."""
+        self._directory, self._seen = directory, seen
         self._stamps: dict[str, Stamp] = {}
         self._contents: dict[str, Parsed] = {}
 
@@ -89,12 +93,32 @@ class FileSource:
                 yield entry.path, stamp
 
     def _take(self, stamps: dict[str, Stamp]) -> Contents:
+        with _without_collector():
+            contents = self._parsed(stamps)
+        self._stamps, self._contents = stamps, contents
+        return dict(contents)
+
+    def _parsed(self, stamps: dict[str, Stamp]) -> dict[str, Parsed]:
         contents: dict[str, Parsed] = {}
         for path, stamp in stamps.items():
             known = self._contents.get(path)
-            contents[path] = known if known and self._stamps.get(path) == stamp else load(path)
-        self._stamps, self._contents = stamps, contents
-        return dict(contents)
+            if known is None or self._stamps.get(path) != stamp:
+                known = load(path)
+                self._seen(known)
+            contents[path] = known
+        return contents
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Trees have no cycles to be found; looking for some again and again is three quarters of reading a big world."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _stamp(path: str) -> Stamp | None:

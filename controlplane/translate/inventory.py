@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from controlplane.objects import (
     AuthorizationPolicy,
@@ -31,7 +31,9 @@ class Inventory:
     """Order is that of namespace and name, so that equal objects give an equal world."""
 
     def __init__(self, objects: Iterable[Object]) -> None:
-        self._objects = sorted(objects, key=lambda each: (each.meta.namespace, each.meta.name))
+        self._by_kind: dict[type, list[Object]] = defaultdict(list)
+        for each in objects:
+            self._by_kind[type(each)].append(each)
         self.namespaces = {each.meta.name: each for each in self._of(Namespace)}
         self.nodes = {each.meta.name: each for each in self._of(Node)}
         self.pods = self._of(Pod)
@@ -45,4 +47,5 @@ class Inventory:
             self.slices[each.meta.namespace, each.service].append(each)
 
     def _of(self, kind: type[T]) -> list[T]:
-        return [each for each in self._objects if isinstance(each, kind)]
+        found: list[Any] = self._by_kind.get(kind, [])
+        return sorted(found, key=lambda each: (each.meta.namespace, each.meta.name))

@@ -29,6 +29,12 @@ class Policies:
         for policy in (static_strict(self._root), *self._authorizations(inventory), *self._converted()):
             self.all[policy.key] = policy
 
+    def concerning(self, namespace: str) -> list[AuthorizationPolicy | PeerAuthentication]:
+        """All that `of` looks at for a workload of this namespace."""
+        here = (namespace, self._root)
+        chosen = [each for each in self._selecting if each.meta.namespace in here]
+        return [*chosen, *(each for each in self._modes if each.meta.namespace in here)]
+
     def of(self, namespace: str, labels: Labels) -> tuple[str, ...]:
         """The selector-scoped policies of a workload, "namespace/name"; the root namespace selects everywhere."""
         chosen = [

@@ -34,26 +34,52 @@ class Offered:
 
 
 class Services:
-    """Every service, found by the labels of its endpoints."""
+    """Every service, found by the labels of its endpoints. `before` spares what is the same as there."""
 
-    def __init__(self, inventory: Inventory, network: str) -> None:
-        self.offered = [_kubernetes(each, network) for each in inventory.services if not each.external_name]
+    def __init__(self, inventory: Inventory, network: str, before: Services | None = None) -> None:
+        self._network = network
+        self._made: dict[int, tuple[KubernetesService | ServiceEntry, list[Offered]]] = {}
+        known = before._made if before and before._network == network else {}
+        self.offered: list[Offered] = []
+        for each in inventory.services:
+            if not each.external_name:
+                self.offered += self._offered(each, known)
         self.of_entry: dict[tuple[str, str], list[Offered]] = {}
         for entry in inventory.service_entries:
-            own = [_entry(entry, host, network) for host in entry.hosts]
+            own = self._offered(entry, known)
             self.of_entry[entry.meta.namespace, entry.meta.name] = own
             self.offered += own
-        self._selecting: dict[str, list[Offered]] = defaultdict(list)
-        for each in self.offered:
-            if each.selector:
-                self._selecting[each.service.namespace].append(each)
+        # By one of the selector's labels, whichever: an endpoint that it selects has that one, too.
+        self._selecting: dict[tuple[str, str, str], list[Offered]] = defaultdict(list)
+        self.in_namespace: dict[str, list[Offered]] = defaultdict(list)
+        for offered in self.offered:
+            if offered.selector:
+                self._selecting[offered.service.namespace, *next(iter(offered.selector.items()))].append(offered)
+                self.in_namespace[offered.service.namespace].append(offered)
+
+    def _offered(
+        self,
+        each: KubernetesService | ServiceEntry,
+        known: Mapping[int, tuple[KubernetesService | ServiceEntry, list[Offered]]],
+    ) -> list[Offered]:
+        """An object that is held cannot share its id with another."""
+        same = known.get(id(each))
+        if same and same[0] is each:
+            made = same[1]
+        elif isinstance(each, ServiceEntry):
+            made = [_entry(each, host, self._network) for host in each.hosts]
+        else:
+            made = [_kubernetes(each, self._network)]
+        self._made[id(each)] = each, made
+        return made
 
     def of(
         self, namespace: str, labels: Labels, named: Mapping[str, int], is_pod: bool = False
     ) -> dict[str, tuple[Port, ...]]:
         """What an endpoint with these labels and named ports serves; by "namespace/hostname"."""
-        chosen = (each for each in self._selecting.get(namespace, ()) if selects(each.selector, labels))
-        return {each.service.key: each.serve(named, is_pod) for each in chosen}
+        candidates = (each for label in labels.items() for each in self._selecting.get((namespace, *label), ()))
+        chosen = {each.service.key: each for each in candidates if selects(each.selector, labels)}
+        return {key: chosen[key].serve(named, is_pod) for key in sorted(chosen)}
 
 
 def _kubernetes(service: KubernetesService, network: str) -> Offered:

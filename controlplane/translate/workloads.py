@@ -8,15 +8,19 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Final
 
 from controlplane.objects import (
+    AuthorizationPolicy,
     Endpoint,
     EndpointSlice,
     Labels,
     Mesh,
     Meta,
+    Namespace,
+    Node,
+    PeerAuthentication,
     Pod,
     Resolution,
     ServiceEntry,
@@ -41,6 +45,7 @@ _CRON_JOB: Final = re.compile(r"(.+)-\d{8,10}")
 DEFAULT_TRUST_DOMAIN: Final = "cluster.local"
 
 Served = dict[str, tuple[Port, ...]]
+_NOTHING: Final[Served] = {}
 
 
 def enrolled(pod: Pod, namespace_labels: Labels) -> bool:
@@ -55,27 +60,63 @@ def enrolled(pod: Pod, namespace_labels: Labels) -> bool:
     )
 
 
+Context = tuple[Namespace | None, tuple[Offered, ...], tuple[AuthorizationPolicy | PeerAuthentication, ...]]
+# The pod (held, so that no other object has its id), its context, its node, what slices say of it, what became of it.
+_Made = tuple[Pod, Context, Node | None, Served, Workload]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Workloads:
-    """Builds every workload of one world."""
+    """Builds every workload of one world, or takes a pod's from `before` when all that it depends on is the same."""
 
     inventory: Inventory
     mesh: Mesh
     services: Services
     policies: Policies
     network: str
+    before: InitVar[Workloads | None] = None
+    _made: dict[int, _Made] = field(default_factory=dict)
+    _contexts: dict[str, Context] = field(default_factory=dict)
+    _known: dict[int, _Made] = field(default_factory=dict)
+    _known_contexts: dict[str, Context] = field(default_factory=dict)
+
+    def __post_init__(self, before: Workloads | None) -> None:
+        if before is not None and before.network == self.network:
+            self._known.update(before._made)
+            self._known_contexts.update(before._contexts)
 
     def all(self) -> Iterator[Workload]:
         sliced = Slices(self.inventory, self.services)
         for pod in self.inventory.pods:
             if pod.phase not in FINISHED:
-                yield self._pod(pod, sliced.of_pod[pod.meta.namespace, pod.meta.name])
+                own = sliced.of_pod.get((pod.meta.namespace, pod.meta.name), _NOTHING) if sliced.of_pod else _NOTHING
+                yield self._remembered(pod, own)
+        self._known.clear()
         for entry in self.inventory.workload_entries:
             yield self._workload_entry(entry)
         for service_entry in self.inventory.service_entries:
             yield from self._inline(service_entry)
         for each, endpoint, address, served in sliced.outside():
             yield self._outside(each, endpoint, address, served)
+
+    def _remembered(self, pod: Pod, sliced: Served) -> Workload:
+        context = self._contexts.get(pod.meta.namespace) or self._context(pod.meta.namespace)
+        node = self.inventory.nodes.get(pod.node)
+        made = self._known.get(id(pod))
+        if not made or made[0] is not pod or made[1] is not context or made[2] is not node or made[3] != sliced:
+            made = pod, context, node, sliced, self._pod(pod, sliced)
+        self._made[id(pod)] = made
+        return made[4]
+
+    def _context(self, namespace: str) -> Context:
+        """All that a namespace's pods depend on beside themselves; the same object as before when it is equal."""
+        about = self.inventory.namespaces.get(namespace)
+        offered, policies = self.services.in_namespace.get(namespace, ()), self.policies.concerning(namespace)
+        context = self._known_contexts.get(namespace)
+        if not context or context != (about, tuple(offered), tuple(policies)):
+            context = about, tuple(offered), tuple(policies)
+        self._contexts[namespace] = context
+        return context
 
     def _pod(self, pod: Pod, sliced: Served) -> Workload:
         about = pod.meta
@@ -178,7 +219,9 @@ class Slices:
     def __init__(self, inventory: Inventory, services: Services) -> None:
         self.of_pod: dict[tuple[str, str], Served] = defaultdict(dict)
         self._outside: list[tuple[EndpointSlice, SliceEndpoint, IPAddress, Served]] = []
-        self._by_address = {address: pod for pod in inventory.pods if not pod.host_network for address in pod.ips}
+        self._by_address: dict[IPAddress, Pod] = {}
+        if inventory.slices:
+            self._by_address = {address: pod for pod in inventory.pods if not pod.host_network for address in pod.ips}
         for offered in services.offered:
             if not offered.selector and not offered.from_entry:
                 for each in inventory.slices.get((offered.service.namespace, offered.service.name), ()):

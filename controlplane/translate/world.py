@@ -13,16 +13,28 @@ from controlplane.translate.workloads import NETWORK, Workloads
 from mesh.model import World
 
 
-def build(objects: Iterable[Object], mesh: Mesh, version: int = 0) -> World:
-    """O(pods x services of their namespace)."""
-    inventory = Inventory(objects)
-    root = inventory.namespaces.get(mesh.root_namespace)
-    network = root.meta.labels.get(NETWORK, "") if root else ""
-    services, policies = Services(inventory, network), Policies(inventory, mesh)
-    workloads = Workloads(inventory, mesh, services, policies, network)
-    return World(
-        version=version,
-        workloads=MappingProxyType({each.uid: each for each in workloads.all()}),
-        services=MappingProxyType({each.service.key: each.service for each in services.offered}),
-        policies=MappingProxyType(policies.all),
-    )
+class Builder:
+    """Remembers what it made of what, so that a change costs a glance at each object and work for those concerned.
+
+    The world does not depend on what was built before, only its cost does: what is the same value is the same object.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._services: Services | None = None
+        self._workloads: Workloads | None = None
+
+    def build(self, objects: Iterable[Object], version: int = 0) -> World:
+        """O(objects), about a microsecond each; 100 for a pod that is new or whose namespace changed."""
+        inventory = Inventory(objects)
+        root = inventory.namespaces.get(self._mesh.root_namespace)
+        network = root.meta.labels.get(NETWORK, "") if root else ""
+        services = self._services = Services(inventory, network, self._services)
+        policies = Policies(inventory, self._mesh)
+        workloads = self._workloads = Workloads(inventory, self._mesh, services, policies, network, self._workloads)
+        return World(
+            version=version,
+            workloads=MappingProxyType({each.uid: each for each in workloads.all()}),
+            services=MappingProxyType({each.service.key: each.service for each in services.offered}),
+            policies=MappingProxyType(policies.all),
+        )
