@@ -104,8 +104,11 @@ class Nack:
 
 @dataclass(slots=True, eq=False)
 class _Phase:
+    """`changed` None: not known, compare in full."""
+
     type_url: str
     resources: Mapping[str, Versioned]
+    changed: set[str] | None = None
     offered: bool = False
 
 
@@ -124,6 +127,8 @@ class Conversation:
     _publisher: Publisher = field(default_factory=Publisher)
     _in_flight: dict[str, str] = field(default_factory=dict)
     _phases: deque[_Phase] = field(default_factory=deque)
+    # Whose addresses were offered last on this subscription.
+    _offered: Resources | None = None
     # What the tunnel may still hold.
     _policies: dict[str, Versioned] = field(default_factory=dict)
 
@@ -137,6 +142,8 @@ class Conversation:
         for outcome in self._publisher.handle(request):
             match outcome:
                 case Subscribed(type_url) if type_url in self.target.by_type:
+                    if type_url == ADDRESS_TYPE:
+                        self._offered = None
                     self._plan()
                 case Subscribed(type_url):
                     self._send(self._publisher.offer(type_url, {}), responses)
@@ -158,17 +165,23 @@ class Conversation:
         self._phases = deque(
             (
                 _Phase(AUTHORIZATION_TYPE, dict(self._policies)),
-                _Phase(ADDRESS_TYPE, self.target.by_type[ADDRESS_TYPE]),
+                self._addresses(),
                 _Phase(AUTHORIZATION_TYPE, policies),
             )
         )
+
+    def _addresses(self) -> _Phase:
+        changed = self.target.since(self._offered, ADDRESS_TYPE) if self._offered else None
+        return _Phase(ADDRESS_TYPE, self.target.by_type[ADDRESS_TYPE], changed)
 
     def _advance(self, responses: list[DeltaDiscoveryResponse]) -> list[DeltaDiscoveryResponse]:
         while self._phases:
             phase = self._phases[0]
             if not phase.offered:
-                self._send(self._publisher.offer(phase.type_url, phase.resources), responses)
+                self._send(self._publisher.offer(phase.type_url, phase.resources, phase.changed), responses)
                 phase.offered = True
+                if phase.type_url == ADDRESS_TYPE:
+                    self._offered = self.target
             elif phase.type_url not in self._in_flight:
                 self._send(self._publisher.next(phase.type_url), responses)
             if phase.type_url in self._in_flight:

@@ -153,14 +153,19 @@ class Store:
         return _Force(before.file, before.object, claim) if before and claim else None
 
     def _put_into_force(self, force: Mapping[Key, _Force | None]) -> None:
+        """The order is that of kind, namespace and name: sorting what is nearly sorted takes one look at each."""
+        arrived = False
         for key, each in force.items():
             self._kept.discard(key)
             if each is None:
                 self._force.pop(key, None)
                 continue
+            arrived = arrived or key not in self._force
             self._force[key] = each
             if each.claim:
                 self._kept.add(key)
+        if arrived:
+            self._force = {key: self._force[key] for key in sorted(self._force)}
 
     def _claim(self, key: Key, before: _Force, read: _Read) -> Claim | None:
         """A claim that was there while the object still had its document is about something else."""

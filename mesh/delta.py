@@ -6,7 +6,7 @@ stream, or back-off. Source: the xDS protocol's incremental variant as Istio's z
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,7 +16,9 @@ from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
 ADDRESS_TYPE: Final = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION_TYPE: Final = "type.googleapis.com/istio.security.Authorization"
 WILDCARD: Final = "*"
-MAX_RESOURCES: Final = 500
+MAX_RESOURCES: Final = 5000
+MAX_BYTES: Final = 2 * 1024 * 1024
+"""Of the resources in one response, which ends with the one that passes it: below gRPC's usual limit of 4 MiB."""
 PARTIAL: Final = "partial"
 """Our `system_version_info` when more of the same offer follows. Without it a client that has the first 500 policies
 of 600 would believe that it has them all; other clients ignore the field, other servers never say this word."""
@@ -165,12 +167,22 @@ class _Watch:
     def wants(self, name: str) -> bool:
         return self.wildcard or name in self.names
 
-    def plan(self, world: World) -> None:
+    def plan(self, world: World, changed: Set[str] | None) -> None:
         self.world = world
+        if changed is not None and self.wildcard:
+            self._amend(changed)
+            return
         wanted = world if self.wildcard else {name: world[name] for name in self.names if name in world}
         self.upserts = [name for name, item in wanted.items() if self.sent.get(name) != item.version]
         self.upserts.reverse()
         self.removals = [name for name in self.sent.keys() | self.owed if name not in wanted]
+
+    def _amend(self, changed: Set[str]) -> None:
+        """What was still to send stays so; only `changed` is looked at again."""
+        waiting = changed | set(self.upserts) | set(self.removals) | self.owed
+        world, sent = self.world, self.sent
+        self.upserts = [name for name in waiting if name in world and sent.get(name) != world[name].version]
+        self.removals = [name for name in waiting if name not in world and (name in sent or name in self.owed)]
 
 
 class Publisher:
@@ -198,15 +210,16 @@ class Publisher:
             watch.in_flight = ""
         return outcomes
 
-    def offer(self, type_url: str, world: World) -> DeltaDiscoveryResponse | None:
+    def offer(self, type_url: str, world: World, changed: Set[str] | None = None) -> DeltaDiscoveryResponse | None:
         """`world` is what the client shall end with; returns the first response towards it, as `next` does.
 
-        The mapping must not change afterwards. Does nothing for a type that the client never asked for.
+        The mapping must not change afterwards. `changed`: every name in which it differs from the last offer on this
+        subscription, so that the cost is theirs, not the world's. Does nothing for a type that nobody asked for.
         """
         watch = self._watches.get(type_url)
         if watch is None:
             return None
-        watch.plan(world)
+        watch.plan(world, changed)
         return self.next(type_url)
 
     def next(self, type_url: str) -> DeltaDiscoveryResponse | None:
@@ -221,11 +234,16 @@ class Publisher:
         return response
 
     def _fill(self, response: DeltaDiscoveryResponse, watch: _Watch) -> None:
+        size = 0
         for _ in range(min(self._max_resources, len(watch.upserts))):
+            if size > MAX_BYTES:
+                break
             name = watch.upserts.pop()
-            response.resources.append(_resource(name, watch.world[name]))
-            watch.sent[name] = watch.world[name].version
+            item = watch.world[name]
+            response.resources.append(_resource(name, item))
+            watch.sent[name] = item.version
             watch.owed.discard(name)
+            size += len(item.data)
         if watch.upserts:
             response.system_version_info = PARTIAL
             return  # removals last: a DENY that goes before its successor has come would widen access

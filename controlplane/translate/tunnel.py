@@ -7,7 +7,7 @@ restart of the control plane.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Final
@@ -41,40 +41,72 @@ _STRINGS: Final = ("namespaces", "principals")
 _NETWORKS: Final = ("source_ips", "destination_ips")
 
 
+Changed = Mapping[str, frozenset[str]]
+"""By type URL: names that came, went or have another version."""
+# A tunnel that has missed more pushes than this is compared in full.
+_REMEMBERED: Final = 32
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Resources:
-    """What is pushed of one world: by type URL and name."""
+    """What is pushed of one world: by type URL and name. `history`: earlier ones, each with what changed after it."""
 
     world: World
     by_type: Mapping[str, Mapping[str, Versioned]]
+    mark: object = field(default_factory=object)
+    history: tuple[tuple[object, Changed], ...] = ()
+
+    def since(self, earlier: Resources, type_url: str) -> set[str] | None:
+        """The names that may differ from `earlier`; None: not known, so all of them."""
+        names: set[str] = set()
+        if earlier is self:
+            return names
+        for mark, changed in reversed(self.history):
+            names |= changed[type_url]
+            if mark is earlier.mark:
+                return names
+        return None
 
 
 def translate(world: World, previous: Resources | None = None) -> Resources:
     """Serializes what differs from `previous` and takes the rest from there."""
-    addresses: dict[str, Versioned] = {}
-    authorizations: dict[str, Versioned] = {}
     old = previous.world if previous else World()
     held = previous.by_type if previous else {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}}
-    for uid, workload in world.workloads.items():
-        if not (workload.addresses or workload.hostname):
-            continue  # not started yet: nobody can reach it, but its certificate can be issued
-        same = _same(old.workloads.get(uid), workload)
-        addresses[uid] = held[ADDRESS_TYPE][uid] if same else _address(_workload(workload))
-    for key, service in world.services.items():
-        same = _same(old.services.get(key), service)
-        addresses[key] = held[ADDRESS_TYPE][key] if same else _address(_service(service))
-    for key, policy in world.policies.items():
-        same = _same(old.policies.get(key), policy)
-        authorizations[key] = held[AUTHORIZATION_TYPE][key] if same else _versioned(AUTHORIZATION_TYPE, _policy(policy))
+    workloads = _differing(old.workloads, world.workloads)
+    services = _differing(old.services, world.services)
+    policies = _differing(old.policies, world.policies)
+    addresses, authorizations = dict(held[ADDRESS_TYPE]), dict(held[AUTHORIZATION_TYPE])
+    for uid in workloads:
+        workload = world.workloads.get(uid)
+        # Not started yet: nobody can reach it, but its certificate can be issued.
+        reachable = workload and (workload.addresses or workload.hostname)
+        _put(addresses, uid, _address(_workload(workload)) if workload and reachable else None)
+    for key in services:
+        service = world.services.get(key)
+        _put(addresses, key, _address(_service(service)) if service else None)
+    for key in policies:
+        policy = world.policies.get(key)
+        _put(authorizations, key, _versioned(AUTHORIZATION_TYPE, _policy(policy)) if policy else None)
+    changed = {ADDRESS_TYPE: frozenset((*workloads, *services)), AUTHORIZATION_TYPE: frozenset(policies)}
     return Resources(
         world,
         {ADDRESS_TYPE: MappingProxyType(addresses), AUTHORIZATION_TYPE: MappingProxyType(authorizations)},
+        history=(*previous.history[1 - _REMEMBERED :], (previous.mark, changed)) if previous else (),
     )
 
 
-def _same(one: object, other: object) -> bool:
-    """Mostly it is the same object, and comparing values costs fifty times as much."""
-    return one is other or one == other
+def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
+    """Keys that came, changed or went. Mostly it is the same object, and comparing values costs fifty times as much."""
+    known = old.get
+    different = [key for key, value in new.items() if known(key) is not value and known(key) != value]
+    return [*different, *(key for key in old if key not in new)]
+
+
+def _put(resources: dict[str, Versioned], name: str, resource: Versioned | None) -> None:
+    if resource:
+        resources[name] = resource
+    else:
+        resources.pop(name, None)
 
 
 def _versioned(type_url: str, message: Message) -> Versioned:

@@ -9,6 +9,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import InitVar, dataclass, field, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import Final
 
 from controlplane.objects import (
@@ -61,7 +63,7 @@ def enrolled(pod: Pod, namespace_labels: Labels) -> bool:
 
 
 Context = tuple[Namespace | None, tuple[Offered, ...], tuple[AuthorizationPolicy | PeerAuthentication, ...]]
-# The pod (held, so that no other object has its id), its context, its node, what slices say of it, what became of it.
+# A pod, its context, its node, what slices say of it, what became of it.
 _Made = tuple[Pod, Context, Node | None, Served, Workload]
 
 
@@ -87,26 +89,25 @@ class Workloads:
 
     def all(self) -> Iterator[Workload]:
         sliced = Slices(self.inventory, self.services)
-        for pod in self.inventory.pods:
-            if pod.phase not in FINISHED:
-                own = sliced.of_pod.get((pod.meta.namespace, pod.meta.name), _NOTHING) if sliced.of_pod else _NOTHING
-                yield self._remembered(pod, own)
-        self._known.clear()
+        nodes, known, made = self.inventory.nodes, self._known, self._made
+        for namespace, pods in groupby(self.inventory.pods, key=attrgetter("meta.namespace")):
+            context = self._context(namespace)
+            for pod in pods:
+                own = sliced.of_pod.get((namespace, pod.meta.name), _NOTHING) if sliced.of_pod else _NOTHING
+                held = known.get(id(pod))
+                # The pod is held, so no other object has its id.
+                if held is None or held[1] is not context or held[2] is not nodes.get(pod.node) or held[3] != own:
+                    held = pod, context, nodes.get(pod.node), own, self._pod(pod, own)
+                made[id(pod)] = held
+                if pod.phase not in FINISHED:
+                    yield held[4]
+        known.clear()
         for entry in self.inventory.workload_entries:
             yield self._workload_entry(entry)
         for service_entry in self.inventory.service_entries:
             yield from self._inline(service_entry)
         for each, endpoint, address, served in sliced.outside():
             yield self._outside(each, endpoint, address, served)
-
-    def _remembered(self, pod: Pod, sliced: Served) -> Workload:
-        context = self._contexts.get(pod.meta.namespace) or self._context(pod.meta.namespace)
-        node = self.inventory.nodes.get(pod.node)
-        made = self._known.get(id(pod))
-        if not made or made[0] is not pod or made[1] is not context or made[2] is not node or made[3] != sliced:
-            made = pod, context, node, sliced, self._pod(pod, sliced)
-        self._made[id(pod)] = made
-        return made[4]
 
     def _context(self, namespace: str) -> Context:
         """All that a namespace's pods depend on beside themselves; the same object as before when it is equal."""

@@ -293,6 +293,46 @@ def test_a_resource_of_another_type_than_announced_is_refused():
     assert client.settle(batch) == request(nonce="1", why="a: is of type type/U")
 
 
+class Counted(dict):
+    """A world that counts how often it is asked for anything."""
+
+    asked = 0
+
+    def __getitem__(self, name):
+        self.asked += 1
+        return super().__getitem__(name)
+
+    def __contains__(self, name):
+        self.asked += 1
+        return super().__contains__(name)
+
+    def items(self):
+        self.asked += len(self)
+        return super().items()
+
+
+def test_an_offer_that_names_what_changed_costs_what_changed():
+    publisher, big = Publisher(), {f"r{n}": item("1") for n in range(5000)}
+    publisher.handle(DeltaDiscoveryRequest(type_url=T))
+    first = publisher.offer(T, big)
+    assert len(first.resources) == 5000
+    publisher.handle(DeltaDiscoveryRequest(type_url=T, response_nonce=first.nonce))
+    after = Counted(big | {"r7": item("2"), "new": item("1")})
+    dict.pop(after, "r9")
+    response = publisher.offer(T, after, {"r7", "r9", "new"})
+    assert {each.name for each in response.resources} == {"r7", "new"}
+    assert list(response.removed_resources) == ["r9"]
+    assert after.asked < 30
+
+
+def test_a_response_ends_with_the_resource_that_makes_it_too_long_for_grpc():
+    publisher = Publisher()
+    publisher.handle(DeltaDiscoveryRequest(type_url=T))
+    response = publisher.offer(T, {f"r{n}": Versioned("1", T, b"x" * 1_000_000) for n in range(10)})
+    assert len(response.resources) == 3
+    assert response.ByteSize() < 4 * 1024 * 1024
+
+
 def test_a_name_twice_in_a_response_counts_once_and_is_not_removed():
     client = Subscriber(NODE, [T])
     twice = response("1", removed=["a"], a="1")
@@ -321,8 +361,9 @@ class Link:
         self.to_client += [response] if response else []
 
     def publish(self, world):
-        self.world = {name: item(version) for name, version in world.items()}
-        self.push(self.publisher.offer(T, self.world))
+        old, self.world = self.world, {name: item(version) for name, version in world.items()}
+        changed = {name for name in old | self.world if old.get(name) != self.world.get(name)}
+        self.push(self.publisher.offer(T, self.world, changed))
 
     def deliver(self):
         batch = self.subscriber.receive(self.to_client.pop(0))
