@@ -21,6 +21,7 @@ class Core:
     `config`: JSON object. Keys (all optional): `network` str "", `cluster_id` str "Kubernetes", `trust_domain` str
     "cluster.local", `node_name` str "", `workers` int (0: one per core), `packet_mark` int 0x539, `orig_src` bool true,
     `ipv6` bool true, `same_node_tls` bool false (true: a tunnel also between two pods of this node),
+    `outbound_policy` str "ALLOW_ANY" | "REGISTRY_ONLY" (for workloads that the control plane says nothing of),
     `connect_timeout_s`, `handshake_timeout_s` float 10 / 5, `pool_idle_s` float 300,
     `access_log` str "stderr" | "off" | a path, `log_level` str "info".
     Raises ValueError: a key is unknown or a value is out of range.

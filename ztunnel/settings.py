@@ -60,6 +60,7 @@ class Settings:
     packet_mark: int
     ipv6: bool
     same_node_tls: bool
+    outbound_policy: str
     admin: tuple[str, int]
     stats: tuple[str, int]
     readiness: tuple[str, int]
@@ -93,6 +94,7 @@ class Settings:
             packet_mark=env.number("PACKET_MARK", 1337),
             ipv6=env.flag("IPV6_ENABLED", True),
             same_node_tls=env.flag("NODEMESH_SAME_NODE_TLS", False),
+            outbound_policy=env.choice("NODEMESH_OUTBOUND_POLICY", "ALLOW_ANY", ("ALLOW_ANY", "REGISTRY_ONLY")),
             admin=env.host_port("ADMIN_ADDR", "127.0.0.1:15000"),
             stats=env.host_port("STATS_ADDR", "0.0.0.0:15020"),
             readiness=env.host_port("READINESS_ADDR", "0.0.0.0:15021"),
@@ -104,7 +106,7 @@ class Settings:
     def core_config(self) -> bytes:
         """The core's JSON, door 4."""
         keys = ("network", "cluster_id", "trust_domain", "node_name", "workers", "packet_mark", "ipv6", "same_node_tls")
-        picked = {key: getattr(self, key) for key in (*keys, "access_log", "log_level")}
+        picked = {key: getattr(self, key) for key in (*keys, "outbound_policy", "access_log", "log_level")}
         return json.dumps(picked).encode()
 
     def public(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ KEYS = {
     "orig_src",
     "ipv6",
     "same_node_tls",
+    "outbound_policy",
 } | {
     "connect_timeout_s",
     "handshake_timeout_s",

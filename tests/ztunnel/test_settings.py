@@ -36,6 +36,7 @@ def test_the_core_gets_only_keys_it_knows():
         "packet_mark": 1337,
         "ipv6": True,
         "same_node_tls": False,
+        "outbound_policy": "ALLOW_ANY",
         "access_log": "stderr",
         "log_level": "info",
     }

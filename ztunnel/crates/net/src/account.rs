@@ -121,6 +121,7 @@ fn access_line(
     } else {
         "connection failed"
     };
+    let tried = (!parties.tried.is_empty()).then(|| parties.tried.join("; "));
     let line = Line::new(level, "access", message).show("src.addr", parties.src);
     let line = party(
         line,
@@ -154,6 +155,7 @@ fn access_line(
         "duration",
         format_args!("{}ms", of.opened.elapsed().as_millis()),
     )
+    .maybe("dst.tried", tried.as_deref())
     .maybe("dry_run", of.rehearsed.borrow().as_deref())
     .maybe("error", failure.map(|f| f.why.as_str()))
 }

@@ -5,9 +5,12 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::log::Level;
+use ztunnel_core::tables::Outbound;
 
 /// Longest deadline that makes sense to configure, seconds: a day.
 const LONGEST_S: f64 = 86_400.0;
+const ALLOW_ANY: &str = "ALLOW_ANY";
+const REGISTRY_ONLY: &str = "REGISTRY_ONLY";
 const MOST_WORKERS: usize = 256;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -26,6 +29,8 @@ pub struct Config {
     pub ipv6: bool,
     /// Also between two pods of this node bytes go through a tunnel.
     pub same_node_tls: bool,
+    /// What becomes of destinations that the mesh does not know, for workloads that the control plane says nothing of.
+    pub outbound_policy: String,
     pub connect_timeout_s: f64,
     pub handshake_timeout_s: f64,
     pub pool_idle_s: f64,
@@ -45,6 +50,7 @@ impl Default for Config {
             orig_src: true,
             ipv6: true,
             same_node_tls: false,
+            outbound_policy: ALLOW_ANY.into(),
             connect_timeout_s: 10.0,
             handshake_timeout_s: 5.0,
             pool_idle_s: 300.0,
@@ -86,7 +92,21 @@ impl Config {
         if self.access_log.is_empty() {
             return Err("access_log is empty; it is \"stderr\", \"off\" or a path".into());
         }
+        if !matches!(&*self.outbound_policy, ALLOW_ANY | REGISTRY_ONLY) {
+            return Err(format!(
+                "outbound_policy is {:?}; it is \"{ALLOW_ANY}\" or \"{REGISTRY_ONLY}\"",
+                self.outbound_policy
+            ));
+        }
         self.level().map(|_| ())
+    }
+
+    pub fn outbound(&self) -> Outbound {
+        if self.outbound_policy == REGISTRY_ONLY {
+            Outbound::RegistryOnly
+        } else {
+            Outbound::AllowAny
+        }
     }
 
     pub fn level(&self) -> Result<Level, String> {
@@ -128,6 +148,7 @@ mod tests {
             (br#"{"connect_timeout_s": 0}"#, "connect_timeout_s is 0"),
             (br#"{"log_level": "loud"}"#, "loud"),
             (br#"{"access_log": ""}"#, "access_log"),
+            (br#"{"outbound_policy": "DENY_ALL"}"#, "DENY_ALL"),
             (b"[]x", "configuration"),
         ] {
             let why = Config::parse(json).expect_err("refused");

@@ -170,7 +170,7 @@ async fn admit(
     dst: SocketAddr,
 ) -> Result<(), Failure> {
     let peer = accepted.peer.ip();
-    let client = Client::of(accepted.tcp).map_err(Failure::relay)?;
+    let mut client = Client::of(accepted.tcp).map_err(Failure::relay)?;
     if is_illegal(dst.port()) {
         return Err(Failure::new(
             flag::CONNECT,

@@ -16,6 +16,7 @@ pub mod labels;
 pub mod log;
 pub mod mailbox;
 pub mod meter;
+pub mod names;
 pub mod netns;
 pub mod outbound;
 pub mod places;

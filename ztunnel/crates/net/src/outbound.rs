@@ -1,6 +1,10 @@
 //! What a pod's applications send (port 15001): original destination, route, tunnel or plain relay. Owns the order of these
 //! steps; the choice is `ztunnel_core::decide`'s.
 
+mod choice;
+
+pub use choice::Loads;
+
 use crate::account::{Account, Failure, flag, follow};
 use crate::inbound::{Request, admit_request};
 use crate::netns;
@@ -9,12 +13,13 @@ use crate::pool::{Key, OpenError};
 use crate::registry::{Entered, Kind, Parties};
 use crate::relay::{relay_both, relay_plain, relay_tunnel};
 use crate::runtime::Worker;
+use choice::Choice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::select;
-use ztunnel_core::addr::{OrigDst, is_illegal, is_own_host};
-use ztunnel_core::decide::{Route, route};
+use ztunnel_core::addr::{is_illegal, is_own_host};
+use ztunnel_core::decide::Route;
 use ztunnel_core::hbone::request_headers;
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Service, Workload};
@@ -47,7 +52,7 @@ async fn carry(
     dst: SocketAddr,
 ) -> Result<(), Failure> {
     let (peer, local) = (accepted.peer, accepted.local);
-    let client = Client::of(accepted.tcp).map_err(Failure::relay)?;
+    let mut client = Client::of(accepted.tcp).map_err(Failure::relay)?;
     if is_illegal(dst.port()) && (dst.ip() == local.ip() || is_own_host(dst.ip())) {
         return Err(Failure::new(
             flag::CONNECT,
@@ -60,31 +65,32 @@ async fn carry(
         .await
         .ok_or_else(|| Failure::unknown_pod(of))?;
     of.parties.borrow_mut().source = Some(from.clone());
-    let chosen = route(
-        &worker.shared.tables.load(),
-        &from,
-        OrigDst(dst),
-        worker.random(),
-    );
-    match chosen {
-        Route::Refused { why } => {
-            let flag = if why.is_policy() {
-                flag::DENY
-            } else {
-                flag::CONNECT
-            };
-            Err(Failure::new(flag, why.to_string()))
+    let mut choice = Choice::new(worker, from.clone(), peer.ip(), dst);
+    let mut way = choice.next().await?;
+    loop {
+        let dialled = way.dialled().cloned();
+        let failure = match attempt(worker, of, &mut client, &from, way).await {
+            Err(failure) if client.is_waiting() => failure,
+            ended => return ended,
+        };
+        way = choice.after(dialled, failure).await?;
+        of.parties.borrow_mut().tried.clone_from(&choice.told);
+    }
+}
+
+/// As long as the client is waiting afterwards, no byte of its was lost.
+async fn attempt(
+    worker: &Rc<Worker>,
+    of: &Entered,
+    client: &mut Client,
+    from: &Arc<Workload>,
+    route: Route,
+) -> Result<(), Failure> {
+    let _counted = worker.loads.count(&route);
+    match route {
+        Route::Refused { .. } | Route::Lookup { .. } => {
+            Err(Failure::new(flag::CONNECT, "there is no way out"))
         }
-        Route::Lookup { hostname } => Err(Failure::new(
-            flag::CONNECT,
-            format!("{hostname} is known by name only"),
-        )),
-        Route::Tunnel {
-            beyond: Some(_), ..
-        } => Err(Failure::new(
-            flag::CONNECT,
-            "the destination is in another network",
-        )),
         Route::Passthrough {
             dial,
             upstream,
@@ -95,6 +101,12 @@ async fn carry(
             plain(worker, of, client, dial.0).await
         }
         Route::Tunnel {
+            beyond: Some(_), ..
+        } => Err(Failure::new(
+            flag::CONNECT,
+            "the destination is in another network",
+        )),
+        Route::Tunnel {
             dial,
             authority,
             want,
@@ -102,21 +114,23 @@ async fn carry(
             service,
             beyond: None,
         } => {
+            let here = upstream
+                .as_ref()
+                .and_then(|workload| worker.served_here(workload, dial.0.ip()));
             name_destination(of, dial.0, upstream, service);
-            worker.remember_source(&of.pod, peer.ip());
-            let key = Key {
-                from: from.identity().clone(),
-                want,
-                dial: dial.0,
-                source: peer.ip(),
-            };
+            let source = of.parties.borrow().src.ip();
+            worker.remember_source(&of.pod, source);
             let way = Way {
-                from,
-                key,
+                from: from.clone(),
+                key: Key {
+                    from: from.identity().clone(),
+                    want,
+                    dial: dial.0,
+                    source,
+                },
                 authority,
             };
-            let upstream = of.parties.borrow().destination.clone();
-            match upstream.and_then(|workload| worker.served_here(&workload, way.key.dial.ip())) {
+            match here {
                 Some(pod) => hand_over(worker, of, client, way, pod).await,
                 None => tunnel(worker, of, client, way).await,
             }
@@ -139,7 +153,7 @@ fn name_destination(
 async fn plain(
     worker: &Worker,
     of: &Entered,
-    client: Client,
+    client: &mut Client,
     dial: SocketAddr,
 ) -> Result<(), Failure> {
     let upstream = of.pod.connect(worker, dial, None).await;
@@ -157,7 +171,7 @@ async fn plain(
 async fn hand_over(
     worker: &Rc<Worker>,
     of: &Entered,
-    client: Client,
+    client: &mut Client,
     way: Way,
     to: Arc<Pod>,
 ) -> Result<(), Failure> {
@@ -191,7 +205,7 @@ async fn join(
     worker: &Worker,
     of: &Entered,
     inbound: &Entered,
-    client: Client,
+    client: &mut Client,
     way: &Way,
 ) -> Result<(), Failure> {
     let known = inbound.pod.known(worker).await;
@@ -235,7 +249,7 @@ struct Way {
 async fn tunnel(
     worker: &Rc<Worker>,
     of: &Entered,
-    client: Client,
+    client: &mut Client,
     way: Way,
 ) -> Result<(), Failure> {
     let Way {

@@ -261,7 +261,12 @@ impl Client {
         tokio::net::TcpStream::from_std(tcp).map(|tcp| Self(Some(tcp)))
     }
 
-    pub fn relayed(mut self) -> io::Result<tokio::net::TcpStream> {
+    /// Has nothing of it been relayed yet?
+    pub fn is_waiting(&self) -> bool {
+        self.0.is_some()
+    }
+
+    pub fn relayed(&mut self) -> io::Result<tokio::net::TcpStream> {
         self.0
             .take()
             .ok_or_else(|| io::ErrorKind::NotConnected.into())

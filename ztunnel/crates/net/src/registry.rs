@@ -47,6 +47,8 @@ pub struct Parties {
     pub dst: SocketAddr,
     /// The CONNECT authority; `None`: not through a tunnel.
     pub hbone: Option<String>,
+    /// Where it was tried before, each with the reason why it came to nothing.
+    pub tried: Vec<String>,
 }
 
 impl Parties {
@@ -61,6 +63,7 @@ impl Parties {
             original_dst: dst,
             dst,
             hbone: None,
+            tried: Vec::new(),
         }
     }
 }

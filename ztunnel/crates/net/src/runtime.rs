@@ -6,6 +6,8 @@ use crate::identity::Identities;
 use crate::log::Log;
 use crate::mailbox::Mailbox;
 use crate::meter::{Meter, Totals};
+use crate::names::Names;
+use crate::outbound::Loads;
 use crate::pod::Pod;
 use crate::pool::{Limits, Tunnels};
 use crate::registry::Registry;
@@ -98,6 +100,8 @@ pub struct Worker {
     pub meter: Meter,
     /// Accept loops by pod number: where this worker owns the listeners.
     pub accepting: RefCell<HashMap<u64, Vec<task::JoinHandle<()>>>>,
+    pub names: Names,
+    pub loads: Loads,
     /// The addresses that a pod's tunnels were opened from.
     pub sources: RefCell<HashMap<u64, Vec<IpAddr>>>,
     random: Cell<u64>,
@@ -121,6 +125,8 @@ impl Worker {
             registry: Rc::default(),
             meter: Meter::default(),
             accepting: RefCell::default(),
+            names: Names::default(),
+            loads: Loads::default(),
             sources: RefCell::default(),
             random: Cell::new(RandomState::new().build_hasher().finish()),
         })
