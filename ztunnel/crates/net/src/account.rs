@@ -18,6 +18,8 @@ pub mod flag {
     pub const H2_HANDSHAKE_FAILURE: &str = "H2_HANDSHAKE_FAILURE";
     pub const NETWORK_POLICY: &str = "NETWORK_POLICY";
     pub const IDENTITY_ERROR: &str = "IDENTITY_ERROR";
+    /// Ours: the peer broke the rules of TLS or HTTP/2, or made us work for nothing.
+    pub const PEER_OFFENCE: &str = "PEER_OFFENCE";
 }
 
 /// Why a connection ended otherwise than in order. `why` is a sentence for the person on call.

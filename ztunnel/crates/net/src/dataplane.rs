@@ -5,10 +5,11 @@ use crate::config::Config;
 use crate::drain;
 use crate::dump::{self, Seen};
 use crate::explain::explain;
+use crate::handshakes::{Allowed, Handshakes};
 use crate::identity::Identities;
 use crate::log::{Level, Line, Log};
 use crate::mailbox::Mailbox;
-use crate::meter::{MOST_SERIES, Totals};
+use crate::meter::{MOST_SERIES, Totals, TurnedAway};
 use crate::netns::{EnrolError, NetNs, listener};
 use crate::pod::{self, Pod, SIDES, Side};
 use crate::runtime::{Served, Shared, Worker, Workers};
@@ -81,6 +82,8 @@ impl Dataplane {
             log: Log::start(&config.access_log, level)?,
             totals: Mutex::new(Totals::new(MOST_SERIES)),
             accept_failures: AtomicU64::new(0),
+            handshakes: Handshakes::new(Allowed::default()),
+            turned_away: TurnedAway::default(),
             config,
         });
         let workers = Workers::start(&shared)?;
@@ -259,6 +262,7 @@ impl Dataplane {
             pods_started: pods.started,
             pods_stopped: pods.stopped,
             accept_failures: self.shared.accept_failures.load(Ordering::Relaxed),
+            turned_away: self.shared.turned_away.all(),
             log_lines_dropped: self.shared.log.dropped(),
             open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |fds| fds.count() as u64),
             max_fds: descriptor_limit().rlim_cur,

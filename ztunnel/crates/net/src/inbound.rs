@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::net::TcpStream;
+use tokio::select;
 use tokio::task::spawn_local;
 use ztunnel_core::addr::{canonical, is_illegal};
 use ztunnel_core::decide::inbound_target;
@@ -39,13 +40,23 @@ async fn serve(worker: &Rc<Worker>, of: &Entered, accepted: Accepted) -> Result<
     let on_request = Rc::new(move |incoming| {
         spawn_local(handle_stream(there.clone(), pod.clone(), incoming));
     });
-    match worker.tunnels.serve(tcp, me.identity(), on_request).await {
-        Ok(()) => Ok(()),
-        // It was a tunnel, and its streams have told their ends.
-        Err(ServeError::Tunnel(_)) => Ok(()),
-        Err(e @ ServeError::Identity(_)) => Err(Failure::new(flag::IDENTITY_ERROR, e.to_string())),
-        Err(e) => Err(Failure::new(flag::TLS_FAILURE, e.to_string())),
+    let Err(error) = worker.tunnels.serve(tcp, me.identity(), on_request).await else {
+        return Ok(());
+    };
+    if let Some(reason) = error.reason() {
+        worker.shared.turned_away.count(reason);
     }
+    let flag = match &error {
+        // It was a tunnel, and its streams have told their ends.
+        ServeError::Tunnel(_) => return Ok(()),
+        ServeError::Identity(_) => flag::IDENTITY_ERROR,
+        ServeError::Offence { peer, .. } => {
+            of.parties.borrow_mut().source_id = Some(peer.clone());
+            flag::PEER_OFFENCE
+        }
+        _ => flag::TLS_FAILURE,
+    };
+    Err(Failure::new(flag, error.to_string()))
 }
 
 async fn handle_stream(worker: Rc<Worker>, pod: Arc<Pod>, incoming: Incoming) {
@@ -73,7 +84,12 @@ async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(),
         client: canonical(incoming.peer_addr).ip(),
         arrived_at: canonical(incoming.local_addr),
     };
-    let (me, app) = match admit_request(worker, of, &request).await {
+    let admitted = select! {
+        biased;
+        why = incoming.given_up() => return Err(Failure::relay(why)), // nothing is done for nobody
+        admitted = admit_request(worker, of, &request) => admitted,
+    };
+    let (me, app) = match admitted {
         Ok(opened) => opened,
         Err((status, failure)) => {
             incoming.refuse(status);

@@ -10,6 +10,7 @@ pub mod dataplane;
 pub mod drain;
 pub mod dump;
 pub mod explain;
+pub mod handshakes;
 pub mod identity;
 pub mod inbound;
 pub mod labels;

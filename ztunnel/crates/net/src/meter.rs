@@ -8,9 +8,9 @@
 use crate::labels::labels;
 use crate::registry::{Connection, Kind, Parties, Registry};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ztunnel_core::ids::SpiffeId;
 
 /// Beyond it the series idle for longest are forgotten; those of open connections never are.
@@ -242,6 +242,28 @@ impl Totals {
         self.series
             .iter()
             .map(|(labels, total)| (&**labels, &total.counts))
+    }
+}
+
+/// Tunnels to us that came to nothing or ended for what the peer did, by `ServeError::reason`. All workers count here: it
+/// is not the hot path.
+#[derive(Debug, Default)]
+pub struct TurnedAway(Mutex<BTreeMap<&'static str, u64>>);
+
+impl TurnedAway {
+    pub fn count(&self, reason: &'static str) {
+        *self.locked().entry(reason).or_default() += 1;
+    }
+
+    pub fn all(&self) -> Vec<(&'static str, u64)> {
+        self.locked()
+            .iter()
+            .map(|(reason, n)| (*reason, *n))
+            .collect()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns which tunnel a stream goes into, when a new one is dialled and what is given up when; not routes, not policies.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -10,12 +10,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use ztunnel_core::h2::{Config, Headers, Role};
 use ztunnel_core::ids::SpiffeId;
 
+use crate::handshakes::{Allowed, Handshakes};
 use crate::identity::Identities;
 use crate::tls;
 use crate::tunnel::{Early, Incoming, RequestError, ServeError, Stream, Tunnel, drive};
@@ -44,8 +46,8 @@ pub struct Limits {
     /// A tunnel without streams closes itself after this time.
     pub pool_idle: Duration,
     pub streams_per_tunnel: u32,
-    /// Per listening address.
-    pub pending_handshakes: usize,
+    /// A peer that acknowledges nothing for so long is gone (RFC 5482), also one that acknowledges but does not read.
+    pub unread: Duration,
 }
 
 impl Default for Limits {
@@ -56,7 +58,7 @@ impl Default for Limits {
             answer: Duration::from_secs(20),
             pool_idle: Duration::from_secs(300),
             streams_per_tunnel: 100,
-            pending_handshakes: 256,
+            unread: Duration::from_secs(20),
         }
     }
 }
@@ -122,17 +124,26 @@ pub struct Tunnels {
     limits: Limits,
     pool: RefCell<HashMap<Key, Slot>>,
     served: RefCell<Vec<std::rc::Weak<Tunnel>>>,
-    handshakes: RefCell<HashMap<SocketAddr, Rc<Cell<usize>>>>,
+    handshakes: Arc<Handshakes>,
 }
 
 impl Tunnels {
     pub fn new(identities: Arc<Identities>, limits: Limits) -> Rc<Self> {
+        Self::sharing(identities, limits, Handshakes::new(Allowed::default()))
+    }
+
+    /// `handshakes`: of all workers of the node.
+    pub fn sharing(
+        identities: Arc<Identities>,
+        limits: Limits,
+        handshakes: Arc<Handshakes>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             identities,
             limits,
             pool: RefCell::default(),
             served: RefCell::default(),
-            handshakes: RefCell::default(),
+            handshakes,
         })
     }
 
@@ -208,6 +219,12 @@ impl Tunnels {
         let mut pool = self.pool.borrow_mut();
         let slot = pool.get_mut(key)?;
         slot.tunnels.retain(|tunnel| !tunnel.is_over());
+        // A peer that allows no streams at all would make us hoard a tunnel for each attempt.
+        let useless = slot
+            .tunnels
+            .iter()
+            .filter(|t| t.is_idle() && !t.is_usable());
+        useless.for_each(|tunnel| tunnel.leave());
         slot.tunnels
             .iter()
             .find(|tunnel| tunnel.is_usable())
@@ -284,7 +301,7 @@ impl Tunnels {
         let mut tcp = connected
             .map_err(|_| OpenError::Timeout("TCP connection"))?
             .map_err(OpenError::Connect)?;
-        tcp.set_nodelay(true).map_err(OpenError::Connect)?;
+        self.tune(&tcp).map_err(OpenError::Connect)?;
         let shaking = tls::connect(&mut tcp, credentials.configs.client_for(&key.want));
         let shaken = timeout(self.limits.handshake, shaking).await;
         let secured = shaken
@@ -308,14 +325,20 @@ impl Tunnels {
         let (tunnel, early) = self.admit(tcp, me).await?;
         self.remember(&tunnel);
         let served = drive(
-            tunnel,
+            tunnel.clone(),
             early,
             Role::Server,
             self.limits.pool_idle,
             &*on_request,
         )
         .await;
-        served.map_err(ServeError::Tunnel)
+        let Err(why) = served else { return Ok(()) };
+        let Some(reason) = tunnel.offence() else {
+            return Err(ServeError::Tunnel(why));
+        };
+        let _ = timeout(tls::PARTING, tunnel.part()).await;
+        let peer = tunnel.peer.clone();
+        Err(ServeError::Offence { reason, why, peer })
     }
 
     async fn admit(
@@ -324,29 +347,34 @@ impl Tunnels {
         me: &SpiffeId,
     ) -> Result<(Rc<Tunnel>, Early), ServeError> {
         let broken = |why: io::Error| ServeError::Tunnel(format!("the connection broke: {why}"));
-        let _pending = self.pending(tcp.local_addr().map_err(broken)?)?;
-        tcp.set_nodelay(true).map_err(broken)?;
+        let source = tcp.peer_addr().map_err(broken)?.ip().to_canonical();
+        let deadline = Instant::now() + self.limits.handshake;
+        let (_place, wait) = self.handshakes.begin(source, self.limits.handshake)?;
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
+        self.tune(&tcp).map_err(broken)?;
         let credentials = self
             .identities
             .ready(me)
             .await
             .map_err(ServeError::Identity)?;
         let shaking = tls::accept(&mut tcp, credentials.configs.server.clone());
-        let shaken = timeout(self.limits.handshake, shaking).await;
+        let shaken = timeout_at(deadline, shaking).await;
         let secured = shaken.map_err(|_| ServeError::HandshakeTimeout(self.limits.handshake))?;
-        let secured = secured.map_err(ServeError::Tls)?;
+        let secured = secured.map_err(|why| {
+            if why == tls::PLAINTEXT {
+                ServeError::Plaintext
+            } else {
+                ServeError::Tls(why)
+            }
+        })?;
         Tunnel::new(tcp, secured, Config::server(), credentials.remaining()).map_err(broken)
     }
 
-    fn pending(&self, listener: SocketAddr) -> Result<Pending, ServeError> {
-        let mut handshakes = self.handshakes.borrow_mut();
-        handshakes.retain(|_, count| count.get() > 0);
-        let count = handshakes.entry(listener).or_default();
-        if count.get() >= self.limits.pending_handshakes {
-            return Err(ServeError::Busy);
-        }
-        count.set(count.get() + 1);
-        Ok(Pending(count.clone()))
+    fn tune(&self, tcp: &TcpStream) -> io::Result<()> {
+        tcp.set_nodelay(true)?;
+        SockRef::from(tcp).set_tcp_user_timeout(Some(self.limits.unread))
     }
 
     fn remember(&self, tunnel: &Rc<Tunnel>) {
@@ -378,14 +406,5 @@ impl Tunnels {
                     .for_each(|tunnel| tunnel.die("it was cut"));
             }
         }
-    }
-}
-
-/// One handshake under way at a listener.
-struct Pending(Rc<Cell<usize>>);
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }

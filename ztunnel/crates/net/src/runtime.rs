@@ -2,10 +2,11 @@
 //! gets onto a worker and that a panic ends one task only; not what the work is.
 
 use crate::config::Config;
+use crate::handshakes::Handshakes;
 use crate::identity::Identities;
 use crate::log::Log;
 use crate::mailbox::Mailbox;
-use crate::meter::{Meter, Totals};
+use crate::meter::{Meter, Totals, TurnedAway};
 use crate::names::Names;
 use crate::outbound::Loads;
 use crate::pod::Pod;
@@ -51,6 +52,8 @@ pub struct Shared {
     pub log: Log,
     pub totals: Mutex<Totals>,
     pub accept_failures: AtomicU64,
+    pub handshakes: Arc<Handshakes>,
+    pub turned_away: TurnedAway,
 }
 
 /// By namespace and name: what a record and the node agent both know a pod by.
@@ -116,7 +119,8 @@ impl Worker {
             pool_idle: Duration::from_secs_f64(config.pool_idle_s),
             ..Limits::default()
         };
-        let tunnels = Tunnels::new(shared.identities.clone(), limits);
+        let tunnels =
+            Tunnels::sharing(shared.identities.clone(), limits, shared.handshakes.clone());
         Rc::new(Self {
             index,
             peers,
@@ -328,6 +332,7 @@ fn message(info: &PanicHookInfo<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handshakes::Allowed;
     use crate::meter::MOST_SERIES;
     use std::sync::mpsc::channel;
 
@@ -346,6 +351,8 @@ mod tests {
             log: Log::start("off", crate::log::Level::Error).expect("a thread"),
             totals: Mutex::new(Totals::new(MOST_SERIES)),
             accept_failures: AtomicU64::new(0),
+            handshakes: Handshakes::new(Allowed::default()),
+            turned_away: TurnedAway::default(),
         })
     }
 

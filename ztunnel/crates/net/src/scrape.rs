@@ -38,6 +38,8 @@ pub struct Node {
     pub pods_started: u64,
     pub pods_stopped: u64,
     pub accept_failures: u64,
+    /// By reason.
+    pub turned_away: Vec<(&'static str, u64)>,
     pub log_lines_dropped: u64,
     pub open_fds: u64,
     pub max_fds: u64,
@@ -73,6 +75,18 @@ pub fn render(totals: &Totals, node: &Node) -> Vec<u8> {
         "istio_build{{component=\"ztunnel\",tag=\"nodemesh-{}\"}} 1",
         env!("CARGO_PKG_VERSION")
     );
+    head(
+        &mut out,
+        "nodemesh_tunnels_turned_away_total",
+        "counter",
+        "Tunnels to pods here that were refused or ended for what the peer did",
+    );
+    for (reason, n) in &node.turned_away {
+        let _ = writeln!(
+            out,
+            "nodemesh_tunnels_turned_away_total{{reason=\"{reason}\"}} {n}"
+        );
+    }
     of_the_node(&mut out, node);
     out.into_bytes()
 }

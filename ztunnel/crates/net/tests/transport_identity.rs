@@ -62,6 +62,7 @@ fn refusal_of(ca: &Ca, client: impl FnOnce(SocketAddr) + Send + 'static) -> Stri
         assert_eq!(exchange(&mut app, b"good").await.expect("echo"), b"good");
         match ended {
             Err(ServeError::Tls(why)) => why,
+            Err(why @ ServeError::Plaintext) => why.to_string(),
             other => panic!("not refused: {other:?}"),
         }
     })
@@ -169,7 +170,7 @@ fn what_is_not_tls_is_refused() {
         b"SSH-2.0-OpenSSH_9.2\r\n",
     ] {
         let why = refusal_of_bytes(bytes.to_vec());
-        assert!(why.starts_with("the peer does not speak TLS: "), "{why}");
+        assert!(why.contains("the peer does not speak TLS"), "{why}");
     }
 }
 

@@ -170,21 +170,6 @@ fn a_client_that_connects_and_says_nothing_is_given_up() {
 }
 
 #[test]
-fn pending_handshakes_of_a_listener_are_limited() {
-    on_worker(async {
-        let limits = Limits {
-            pending_handshakes: 1,
-            ..Limits::default()
-        };
-        let mut server = Server::start(Ca::new().identities(SERVER), limits).await;
-        let _first = TcpStream::connect(server.at).await.expect("connect");
-        let _second = TcpStream::connect(server.at).await.expect("connect");
-        let ended = server.ended.recv().await.expect("an end");
-        assert!(matches!(ended, Err(ServeError::Busy)), "{ended:?}");
-    });
-}
-
-#[test]
 fn nobody_listening_is_an_error_of_connect() {
     on_worker(async {
         let (listener, at) = listen().await;

@@ -91,7 +91,7 @@ fn a_peer_that_only_changes_keys_is_cut() {
         let ended = server.ended.recv().await.expect("an end");
         client.await.expect("client");
         match ended {
-            Err(ServeError::Tunnel(why)) => {
+            Err(ServeError::Offence { why, .. }) => {
                 assert_eq!(why, "the peer changes its key over and over")
             }
             other => panic!("not cut: {other:?}"),
@@ -117,7 +117,7 @@ fn bytes_that_are_no_record_end_the_tunnel() {
         let ended = server.ended.recv().await.expect("an end");
         client.await.expect("client");
         match ended {
-            Err(ServeError::Tunnel(why)) => {
+            Err(ServeError::Offence { why, .. }) => {
                 assert!(why.starts_with("a record does not open"), "{why}")
             }
             other => panic!("not ended: {other:?}"),
@@ -139,7 +139,7 @@ fn a_peer_that_speaks_no_http2_is_given_up() {
         let _open = shaken.await.expect("handshake");
         let ended = server.ended.recv().await.expect("an end");
         match ended {
-            Err(ServeError::Tunnel(why)) => assert_eq!(why, "no HTTP/2 preface within 5s"),
+            Err(ServeError::Offence { why, .. }) => assert_eq!(why, "no HTTP/2 preface within 5s"),
             other => panic!("not given up: {other:?}"),
         }
     });

@@ -69,7 +69,7 @@ impl Connection {
                 max_streams: u32::MAX,
                 seen: false,
             },
-            guard: Guard::new(),
+            guard: Guard::new(config.max_streams),
             output: Vec::new(),
             last: StreamId(0),
             our_settings_acked: false,
@@ -228,7 +228,6 @@ impl Connection {
         };
         stream.send.spend(len);
         self.send.spend(len);
-        stream.moved |= len > 0;
         if stream.send.room() == 0 || self.send.room() == 0 {
             stream.blocked.set(true);
         }

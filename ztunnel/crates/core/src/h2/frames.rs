@@ -120,7 +120,6 @@ impl Connection {
             return self.give_back_connection(payload.len() as u32);
         };
         stream.unconsumed += payload.len() as u32;
-        stream.moved |= !payload.is_empty();
         if end {
             self.end_remote(id);
         }
@@ -188,8 +187,8 @@ impl Connection {
         let Some(stream) = self.streams.remove(id) else {
             return Ok(());
         };
-        if self.config.role == Role::Server && !(stream.answered && stream.moved) {
-            self.guard.reset()?;
+        if self.config.role == Role::Server && !stream.answered {
+            self.guard.reset()?; // work of ours is thrown away, and a place for more of it is free
         }
         self.give_back_connection(stream.unconsumed);
         on(Event::Reset { id, code });

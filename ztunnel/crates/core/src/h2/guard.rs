@@ -8,8 +8,6 @@ use super::{ConnectionError, code};
 /// PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty frames: a burst, and what each second adds.
 const CONTROL_BURST: u32 = 1_000;
 const CONTROL_PER_TICK: u32 = 10;
-/// Streams that end before they were any use, and streams that we are made to reset: each second.
-const RESETS: u32 = 100;
 /// Frames smaller than `CRUMB` that pile up unread on their stream: each second.
 const CRUMBS: u32 = 200_000;
 const CRUMB: u32 = 256;
@@ -18,16 +16,22 @@ const REPLY_BYTES: usize = 16 << 10;
 
 pub(super) struct Guard {
     control: u32,
+    /// Requests that may be given up unanswered, and streams that we may be made to reset: each second as many as may be
+    /// open at once, for a peer that gives up all it has is no attacker. A stream that was answered has had all that it
+    /// asked for, and had to wait for it: to reset it costs no more than to end it.
+    most_resets: u32,
     resets: u32,
     crumbs: u32,
     replies: usize,
 }
 
 impl Guard {
-    pub(super) fn new() -> Self {
+    /// `max_streams`: that may be open at once.
+    pub(super) fn new(max_streams: u32) -> Self {
         Self {
             control: CONTROL_BURST,
-            resets: RESETS,
+            most_resets: max_streams,
+            resets: max_streams,
             crumbs: CRUMBS,
             replies: 0,
         }
@@ -35,7 +39,7 @@ impl Guard {
 
     pub(super) fn tick(&mut self) {
         self.earn_control(CONTROL_PER_TICK);
-        self.resets = RESETS;
+        self.resets = self.most_resets;
         self.crumbs = CRUMBS;
     }
 
@@ -44,14 +48,14 @@ impl Guard {
         spend(&mut self.control, cost, "too many control frames")
     }
 
-    /// A stream was reset before it was any use, or by our judgement.
+    /// A stream was given up before we answered it, or reset by our judgement.
     pub(super) fn reset(&mut self) -> Result<(), ConnectionError> {
         spend(&mut self.resets, 1, "too many resets")
     }
 
-    /// A stream lived its life: on balance every second one may be reset (reference: Envoy's premature resets).
+    /// A stream lived its life: on balance every second one may be given up (reference: Envoy's premature resets).
     pub(super) fn stream_ended(&mut self) {
-        self.resets = RESETS.min(self.resets + 1);
+        self.resets = self.most_resets.min(self.resets + 1);
         self.earn_control(2);
     }
 

@@ -36,6 +36,27 @@ pub mod code {
     pub const ENHANCE_YOUR_CALM: u32 = 0xb;
     pub const INADEQUATE_SECURITY: u32 = 0xc;
     pub const HTTP_1_1_REQUIRED: u32 = 0xd;
+
+    /// In lower case, as metrics have it.
+    pub fn name(code: u32) -> &'static str {
+        const NAMES: [&str; 14] = [
+            "no_error",
+            "protocol_error",
+            "internal_error",
+            "flow_control_error",
+            "settings_timeout",
+            "stream_closed",
+            "frame_size_error",
+            "refused_stream",
+            "cancel",
+            "compression_error",
+            "connect_error",
+            "enhance_your_calm",
+            "inadequate_security",
+            "http_1_1_required",
+        ];
+        NAMES.get(code as usize).copied().unwrap_or("unknown")
+    }
 }
 
 /// Which end of the connection we are: who opens streams, and who sends the preface.

@@ -23,8 +23,6 @@ pub(super) struct Stream {
     pub(super) remote_ended: bool,
     /// Client: the final response came. Server: we responded.
     pub(super) answered: bool,
-    /// Payload went either way.
-    pub(super) moved: bool,
 }
 
 impl Stream {
@@ -37,7 +35,6 @@ impl Stream {
             local_ended: false,
             remote_ended: false,
             answered: false,
-            moved: false,
         }
     }
 

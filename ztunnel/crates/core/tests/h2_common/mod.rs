@@ -197,6 +197,17 @@ fn told_frame(bytes: &[u8]) -> (String, &[u8]) {
     (said, rest)
 }
 
+/// Whole frames of ours as sentences.
+pub(crate) fn told_frames(mut rest: &[u8]) -> Vec<String> {
+    let mut said = Vec::new();
+    while !rest.is_empty() {
+        let (frame, after) = told_frame(rest);
+        said.push(frame);
+        rest = after;
+    }
+    said
+}
+
 /// A connection under test, past the greetings.
 pub(crate) struct Talk(pub(crate) Connection);
 
@@ -243,13 +254,7 @@ impl Talk {
     /// What we sent since the last time.
     pub(crate) fn sends(&mut self) -> Vec<String> {
         let output = std::mem::take(self.0.output());
-        let (mut said, mut rest) = (Vec::new(), &output[..]);
-        while !rest.is_empty() {
-            let (frame, after) = told_frame(rest);
-            said.push(frame);
-            rest = after;
-        }
-        said
+        told_frames(&output)
     }
 
     /// The request of `CONNECT`, answered with 200.

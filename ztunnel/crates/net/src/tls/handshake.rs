@@ -1,5 +1,6 @@
 //! One handshake, from the first byte to the keys. Owns the conversation; its deadline is the caller's.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,14 @@ use ztunnel_core::ids::SpiffeId;
 use super::{ALPN, Opener, Rekey, Sealer};
 use crate::verify::{explain, leaf_identity};
 
+/// What a TLS record may begin with (RFC 8446 §5.1).
+const RECORD_TYPES: RangeInclusive<u8> = 20..=23;
+/// Said of a peer whose first byte is no TLS. It gets no answer: an alert would mean nothing to it.
+pub(crate) const PLAINTEXT: &str = "the peer does not speak TLS: it sends plaintext";
 const HUNG_UP: &str = "the peer closed the connection during the handshake";
 const READ: usize = 4096;
-const PARTING: Duration = Duration::from_secs(1);
+/// How long a peer that is turned away may take to hear why.
+pub(crate) const PARTING: Duration = Duration::from_secs(1);
 /// rustls takes handshake messages up to 64 KiB; a peer that sends more than this without one is not one of ours.
 const MAX_UNPROCESSED: usize = 128 << 10;
 
@@ -111,7 +117,7 @@ struct Buffers {
 }
 
 async fn shake<S: Side>(tcp: &mut TcpStream, mut side: S) -> Result<Secured, String> {
-    let mut buffers = Buffers::default();
+    let (mut buffers, mut heard) = (Buffers::default(), false);
     loop {
         let step = advance(&mut side, &mut buffers);
         if let Err(why) = &step {
@@ -128,6 +134,13 @@ async fn shake<S: Side>(tcp: &mut TcpStream, mut side: S) -> Result<Secured, Str
             return finish(side, buffers);
         }
         read_more(tcp, &mut buffers.input).await?;
+        let first = buffers
+            .input
+            .first()
+            .filter(|_| !std::mem::replace(&mut heard, true));
+        if first.is_some_and(|byte| !RECORD_TYPES.contains(byte)) {
+            return Err(PLAINTEXT.to_owned());
+        }
     }
 }
 

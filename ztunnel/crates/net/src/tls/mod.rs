@@ -18,7 +18,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, version::TLS13};
 use ztunnel_core::ids::SpiffeId;
 
-pub(crate) use handshake::{Secured, accept, connect};
+pub(crate) use handshake::{PARTING, PLAINTEXT, Secured, accept, connect};
 pub(crate) use record::{
     Content, MAX_PLAINTEXT, Opener, RECORD_HEADER, RECORD_TRAILER, Rekey, Sealer,
 };

@@ -160,9 +160,8 @@ impl Driver<'_> {
         let heard = self.tunnel.heard.take();
         match (heard, self.watch) {
             (_, Watch::Preface) if !self.tunnel.settings_seen.get() => {
-                return Err(Over::Broken(format!(
-                    "no HTTP/2 preface within {PREFACE:?}"
-                )));
+                let why = format!("no HTTP/2 preface within {PREFACE:?}");
+                return Err(Over::Offence("no_preface", why));
             }
             (true, _) | (_, Watch::Preface) => self.watch(Watch::Busy, TICK),
             (false, Watch::Busy) => self.watch(Watch::Silent, SILENCE),
@@ -200,13 +199,19 @@ impl Driver<'_> {
     fn end(&self, over: Option<Over>, cut: &Cut) -> Result<(), String> {
         let tunnel = &cut.0;
         let orderly = tunnel.streams.borrow().is_empty();
-        let parting = tunnel
-            .state
-            .borrow_mut()
-            .outbox
-            .push_message(Content::Alert, &CLOSE_NOTIFY);
+        let parting = {
+            let mut state = tunnel.state.borrow_mut();
+            // The GOAWAY first: behind a close_notify nobody would read it.
+            let said = state.collect();
+            said.and_then(|()| state.outbox.push_message(Content::Alert, &CLOSE_NOTIFY))
+        };
         let _ = parting.map(|()| tunnel.flush_once().is_ok());
         match over {
+            Some(Over::Offence(reason, why)) => {
+                tunnel.offence.set(Some(reason));
+                tunnel.die(&why);
+                Err(why)
+            }
             Some(Over::Broken(why)) => {
                 tunnel.die(&why);
                 Err(why)

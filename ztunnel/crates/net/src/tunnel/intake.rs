@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use ztunnel_core::h2::{Event, Headers, RequestHead, StreamId};
+use ztunnel_core::h2::{Event, Headers, RequestHead, StreamId, code};
 
 use super::forward::read_once;
 use super::stream::{Failure, Segment};
@@ -124,11 +124,14 @@ pub(super) enum Taken {
 pub(super) enum Over {
     Closed,
     Broken(String),
+    /// What the peer sent is against the rules. With one of a few words for counting.
+    Offence(&'static str, String),
 }
 
+/// What is wrong with a record or a message of TLS.
 impl From<String> for Over {
     fn from(why: String) -> Self {
-        Self::Broken(why)
+        Self::Offence("tls_record", why)
     }
 }
 
@@ -244,7 +247,7 @@ impl Tunnel {
         if !state.h2.output().is_empty() {
             self.dirty.set(true);
         }
-        received.map_err(|why| Over::Broken(why.to_string()))
+        received.map_err(|why| Over::Offence(code::name(why.code), why.to_string()))
     }
 
     fn hand_out(self: &Rc<Self>, bytes: &[u8], batch: &mut Batch, on_request: &dyn Fn(Incoming)) {

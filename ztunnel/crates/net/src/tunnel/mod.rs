@@ -13,7 +13,7 @@ mod stream;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use ztunnel_core::h2::{self, Headers, OpenRefused, StreamId};
 use ztunnel_core::ids::SpiffeId;
 
+use crate::handshakes::Crowded;
 use crate::identity;
 use crate::tls::{Opener, Rekey, Secured};
 pub(crate) use driver::drive;
@@ -33,8 +34,8 @@ use stream::{StreamState, WakerSlot};
 
 /// Unsent bytes of one tunnel above which applications are not read: what a stalled peer can make us hold.
 const OUTBOX_LIMIT: usize = 1 << 20;
-/// A peer that acknowledges nothing for so long is gone (RFC 5482).
-const USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// What an offender may still say, bytes.
+const PARTING_READ: usize = 2 << 20;
 
 /// Why serving a connection ended otherwise than by the peer's orderly close.
 #[derive(Debug, thiserror::Error)]
@@ -45,10 +46,36 @@ pub enum ServeError {
     Tls(String),
     #[error("no certificate of ours: {0}")]
     Identity(String),
-    #[error("too many handshakes are pending")]
-    Busy,
+    #[error(transparent)]
+    Crowded(#[from] Crowded),
+    #[error("TLS: the peer does not speak TLS, and this port takes nothing else")]
+    Plaintext,
+    /// The peer broke the rules or ran out of our patience. `reason`: one of a few, for counting.
+    #[error("tunnel: {why}")]
+    Offence {
+        reason: &'static str,
+        why: String,
+        peer: SpiffeId,
+    },
     #[error("tunnel: {0}")]
     Tunnel(String),
+}
+
+impl ServeError {
+    /// What is counted of a peer that was turned away; `None`: nobody's fault.
+    pub fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::HandshakeTimeout(_) => Some("handshake_timeout"),
+            Self::Tls(_) => Some("tls"),
+            Self::Crowded(Crowded::Pending | Crowded::PendingFromThere) => {
+                Some("handshakes_pending")
+            }
+            Self::Crowded(Crowded::TooFast | Crowded::TooFastFromThere) => Some("handshake_rate"),
+            Self::Plaintext => Some("plaintext"),
+            Self::Offence { reason, .. } => Some(reason),
+            Self::Identity(_) | Self::Tunnel(_) => None,
+        }
+    }
 }
 
 /// Why a request on a tunnel came to nothing.
@@ -80,6 +107,8 @@ pub(crate) struct Tunnel {
     settings_seen: Cell<bool>,
     /// Either side said GOAWAY.
     leaving: Cell<bool>,
+    /// The peer's doing, if that ended the tunnel.
+    offence: Cell<Option<&'static str>>,
     dead: RefCell<Option<Rc<str>>>,
 }
 
@@ -126,7 +155,6 @@ impl Tunnel {
         config: h2::Config,
         own: Duration,
     ) -> io::Result<(Rc<Self>, Early)> {
-        SockRef::from(&tcp).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
         let state = State {
             h2: h2::Connection::new(config),
             outbox: Outbox::new(secured.sealer),
@@ -152,6 +180,7 @@ impl Tunnel {
             heard: Cell::new(false),
             settings_seen: Cell::new(false),
             leaving: Cell::new(false),
+            offence: Cell::new(None),
             dead: RefCell::default(),
         };
         Ok((
@@ -168,6 +197,11 @@ impl Tunnel {
         !self.is_over() && self.state.borrow().h2.may_open()
     }
 
+    /// No stream is open.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.streams.borrow().is_empty()
+    }
+
     /// No new stream will ever be opened here.
     pub(crate) fn is_over(&self) -> bool {
         self.leaving.get() || self.dead.borrow().is_some() || Instant::now() >= self.expires
@@ -176,6 +210,10 @@ impl Tunnel {
     /// The peer has spoken HTTP/2: it accepted our certificate.
     pub(crate) fn is_introduced(&self) -> bool {
         self.settings_seen.get()
+    }
+
+    pub(crate) fn offence(&self) -> Option<&'static str> {
+        self.offence.get()
     }
 
     /// CONNECT and its answer. Ok: the peer said 200.
@@ -265,8 +303,26 @@ impl Tunnel {
         }
         self.parked.borrow_mut().clear();
         // Streams keep the socket alive until their relays have noticed; the peer should not have to wait for that.
-        let _ = SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Both);
+        let how = match self.offence.get() {
+            Some(_) => Shutdown::Write, // see `part`
+            None => Shutdown::Both,
+        };
+        let _ = SockRef::from(&self.tcp).shutdown(how);
         self.driver.wake();
+    }
+
+    /// Reads a little of what an offender has already sent. Closing with that unread would make the kernel answer with
+    /// RST, and RST destroys the GOAWAY on its way.
+    pub(crate) async fn part(&self) {
+        let (mut ignored, mut left) = (vec![0; 64 << 10], PARTING_READ);
+        while left > 0 {
+            let ready = self.tcp.readable().await;
+            match ready.and_then(|()| self.tcp.try_read(&mut ignored)) {
+                Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(read @ 1..) => left = left.saturating_sub(read),
+                Ok(0) | Err(_) => return,
+            }
+        }
     }
 
     /// Something waits to be sent: the driver's next turn, after everything that is ready now, sends it in one go.

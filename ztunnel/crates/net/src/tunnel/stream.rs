@@ -257,6 +257,18 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Resolves when the peer does not wait for the answer any more, with why.
+    pub async fn given_up(&self) -> String {
+        let gone = std::future::poll_fn(|cx| {
+            self.stream.register(cx);
+            self.stream.failure().map_or(Poll::Pending, Poll::Ready)
+        });
+        match gone.await {
+            Failure::Reset(_) => "the peer gave the request up before its answer".to_owned(),
+            Failure::Tunnel(why) => format!("the tunnel ended before the answer: {why}"),
+        }
+    }
+
     /// Answers 200.
     pub fn accept(self, headers: &[(&str, &str)]) -> Stream {
         self.stream
