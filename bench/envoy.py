@@ -2,11 +2,18 @@
 
 Configuration only; `contenders.py` runs it. Envoy v3 API; JSON is YAML enough for it. No session resumption, as in
 HBONE: a cold tunnel is the first one to a peer, for which there is no session yet.
+
+As a program it is one end of such a pair, to try PEER with somebody whose figures are known:
+`python -m bench.envoy certificates DIR`, then `client DIR ADDRESS` and `server DIR`.
 """
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
+
+from bench import certificates
 
 TYPE = "type.googleapis.com/envoy.extensions."
 WINDOWS = {"initial_stream_window_size": 4 << 20, "initial_connection_window_size": 16 << 20, "allow_connect": True}
@@ -138,3 +145,29 @@ def _marked() -> dict[str, Any]:
 def _bootstrap(name: str, listener: dict[str, Any], cluster: dict[str, Any]) -> str:
     static = {"listeners": [listener], "clusters": [cluster]}
     return json.dumps({"node": {"id": name, "cluster": name}, "static_resources": static}, indent=1)
+
+
+# As a program -------------------------------------------------------------------------------------------------------
+
+NAMES = {name: f"spiffe://cluster.local/ns/bench/sa/{name}" for name in ("client", "server")}
+
+
+def command(config: Path) -> list[str]:
+    """One worker: an end has one core."""
+    binary = Path(sys.executable).parent / "envoy"
+    return [str(binary), "-c", str(config), "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"]
+
+
+def main(what: str, directory: Path, peer: str = "") -> None:
+    """Becomes Envoy. `peer`: the far end's address, perhaps with its port."""
+    if what == "certificates":
+        certificates.write(directory, NAMES)
+        return
+    text = server_end(directory) if what == "server" else client_end(directory, peer.split(":")[0], NAMES["server"])
+    path = directory / f"{what}.json"
+    path.write_text(text)
+    os.execv(command(path)[0], command(path))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]).resolve(), *sys.argv[3:])

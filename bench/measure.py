@@ -73,10 +73,14 @@ class Ends:
         return [process_cpu_s(pid) for pid in self.pids]
 
     def memory_kib(self) -> float:
-        return sum(smaps_kib(pid, "Pss:") for pid in self.pids)
+        """Private and written to: a share of common pages (PSS) would shrink when somebody else maps the program."""
+        return sum(smaps_kib(pid, "Private_Dirty:") for pid in self._all())
 
     def fds(self) -> int:
-        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids)
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self._all())
+
+    def _all(self) -> list[int]:
+        return [one for pid in self.pids for one in (pid, *_descendants(pid))]
 
 
 def process_cpu_s(pid: int) -> float:
@@ -96,6 +100,10 @@ def _children(pid: int) -> list[int]:
     for thread in os.listdir(f"/proc/{pid}/task"):
         found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
     return found
+
+
+def _descendants(pid: int) -> list[int]:
+    return [one for child in _children(pid) for one in (child, *_descendants(child))]
 
 
 def smaps_kib(pid: int, what: str) -> float:
