@@ -18,6 +18,7 @@ from mesh.model import (
     IPNetwork,
     LoadBalancing,
     Locality,
+    OutboundPolicy,
     Rule,
 )
 
@@ -51,6 +52,7 @@ class Meta:
 @dataclass(frozen=True, slots=True)
 class Namespace:
     meta: Meta
+    outbound: OutboundPolicy = OutboundPolicy.UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,17 @@ class WorkloadEntry:
     endpoint: Endpoint
 
 
+@dataclass(frozen=True, slots=True)
+class KubernetesGateway:
+    """`addresses`: as its status says, else its spec; `hostnames` likewise. `port`: of its HBONE listener."""
+
+    meta: Meta
+    gateway_class: str
+    addresses: tuple[IPAddress, ...]
+    hostnames: tuple[str, ...]
+    port: int
+
+
 class Resolution(StrEnum):
     NONE = "NONE"
     STATIC = "STATIC"
@@ -169,6 +182,7 @@ class ServiceEntry:
     selector: Labels | None
     subject_alt_names: tuple[str, ...]
     namespace_only: bool
+    load_balancing: LoadBalancing | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +218,7 @@ Object = (
     | Pod
     | KubernetesService
     | EndpointSlice
+    | KubernetesGateway
     | WorkloadEntry
     | ServiceEntry
     | AuthorizationPolicy

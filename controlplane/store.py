@@ -21,6 +21,7 @@ from mesh.model import World
 
 Reader = Callable[[Field], Object]
 _NETWORKING: Final = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
+_GATEWAY: Final = ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1")
 _SECURITY: Final = ("security.istio.io/v1", "security.istio.io/v1beta1")
 
 
@@ -245,6 +246,7 @@ def _readers(root_namespace: str) -> dict[str, tuple[tuple[str, ...], Reader]]:
         "Pod": (("v1",), kubernetes.pod),
         "Service": (("v1",), kubernetes.service),
         "EndpointSlice": (("discovery.k8s.io/v1",), kubernetes.endpoint_slice),
+        "Gateway": (_GATEWAY, kubernetes.gateway),
         "ServiceEntry": (_NETWORKING, istio.service_entry),
         "WorkloadEntry": (_NETWORKING, istio.workload_entry),
         "AuthorizationPolicy": (_SECURITY, authorization.authorization_policy),

@@ -50,6 +50,22 @@ class LoadBalancingMode(StrEnum):
     PASSTHROUGH = "PASSTHROUGH"
 
 
+class Spread(StrEnum):
+    """How endpoints that are equally near share the connections."""
+
+    RANDOM = "random"
+    LEAST_REQUEST = "least-request"
+    CLIENT_ADDRESS = "client-address"
+
+
+class OutboundPolicy(StrEnum):
+    """What becomes of a connection to an address that the mesh does not know. UNSET: as the tunnel's setting says."""
+
+    UNSET = ""
+    ALLOW_ANY = "ALLOW_ANY"
+    REGISTRY_ONLY = "REGISTRY_ONLY"
+
+
 class IPFamilies(StrEnum):
     AUTOMATIC = "AUTOMATIC"
     IPV4_ONLY = "IPV4_ONLY"
@@ -98,6 +114,26 @@ class LoadBalancing:
     scopes: tuple[LoadBalancingScope, ...] = ()
     mode: LoadBalancingMode = LoadBalancingMode.UNSPECIFIED
     allow_unhealthy: bool = False
+    spread: Spread = Spread.RANDOM
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Where a waypoint or another network's gateway listens: an address in a network, or a service's name."""
+
+    namespace: str = ""
+    hostname: str = ""
+    network: str = ""
+    address: IPAddress | None = None
+    port: int = 15008
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationTunnel:
+    """What the application wants instead of plain connections to the asked port. `port` 0: as asked."""
+
+    proxy: bool
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +162,10 @@ class Workload:
     workload_type: WorkloadType = WorkloadType.POD
     locality: Locality | None = None
     capacity: int | None = None
+    waypoint: Gateway | None = None
+    network_gateway: Gateway | None = None
+    application_tunnel: ApplicationTunnel | None = None
+    outbound: OutboundPolicy = OutboundPolicy.UNSET
     # "namespace/hostname" of a service -> how its ports are served here.
     services: Mapping[str, tuple[Port, ...]] = field(default_factory=lambda: EMPTY)
     # "namespace/name" of the selector-scoped policies that apply.
@@ -151,6 +191,9 @@ class Service:
     ports: tuple[Port, ...] = ()
     subject_alt_names: tuple[str, ...] = ()
     load_balancing: LoadBalancing | None = None
+    waypoint: Gateway | None = None
+    # With their shares; they go before `waypoint`.
+    weighted_waypoints: tuple[tuple[Gateway, int], ...] = ()
     ip_families: IPFamilies = IPFamilies.AUTOMATIC
     # Wins among services of one address when none is in the client's namespace.
     canonical: bool = False

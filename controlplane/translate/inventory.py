@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from controlplane.objects import (
     AuthorizationPolicy,
     EndpointSlice,
+    KubernetesGateway,
     KubernetesService,
     Labels,
     Namespace,
@@ -40,6 +41,7 @@ class Inventory:
         self.pods = self._of(Pod)
         self.services = self._of(KubernetesService)
         self.workload_entries = self._of(WorkloadEntry)
+        self.gateways = self._of(KubernetesGateway)
         self.service_entries = self._of(ServiceEntry)
         self.authorization_policies = self._of(AuthorizationPolicy)
         self.peer_authentications = self._of(PeerAuthentication)

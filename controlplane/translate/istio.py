@@ -18,9 +18,9 @@ from controlplane.objects import (
     ServicePort,
     WorkloadEntry,
 )
-from controlplane.translate.kubernetes import meta
+from controlplane.translate.kubernetes import distribution, meta, spread
 from controlplane.validate import Field
-from mesh.model import AppProtocol, IPAddress, IPNetwork, Locality
+from mesh.model import AppProtocol, IPAddress, IPNetwork, LoadBalancing, LoadBalancingMode, Locality
 
 HEADER: Final = ("apiVersion", "kind", "metadata", "spec", "status")
 _PROTOCOLS: Final = {
@@ -126,9 +126,19 @@ def service_entry(document: Field) -> ServiceEntry:
         subject_alt_names=spec.get("subjectAltNames").strings(),
         namespace_only=bool(exported)
         and set(exported) <= {".", "~", document.get("metadata").get("namespace").string()},
+        load_balancing=_load_balancing(document, resolution),
     )
     _check(spec, entry)
     return entry
+
+
+def _load_balancing(document: Field, resolution: Resolution) -> LoadBalancing | None:
+    how, scopes = spread(document), distribution(document)
+    if resolution is Resolution.NONE:
+        return LoadBalancing(mode=LoadBalancingMode.PASSTHROUGH)
+    mode = LoadBalancingMode.FAILOVER if scopes else LoadBalancingMode.UNSPECIFIED
+    found = LoadBalancing(scopes, mode, spread=how)
+    return found if found != LoadBalancing() else None
 
 
 def _host(value: Field) -> str:

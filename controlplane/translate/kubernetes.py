@@ -7,10 +7,12 @@ the document's problems.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from controlplane.objects import (
     EndpointSlice,
+    KubernetesGateway,
     KubernetesService,
     Meta,
     Namespace,
@@ -29,11 +31,16 @@ from mesh.model import (
     LoadBalancing,
     LoadBalancingMode,
     LoadBalancingScope,
+    OutboundPolicy,
+    Spread,
 )
 
 PHASES: Final = ("Pending", "Running", "Succeeded", "Failed", "Unknown")
 SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
 TRAFFIC_DISTRIBUTION: Final = "networking.istio.io/traffic-distribution"
+SPREAD: Final = "nodemesh.io/load-balancing"
+OUTBOUND: Final = "nodemesh.io/outbound-policy"
+HBONE_PORT: Final = 15008
 _NEAR: Final = (LoadBalancingScope.NETWORK, LoadBalancingScope.REGION, LoadBalancingScope.ZONE)
 _DISTRIBUTION: Final = {
     "PreferClose": _NEAR,
@@ -65,7 +72,9 @@ def meta(document: Field, namespaced: bool = True) -> Meta:
 
 
 def namespace(document: Field) -> Namespace:
-    return Namespace(meta(document, namespaced=False))
+    word = document.get("metadata").get("annotations").get(OUTBOUND)
+    outbound = OutboundPolicy(word.one_of([each for each in OutboundPolicy if each], OutboundPolicy.UNSET))
+    return Namespace(meta(document, namespaced=False), outbound)
 
 
 def node(document: Field) -> Node:
@@ -178,18 +187,27 @@ def _protocol(port: Field, name: str) -> AppProtocol:
 
 def _load_balancing(document: Field, spec: Field) -> LoadBalancing | None:
     """A node-local traffic policy is a promise, and goes before a preference."""
-    unready = spec.get("publishNotReadyAddresses").boolean()
-    preference = _preference(document, spec)
+    sticky = spec.get("sessionAffinity").one_of(("None", "ClientIP"), "None") == "ClientIP"
+    found = LoadBalancing(
+        allow_unhealthy=spec.get("publishNotReadyAddresses").boolean(),
+        spread=spread(document, Spread.CLIENT_ADDRESS if sticky else Spread.RANDOM),
+    )
     if spec.get("internalTrafficPolicy").one_of(("Cluster", "Local"), "Cluster") == "Local":
-        return LoadBalancing((LoadBalancingScope.NODE,), LoadBalancingMode.STRICT, unready)
-    if preference:
-        return LoadBalancing(preference, LoadBalancingMode.FAILOVER, unready)
-    return LoadBalancing(allow_unhealthy=True) if unready else None
+        found = replace(found, scopes=(LoadBalancingScope.NODE,), mode=LoadBalancingMode.STRICT)
+    elif preference := distribution(document, spec.get("trafficDistribution")):
+        found = replace(found, scopes=preference, mode=LoadBalancingMode.FAILOVER)
+    return found if found != LoadBalancing() else None
 
 
-def _preference(document: Field, spec: Field) -> tuple[LoadBalancingScope, ...]:
-    annotation = document.get("metadata").get("annotations").get(TRAFFIC_DISTRIBUTION)
-    wanted = annotation if annotation.present else spec.get("trafficDistribution")
+def spread(document: Field, default: Spread = Spread.RANDOM) -> Spread:
+    return Spread(document.get("metadata").get("annotations").get(SPREAD).one_of(Spread, default))
+
+
+def distribution(document: Field, field: Field | None = None) -> tuple[LoadBalancingScope, ...]:
+    """The annotation goes before the field."""
+    wanted = document.get("metadata").get("annotations").get(TRAFFIC_DISTRIBUTION)
+    if field and not wanted.present:
+        wanted = field
     return _DISTRIBUTION.get(wanted.one_of(_DISTRIBUTION, ""), ())
 
 
@@ -200,6 +218,21 @@ def _ip_families(listed: Field) -> IPFamilies:
     if len(families) == 2:
         return IPFamilies.DUAL
     return IPFamilies.IPV4_ONLY if "IPv4" in families else IPFamilies.IPV6_ONLY
+
+
+def gateway(document: Field) -> KubernetesGateway:
+    """Of the Gateway API: waypoints, and other networks' gateways."""
+    spec, status = document.get("spec"), document.get("status")
+    listed = status.get("addresses").items() or spec.get("addresses").items()
+    kinds = [(item, item.get("type").string("IPAddress")) for item in listed]
+    ports = [item.get("port") for item in spec.get("listeners").items() if item.get("protocol").string() == "HBONE"]
+    return KubernetesGateway(
+        meta=meta(document),
+        gateway_class=spec.get("gatewayClassName").required().string(),
+        addresses=_unique(item.get("value").address() for item, kind in kinds if kind == "IPAddress"),
+        hostnames=tuple(item.get("value").string() for item, kind in kinds if kind == "Hostname"),
+        port=ports[0].port() if ports else HBONE_PORT,
+    )
 
 
 def endpoint_slice(document: Field) -> EndpointSlice:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
-from controlplane.objects import KubernetesService, Labels, Resolution, ServiceEntry, ServicePort
+from controlplane.objects import KubernetesService, Labels, Meta, Namespace, ServiceEntry, ServicePort
+from controlplane.translate.gateways import Gateways
 from controlplane.translate.inventory import Inventory, selects
-from mesh.model import HOSTNAME_SUFFIX, LoadBalancing, LoadBalancingMode, Port, Service, Vip
+from mesh.model import HOSTNAME_SUFFIX, Port, Service, Vip, Workload
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,13 +34,20 @@ class Offered:
         return named.get(port.name, port.target) if self.from_entry and not is_pod else port.target
 
 
+# The object, its namespace, what was made of them.
+_Made = tuple[KubernetesService | ServiceEntry, Namespace | None, list[Offered]]
+
+
 class Services:
     """Every service, found by the labels of its endpoints. `before` spares what is the same as there."""
 
-    def __init__(self, inventory: Inventory, network: str, before: Services | None = None) -> None:
+    def __init__(self, inventory: Inventory, network: str, gateways: Gateways, before: Services | None = None) -> None:
         self._network = network
-        self._made: dict[int, tuple[KubernetesService | ServiceEntry, list[Offered]]] = {}
-        known = before._made if before and before._network == network else {}
+        self._gateways = gateways
+        self._namespaces = inventory.namespaces
+        self._made: dict[int, _Made] = {}
+        same = before and before._network == network and before._gateways.same_as(gateways)
+        known = before._made if before and same else {}
         self.offered: list[Offered] = []
         for each in inventory.services:
             if not each.external_name:
@@ -60,18 +68,39 @@ class Services:
     def _offered(
         self,
         each: KubernetesService | ServiceEntry,
-        known: Mapping[int, tuple[KubernetesService | ServiceEntry, list[Offered]]],
+        known: Mapping[int, _Made],
     ) -> list[Offered]:
         """An object that is held cannot share its id with another."""
+        namespace = self._namespaces.get(each.meta.namespace)
         same = known.get(id(each))
-        if same and same[0] is each:
-            made = same[1]
+        if same and same[0] is each and same[1] is namespace:
+            made = same[2]
         elif isinstance(each, ServiceEntry):
-            made = [_entry(each, host, self._network) for host in each.hosts]
+            made = [self._through(each.meta, namespace, _entry(each, host, self._network)) for host in each.hosts]
         else:
-            made = [_kubernetes(each, self._network)]
-        self._made[id(each)] = each, made
+            made = [self._through(each.meta, namespace, _kubernetes(each, self._network))]
+        self._made[id(each)] = each, namespace, made
         return made
+
+    def _through(self, about: Meta, namespace: Namespace | None, offered: Offered) -> Offered:
+        waypoint, weighted = self._gateways.of_service(about, namespace)
+        if not waypoint:
+            return offered
+        return replace(offered, service=replace(offered.service, waypoint=waypoint, weighted_waypoints=weighted))
+
+    def trusting(self, far: Iterable[Workload], trust_domain: str) -> dict[str, Service]:
+        """By key. Endpoints behind another network's gateway cannot be told apart: the service says who they are."""
+        all_services = {each.service.key: each.service for each in self.offered}
+        named: dict[str, set[str]] = defaultdict(set)
+        for each in far:
+            for key in each.services:
+                domain = each.trust_domain or trust_domain
+                named[key].add(f"spiffe://{domain}/ns/{each.namespace}/sa/{each.service_account}")
+        for key, identities in named.items():
+            if service := all_services.get(key):
+                more = sorted(identities.difference(service.subject_alt_names))
+                all_services[key] = replace(service, subject_alt_names=(*service.subject_alt_names, *more))
+        return all_services
 
     def of(
         self, namespace: str, labels: Labels, named: Mapping[str, int], is_pod: bool = False
@@ -98,7 +127,6 @@ def _kubernetes(service: KubernetesService, network: str) -> Offered:
 
 
 def _entry(entry: ServiceEntry, host: str, network: str) -> Offered:
-    passthrough = LoadBalancing(mode=LoadBalancingMode.PASSTHROUGH)
     model = Service(
         name=entry.meta.name,
         namespace=entry.meta.namespace,
@@ -106,7 +134,7 @@ def _entry(entry: ServiceEntry, host: str, network: str) -> Offered:
         vips=tuple(Vip(network, prefix) for prefix in entry.addresses),
         ports=_ports(entry.ports),
         subject_alt_names=entry.subject_alt_names,
-        load_balancing=passthrough if entry.resolution is Resolution.NONE else None,
+        load_balancing=entry.load_balancing,
         namespace_only=entry.namespace_only,
     )
     return Offered(model, entry.selector or {}, entry.ports, from_entry=True)

@@ -22,11 +22,13 @@ from mesh.model import (
     AccountMatch,
     Action,
     Comparison,
+    Gateway,
     IPNetwork,
     Match,
     Policy,
     Port,
     Service,
+    Spread,
     StringMatch,
     Vip,
     Workload,
@@ -35,6 +37,8 @@ from mesh.model import (
 
 _AUDIT: Final = "nodemesh/audit"
 _EGRESS: Final = "nodemesh/egress-policy"
+_OUTBOUND: Final = "nodemesh/outbound-policy"
+_SPREAD: Final = "nodemesh/load-balancing"
 _SERVICE: Final = "nodemesh/service"
 _NOT_SERVICE: Final = "nodemesh/not-service"
 _STRINGS: Final = ("namespaces", "principals")
@@ -142,8 +146,17 @@ def _workload(workload: Workload) -> wire.Workload:
         status=wire.WorkloadStatus.HEALTHY if workload.healthy else wire.WorkloadStatus.UNHEALTHY,
         cluster_id=workload.cluster_id,
         network_mode=wire.NetworkMode.HOST_NETWORK if workload.host_network else wire.NetworkMode.STANDARD,
-        extensions=[_egress(key) for key in workload.egress_policies],
+        extensions=[_extension(_EGRESS, key) for key in workload.egress_policies],
     )
+    if workload.outbound:
+        message.extensions.append(_extension(_OUTBOUND, workload.outbound))
+    if workload.waypoint:
+        message.waypoint.CopyFrom(_gateway(workload.waypoint))
+    if workload.network_gateway:
+        message.network_gateway.CopyFrom(_gateway(workload.network_gateway))
+    if tunnel := workload.application_tunnel:
+        protocol = wire.ApplicationTunnel.PROXY if tunnel.proxy else wire.ApplicationTunnel.NONE
+        message.application_tunnel.CopyFrom(wire.ApplicationTunnel(protocol=protocol, port=tunnel.port))
     if workload.locality:
         place = workload.locality
         message.locality.CopyFrom(wire.Locality(region=place.region, zone=place.zone, subzone=place.subzone))
@@ -185,6 +198,12 @@ def _service(service: Service) -> wire.Service:
             else wire.LoadBalancing.ONLY_HEALTHY,
         )
         message.load_balancing.CopyFrom(spread)
+        if balancing.spread is not Spread.RANDOM:
+            message.extensions.append(_extension(_SPREAD, balancing.spread))
+    if service.waypoint:
+        message.waypoint.CopyFrom(_gateway(service.waypoint))
+    for waypoint, weight in service.weighted_waypoints:
+        message.weighted_waypoints.add(destination=_gateway(waypoint), weight=weight)
     return message
 
 
@@ -196,11 +215,21 @@ def _vip(vip: Vip) -> wire.NetworkAddress:
     return address
 
 
-def _egress(policy: str) -> wire.Extension:
-    """Not among `authorization_policies`: another tunnel would take it for one about incoming connections."""
-    extension = wire.Extension(name=_EGRESS)
-    extension.config.Pack(StringValue(value=policy))
+def _extension(name: str, value: str) -> wire.Extension:
+    """What Istio's resources have no field for. Another tunnel passes over it."""
+    extension = wire.Extension(name=name)
+    extension.config.Pack(StringValue(value=value))
     return extension
+
+
+def _gateway(gateway: Gateway) -> wire.GatewayAddress:
+    message = wire.GatewayAddress(hbone_mtls_port=gateway.port)
+    if gateway.address:
+        message.address.CopyFrom(wire.NetworkAddress(network=gateway.network, address=gateway.address.packed))
+    else:
+        name = wire.NamespacedHostname(namespace=gateway.namespace, hostname=gateway.hostname)
+        message.hostname.CopyFrom(name)
+    return message
 
 
 def _policy(policy: Policy) -> security.Authorization:

@@ -17,6 +17,7 @@ from controlplane.objects import (
     AuthorizationPolicy,
     Endpoint,
     EndpointSlice,
+    KubernetesGateway,
     Labels,
     Mesh,
     Meta,
@@ -29,16 +30,16 @@ from controlplane.objects import (
     SliceEndpoint,
     WorkloadEntry,
 )
+from controlplane.translate.gateways import GATEWAY_ACCOUNT, GATEWAY_GROUP, GATEWAY_TRUST_DOMAIN, NETWORK, Gateways
 from controlplane.translate.inventory import Inventory
 from controlplane.translate.policies import Policies
 from controlplane.translate.services import Offered, Services
 from mesh.ids import make_uid, pod_uid
 from mesh.membership import is_member
-from mesh.model import IPAddress, Locality, Port, Workload, WorkloadType
+from mesh.model import IPAddress, Locality, OutboundPolicy, Port, Workload, WorkloadType
 
 REDIRECTION: Final = "ambient.istio.io/redirection"
 NATIVE_TUNNEL: Final = "networking.istio.io/tunnel"
-NETWORK: Final = "topology.istio.io/network"
 FINISHED: Final = frozenset({"Succeeded", "Failed"})
 _TOPOLOGY: Final = ("topology.kubernetes.io/region", "topology.kubernetes.io/zone", "topology.istio.io/subzone")
 _NAME_LABELS: Final = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
@@ -76,6 +77,7 @@ class Workloads:
     services: Services
     policies: Policies
     network: str
+    gateways: Gateways
     before: InitVar[Workloads | None] = None
     _made: dict[int, _Made] = field(default_factory=dict)
     _contexts: dict[str, Context] = field(default_factory=dict)
@@ -83,7 +85,8 @@ class Workloads:
     _known_contexts: dict[str, Context] = field(default_factory=dict)
 
     def __post_init__(self, before: Workloads | None) -> None:
-        if before is not None and before.network == self.network:
+        same = before and before.network == self.network and before.gateways.same_as(self.gateways)
+        if before and same and before._outbound() == self._outbound():
             self._known.update(before._made)
             self._known_contexts.update(before._contexts)
 
@@ -108,6 +111,36 @@ class Workloads:
             yield from self._inline(service_entry)
         for each, endpoint, address, served in sliced.outside():
             yield self._outside(each, endpoint, address, served)
+        for gateway in self.gateways.remote:
+            yield from self._gateway(gateway)
+
+    def _gateway(self, gateway: KubernetesGateway) -> Iterator[Workload]:
+        """Another network's gateway, whose pods nobody here knows."""
+        about = gateway.meta
+        for address in gateway.addresses:
+            yield replace(
+                self._base(about, {}, about.name),
+                uid=make_uid(
+                    self.mesh.cluster_id,
+                    GATEWAY_GROUP,
+                    "Gateway",
+                    about.namespace,
+                    about.name,
+                    str(address),
+                ),
+                addresses=(address,),
+                network=about.labels[NETWORK],
+                trust_domain=about.annotations.get(GATEWAY_TRUST_DOMAIN, self.mesh.trust_domain),
+                service_account=about.annotations.get(GATEWAY_ACCOUNT, about.name),
+                hbone=True,
+                native_tunnel=True,
+            )
+
+    def _outbound(self, namespace: str = "") -> OutboundPolicy:
+        """The root namespace speaks for all that say nothing."""
+        own, root = (self.inventory.namespaces.get(name) for name in (namespace, self.mesh.root_namespace))
+        words = (each.outbound for each in (own, root) if each)
+        return next((word for word in words if word), OutboundPolicy.UNSET)
 
     def _context(self, namespace: str) -> Context:
         """All that a namespace's pods depend on beside themselves; the same object as before when it is equal."""
@@ -126,9 +159,12 @@ class Workloads:
         name, kind = _owner(pod)
         return replace(
             self._base(about, about.labels, name),
+            application_tunnel=self.gateways.application_tunnel(about),
+            outbound=self._outbound(about.namespace),
             uid=pod_uid(self.mesh.cluster_id, about.namespace, about.name),
             addresses=pod.ips,
-            network=about.labels.get(NETWORK, self.network),
+            network=(network := about.labels.get(NETWORK, self.network)),
+            network_gateway=self.gateways.of_network(network, self.network),
             service_account=pod.service_account,
             node=pod.node,
             hbone=native or enrolled(pod, namespace.meta.labels if namespace else {}),
@@ -152,6 +188,7 @@ class Workloads:
             canonical_name=_first(labels, _NAME_LABELS, workload_name),
             canonical_revision=_first(labels, _REVISION_LABELS, "latest"),
             workload_name=workload_name,
+            waypoint=self.gateways.of_workload(about, labels, self.inventory.namespaces.get(about.namespace)),
             policies=self.policies.of(about.namespace, labels),
         )
 
@@ -175,7 +212,8 @@ class Workloads:
             self._base(about, labels, about.name),
             addresses=(endpoint.address,) if endpoint.address else (),
             hostname=endpoint.hostname,
-            network=endpoint.network or labels.get(NETWORK, self.network),
+            network=(network := endpoint.network or labels.get(NETWORK, self.network)),
+            network_gateway=self.gateways.of_network(network, self.network),
             service_account=endpoint.service_account or "default",
             hbone=native or about.annotations.get(REDIRECTION) == "enabled",
             native_tunnel=native,

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from types import MappingProxyType
 
 from controlplane.objects import Mesh, Object
+from controlplane.translate.gateways import NETWORK, Gateways
 from controlplane.translate.inventory import Inventory
 from controlplane.translate.policies import Policies
 from controlplane.translate.services import Services
-from controlplane.translate.workloads import NETWORK, Workloads
+from controlplane.translate.workloads import Workloads
 from mesh.model import World
 
 
@@ -29,12 +30,17 @@ class Builder:
         inventory = Inventory(objects)
         root = inventory.namespaces.get(self._mesh.root_namespace)
         network = root.meta.labels.get(NETWORK, "") if root else ""
-        services = self._services = Services(inventory, network, self._services)
+        gateways = Gateways(inventory.gateways, network)
+        services = self._services = Services(inventory, network, gateways, self._services)
         policies = Policies(inventory, self._mesh)
-        workloads = self._workloads = Workloads(inventory, self._mesh, services, policies, network, self._workloads)
+        workloads = self._workloads = Workloads(
+            inventory, self._mesh, services, policies, network, gateways, self._workloads
+        )
+        all_workloads = {each.uid: each for each in workloads.all()}
+        far = [each for each in all_workloads.values() if each.network_gateway]
         return World(
             version=version,
-            workloads=MappingProxyType({each.uid: each for each in workloads.all()}),
-            services=MappingProxyType({each.service.key: each.service for each in services.offered}),
+            workloads=MappingProxyType(all_workloads),
+            services=MappingProxyType(services.trusting(far, self._mesh.trust_domain)),
             policies=MappingProxyType(policies.all),
         )

@@ -48,7 +48,7 @@ def test_a_dead_endpoint_is_passed_over_before_the_application_notices(mesh, wir
     """`c` claims to have a tunnel, but nobody listens there."""
     _, b, c = wire.pods
     a = wire.pods[0]
-    tell(mesh, service(*([("nodemesh.io/load-balancing", how)] if how else [])))
+    tell(mesh, service(*([("nodemesh/load-balancing", how)] if how else [])))
     tell(mesh, record(b, **serving()), record(c, **serving(capacity={"value": 1000})))
     tried = []
     with Echo(b, PORT):
@@ -116,7 +116,7 @@ def test_the_control_planes_word_about_a_workload_goes_before_the_setting(start_
     node.enrol(a)
     name, data = record(a)
     address = Address.FromString(data)
-    extend(address.workload, "nodemesh.io/outbound-policy", "ALLOW_ANY")
+    extend(address.workload, "nodemesh/outbound-policy", "ALLOW_ANY")
     tell(node, (name, address.SerializeToString()))
     with Echo(c, PORT):
         assert exchange(a.connect(c.ip, PORT), b"out") == b"out"
@@ -124,7 +124,7 @@ def test_the_control_planes_word_about_a_workload_goes_before_the_setting(start_
 
 def test_one_client_stays_with_one_endpoint(mesh, wire):
     a, b, _ = wire.pods
-    tell(mesh, service(("nodemesh.io/load-balancing", "client-address")))
+    tell(mesh, service(("nodemesh/load-balancing", "client-address")))
     tell(mesh, record(a, **serving()), record(b, **serving()))
     with Echo(a, PORT), Echo(b, PORT):
         for _ in range(6):
@@ -140,7 +140,7 @@ def test_the_least_loaded_endpoint_gets_the_next_connection(start_node, wire):
     for pod in (a, b):
         wire.capture(pod)
         node.enrol(pod)
-    tell(node, service(("nodemesh.io/load-balancing", "least-request")))
+    tell(node, service(("nodemesh/load-balancing", "least-request")))
     tell(node, record(a, **serving()), record(b, **serving()))
     with Echo(a, PORT), Echo(b, PORT):
         held = []

@@ -189,7 +189,7 @@ fn workload(message: pb::Workload) -> Result<Workload, Unusable> {
 }
 
 /// The name of our extension of `Workload`: a `google.protobuf.StringValue`, with Istio's words.
-const OUTBOUND: &str = "nodemesh.io/outbound-policy";
+const OUTBOUND: &str = "nodemesh/outbound-policy";
 
 fn outbound(extensions: &[pb::Extension]) -> Result<Option<Outbound>, Unusable> {
     Ok(match text(extensions, OUTBOUND)?.as_deref() {
@@ -328,7 +328,7 @@ fn weighted(message: pb::WeightedWaypoint) -> Result<(Gateway, u32), Unusable> {
 }
 
 /// The name of our extension of `Service`: a `google.protobuf.StringValue`. Istio's own tunnel ignores it.
-const SPREAD: &str = "nodemesh.io/load-balancing";
+const SPREAD: &str = "nodemesh/load-balancing";
 
 fn spread(extensions: &[pb::Extension]) -> Result<Spread, Unusable> {
     Ok(match text(extensions, SPREAD)?.as_deref() {

@@ -10,7 +10,7 @@ fn web() -> pb::Service {
 }
 
 fn spread(how: &str) -> pb::Service {
-    web().with(|s| s.extensions = vec![extension("nodemesh.io/load-balancing", how)])
+    web().with(|s| s.extensions = vec![extension("nodemesh/load-balancing", how)])
 }
 
 fn endpoint(n: usize) -> pb::Workload {
@@ -287,7 +287,7 @@ fn registry_only_refuses_what_the_mesh_does_not_know_and_the_workloads_own_word_
     let refused = "refused: 192.0.2.1:443 is no address of the mesh, and the outbound policy REGISTRY_ONLY allows no other";
     let passed = "plain 192.0.2.1:443: the destination is no address of the mesh";
     let said = |word: &str| {
-        client().with(|w| w.extensions = vec![extension("nodemesh.io/outbound-policy", word)])
+        client().with(|w| w.extensions = vec![extension("nodemesh/outbound-policy", word)])
     };
     let table = [
         (client(), Outbound::AllowAny, passed),
@@ -314,12 +314,12 @@ fn a_setting_of_ours_that_is_not_understood_refuses_the_resource() {
     let tables = mesh(&[]);
     assert_eq!(
         crate::fixtures::refusal(&tables, &spread("fastest")),
-        "nodemesh.io/load-balancing has the unknown value \"fastest\""
+        "nodemesh/load-balancing has the unknown value \"fastest\""
     );
     let strange =
-        client().with(|w| w.extensions = vec![extension("nodemesh.io/outbound-policy", "NONE")]);
+        client().with(|w| w.extensions = vec![extension("nodemesh/outbound-policy", "NONE")]);
     assert_eq!(
         crate::fixtures::refusal(&tables, &strange),
-        "nodemesh.io/outbound-policy has the unknown value \"NONE\""
+        "nodemesh/outbound-policy has the unknown value \"NONE\""
     );
 }
