@@ -12,7 +12,7 @@ use ztunnel_core::addr::OrigDst;
 use ztunnel_core::authz::{Direction, Peer, Verdict, authorise};
 use ztunnel_core::decide::{Route, route};
 use ztunnel_core::h2::{Config, Connection, Event, StreamId};
-use ztunnel_core::hbone::request_headers;
+use ztunnel_core::hbone::{Trace, request_headers};
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Kind, Tables};
 
@@ -196,7 +196,7 @@ fn connects(times: u64) {
     let from = tables
         .workload("Kubernetes//Pod/shop/web-1")
         .expect("it was pushed");
-    let headers = request_headers(from, ([10, 0, 0, 1], 40000).into(), None, [7; 24]);
+    let headers = request_headers(from, ([10, 0, 0, 1], 40000).into(), None, &Trace::default());
     let headers: Vec<_> = headers.iter().map(|(k, v)| (*k, v.as_str())).collect();
     let mut joined = Joined::new();
     for _ in 0..times {

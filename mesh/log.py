@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 import structlog
@@ -26,6 +27,8 @@ _STDLIB: Final = {
     "trace": logging.DEBUG,
 }
 
+_METHODS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
 # Events that more than one part emits or reads.
 STARTED: Final = "started"
 READY: Final = "ready"
@@ -41,28 +44,53 @@ CERTIFICATE_FAILED: Final = "certificate failed"
 PEER_CONNECTED: Final = "peer connected"
 PEER_LOST: Final = "peer lost"
 
-# Fields of the core's access log, Istio's names.
+# Fields of the core's access log, Istio's names; the last three are ours.
 ACCESS_FIELDS: Final = (
     "src.addr",
     "src.workload",
     "src.namespace",
     "src.identity",
+    "src.cluster",
     "dst.addr",
     "dst.hbone_addr",
     "dst.service",
     "dst.workload",
     "dst.namespace",
     "dst.identity",
+    "dst.cluster",
     "direction",
     "bytes_sent",
     "bytes_recv",
     "duration",
     "error",
+    "trace_id",
+    "response_flags",
+    "dry_run",
 )
 
 
-def configure(format: str = "console", level: str = "info") -> None:
-    """Everything to stderr, the standard library's loggers included. May be called again to change the level."""
+_components: set[str] = set()
+
+
+class _Scopes:
+    """Drops what is below the level of its component."""
+
+    def __init__(self, level: str, scopes: Mapping[str, str]) -> None:
+        self._default = _STDLIB[level]
+        self._least = {component: _STDLIB[own] for component, own in scopes.items()}
+
+    def __call__(self, _: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        least = self._least.get(event.get("component", ""), self._default)
+        if _METHODS.get(method, logging.CRITICAL) < least:
+            raise structlog.DropEvent
+        return event
+
+
+def configure(format: str = "console", level: str = "info", scopes: Mapping[str, str] | None = None) -> None:
+    """Everything to stderr, the standard library's loggers included. May be called again to change the levels.
+
+    `scopes`: component -> level, where it is not `level`."""
+    lowest = min(_STDLIB[each] for each in (level, *(scopes or {}).values()))
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -73,8 +101,8 @@ def configure(format: str = "console", level: str = "info") -> None:
         structlog.processors.JSONRenderer() if format == "json" else structlog.dev.ConsoleRenderer(colors=False)
     )
     structlog.configure(
-        processors=[*shared, render],
-        wrapper_class=structlog.make_filtering_bound_logger(_STDLIB[level]),
+        processors=[*([_Scopes(level, scopes)] if scopes else []), *shared, render],
+        wrapper_class=structlog.make_filtering_bound_logger(lowest),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
@@ -90,7 +118,13 @@ def _adopt_standard_library(shared: list[structlog.typing.Processor], render: st
 
 def get(component: str) -> Any:
     """A logger whose lines carry `component`, for instance `xds`."""
+    _components.add(component)
     return structlog.get_logger(component=component)
+
+
+def components() -> frozenset[str]:
+    """Everything in this process that may have a level of its own."""
+    return frozenset(_components)
 
 
 def refuse(daemon: str, error: OperatorError) -> NoReturn:

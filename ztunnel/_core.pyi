@@ -23,7 +23,8 @@ class Core:
     `ipv6` bool true, `same_node_tls` bool false (true: a tunnel also between two pods of this node),
     `outbound_policy` str "ALLOW_ANY" | "REGISTRY_ONLY" (for workloads that the control plane says nothing of),
     `connect_timeout_s`, `handshake_timeout_s` float 10 / 5, `pool_idle_s` float 300,
-    `access_log` str "stderr" | "off" | a path, `log_level` str "info".
+    `access_log` str "stderr" | "off" | a path, `log_level` str "info", `log_format` "json" | "console",
+    `trace_ratio` float in [0, 1] | null (no tracing).
     Raises ValueError: a key is unknown or a value is out of range.
     """
 
@@ -76,15 +77,20 @@ class Core:
         """Prometheus text format, Istio's names and labels."""
 
     def dump(self) -> bytes:
-        """JSON object with Istio's /config_dump keys: workloads, services, policies, certificates, workloadState."""
+        """JSON object with Istio's /config_dump keys: workloads, services, policies, stagedServices, staticConfig,
+        certificates, workloadState; without version and config."""
 
     def explain(self, source: str, destination: str) -> bytes:
         """JSON object: what would become of a connection from `source` (ADDRESS, NAMESPACE/NAME, uid or identity) to
         `destination` (ADDRESS, NAMESPACE/NAME or HOSTNAME, with :PORT), by the functions that decide over real ones.
         Raises ValueError: one of the two names nothing, or the port is missing."""
 
-    def set_log_level(self, level: str) -> None:
-        """error | warn | info | debug | trace. Raises ValueError."""
+    def set_log_level(self, level: str, target: str = "") -> None:
+        """error | warn | info | debug | trace; of "access", "core" or, without a target, both. Raises ValueError."""
+
+    def take_spans(self) -> list[str]:
+        """Every finished connection of a sampled trace since the last call, oldest first, at most 4096: a line of the
+        access log as a JSON object, with `trace_id`, `span`, `parent_span` (hexadecimal) and `duration_ns`."""
 
     def close(self) -> None:
         """Cuts everything and joins all threads. Idempotent; afterwards every other call raises RuntimeError."""

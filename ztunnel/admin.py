@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from mesh import log
-
+_LARGE: Final = 64 * 1024
+"""Bytes from which on an answer is compressed beside the loop."""
 _PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -30,7 +30,8 @@ class Answers:
     """A JSON object."""
     explain: Callable[[str, str], Awaitable[bytes]]
     """(source, destination) -> JSON. Raises ValueError: a sentence about the question."""
-    set_log_level: Callable[[str], None]
+    set_log_level: Callable[[str | None], str]
+    """A specification (`ztunnel.levels`), `reset`, or None for no change; the levels then. Raises ValueError."""
     quit: Callable[[], None]
 
 
@@ -49,11 +50,12 @@ def admin_app(answers: Answers) -> web.Application:
         return web.Response(body=said, content_type="application/json")
 
     async def logging(request: web.Request) -> web.Response:
-        level = request.query.get("level", "")
-        if level not in log.LEVELS:
-            return web.Response(status=400, text=f"level must be one of {', '.join(log.LEVELS)}\n")
-        answers.set_log_level(level)
-        return web.Response(text=f"current log level is {level}\n")
+        wanted = "reset" if "reset" in request.query else request.query.get("level")
+        try:
+            now = answers.set_log_level(wanted)
+        except ValueError as error:
+            return web.Response(status=400, text=f"{error}\n")
+        return web.Response(text=f"current log level is {now}\n")
 
     async def quit(_: web.Request) -> web.Response:
         answers.quit()
@@ -85,8 +87,12 @@ def readiness_app(answers: Answers) -> web.Application:
 
 
 def _app(answers: Answers, *metrics_paths: str) -> web.Application:
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=await answers.metrics(), headers={"Content-Type": _PROMETHEUS})
+    async def metrics(request: web.Request) -> web.Response:
+        headers = {"Content-Type": _PROMETHEUS}
+        response = web.Response(body=await answers.metrics(), headers=headers, zlib_executor_size=_LARGE)
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     app = web.Application()
     for path in metrics_paths:

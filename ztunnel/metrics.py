@@ -20,6 +20,8 @@ _HELP: Final = {
     "nodemesh_pods_waiting": ("gauge", "Pods that could not be served yet and are tried again"),
     "nodemesh_certificate_expiry_seconds": ("gauge", "End of an identity's certificate, Unix seconds"),
     "nodemesh_certificate_requests_total": ("counter", "Certificate requests, by result"),
+    "nodemesh_spans_total": ("counter", "Spans of sampled connections, by what became of them"),
+    "nodemesh_xds_last_message_timestamp_seconds": ("gauge", "When the control plane was heard last, Unix seconds"),
     "process_resident_memory_bytes": ("gauge", "Resident memory"),
     "process_cpu_seconds_total": ("counter", "Processor time, user and system"),
     "process_start_time_seconds": ("gauge", "Start, Unix seconds"),

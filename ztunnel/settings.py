@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mesh import log
 from mesh.errors import OperatorError
@@ -31,6 +31,16 @@ class Endpoint:
     alt_hostname: str
     """The name that the server's certificate has instead of the host; "" for none."""
     headers: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """An OpenTelemetry collector. `url`: where traces are posted to. `ratio`: share of the connections with which a
+    trace begins that are sampled."""
+
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    ratio: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,8 @@ class Settings:
     access_log: str
     log_format: str
     log_level: str
+    collector: Collector | None
+    """Where spans go; None: tracing is off."""
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> Settings:
@@ -101,17 +113,21 @@ class Settings:
             access_log=env.text("NODEMESH_ACCESS_LOG", "stderr"),
             log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
             log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
+            collector=_collector(env),
         )
 
     def core_config(self) -> bytes:
         """The core's JSON, door 4."""
         keys = ("network", "cluster_id", "trust_domain", "node_name", "workers", "packet_mark", "ipv6", "same_node_tls")
-        picked = {key: getattr(self, key) for key in (*keys, "outbound_policy", "access_log", "log_level")}
+        logs = ("access_log", "log_level", "log_format")
+        picked = {key: getattr(self, key) for key in (*keys, "outbound_policy", *logs)}
+        picked["trace_ratio"] = self.collector.ratio if self.collector else None
         return json.dumps(picked).encode()
 
     def public(self) -> dict[str, Any]:
         """For people and tools to see: without the token and without headers, which may be secrets."""
         shown = {name: value for name, value in asdict(self).items() if name != "auth_token"}
+        shown["collector"] = shown["collector"] and {key: shown["collector"][key] for key in ("url", "ratio")}
         for endpoint in ("xds", "ca"):
             shown[endpoint] = {"target": shown[endpoint]["target"], "alt_hostname": shown[endpoint]["alt_hostname"]}
         return shown
@@ -134,6 +150,40 @@ def _endpoint(env: Env, prefix: str) -> Endpoint:
         alt_hostname=env.text(f"ALT_{prefix}_HOSTNAME", ""),
         headers=_prefixed(env.variables, f"{prefix}_HEADER_"),
     )
+
+
+def _collector(env: Env) -> Collector | None:
+    """OpenTelemetry's own variables."""
+    variable = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    url = env.text(variable, "")
+    if not url:
+        variable = "OTEL_EXPORTER_OTLP_ENDPOINT"
+        url = env.text(variable, "")
+        url = url and url.rstrip("/") + "/v1/traces"
+    if not url:
+        return None
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        raise OperatorError(f"{url!r} is not http://HOST:PORT or https://HOST:PORT", where=variable)
+    headers = _pairs(env.text("OTEL_EXPORTER_OTLP_HEADERS", ""), "OTEL_EXPORTER_OTLP_HEADERS")
+    return Collector(url, headers, _ratio(env.text("OTEL_TRACES_SAMPLER_ARG", "0.01"), "OTEL_TRACES_SAMPLER_ARG"))
+
+
+def _pairs(text: str, variable: str) -> tuple[tuple[str, str], ...]:
+    """`name=value,…`, values percent-encoded."""
+    found = [part.partition("=") for part in text.split(",") if part.strip()]
+    if any(not (name.strip() and equals) for name, equals, _ in found):
+        raise OperatorError("is not name=value,name=value", where=variable)
+    return tuple((name.strip(), unquote(value.strip())) for name, _, value in found)
+
+
+def _ratio(text: str, variable: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0 <= ratio <= 1:
+        raise OperatorError(f"{text!r} is not a number between 0 and 1", where=variable)
+    return ratio
 
 
 def _prefixed(variables: Mapping[str, str], prefix: str) -> tuple[tuple[str, str], ...]:

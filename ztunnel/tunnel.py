@@ -16,7 +16,9 @@ from ztunnel.admin import Answers, extend_dump
 from ztunnel.dataplane import Dataplane
 from ztunnel.identity import CaClient, Certificates
 from ztunnel.lastgood import LastGood
+from ztunnel.levels import CORE_SCOPES, Levels
 from ztunnel.metrics import Metrics
+from ztunnel.otlp import Exporter
 from ztunnel.pods import Pods
 from ztunnel.settings import Settings
 from ztunnel.xds import XdsClient
@@ -38,6 +40,7 @@ class Tunnel:
         self._xds = XdsClient(settings, dataplane, self._metrics, self._store, self._certificates.configuration_changed)
         self._pods = Pods(dataplane)
         self._zds = ZdsClient(settings.zds_socket, self._pods)
+        self._levels = Levels(settings.log_level)
         self._stopping = asyncio.Event()
         self._cutting = asyncio.Event()
         self._drained = asyncio.Event()
@@ -68,7 +71,17 @@ class Tunnel:
 
     def _standing_work(self) -> list[Coroutine[Any, Any, None]]:
         work = [self._xds.run(), self._certificates.run(), self._pods.run()]
-        return [*work, self._store.run()] if self._store else work
+        if self._store:
+            work.append(self._store.run())
+        if collector := self._settings.collector:
+            resource = {
+                "service.name": "ztunnel",
+                "service.version": self._version,
+                "k8s.pod.name": self._settings.pod_name,
+            }
+            resource["k8s.node.name"] = self._settings.node_name
+            work.append(Exporter(collector, self._dataplane, self._metrics, resource).run())
+        return work
 
     async def _enrolment(self) -> None:
         await self._xds.in_force.wait()
@@ -123,6 +136,8 @@ class Tunnel:
                 "address": self._settings.xds.target,
                 "connected": self._xds.connected,
                 "error": self._xds.last_error,
+                "last_message": self._xds.last_message,
+                "refused": self._xds.refused,
                 "resources": self._xds.resources(),
             },
             "zds": {
@@ -139,6 +154,7 @@ class Tunnel:
         self._metrics.set("nodemesh_xds_connected", self._xds.connected)
         self._metrics.set("nodemesh_zds_connected", self._zds.connected)
         self._metrics.set("nodemesh_pods_waiting", len(self._pods.waiting))
+        self._metrics.set("nodemesh_xds_last_message_timestamp_seconds", self._xds.last_message)
         for url, count in self._xds.resources().items():
             self._metrics.set("nodemesh_xds_resources", count, url=url)
         return await self._dataplane.metrics() + self._metrics.render()
@@ -147,6 +163,13 @@ class Tunnel:
         extra = {"version": {"version": self._version}, "config": self._settings.public()}
         return extend_dump(await self._dataplane.dump(), extra)
 
-    def _set_log_level(self, level: str) -> None:
-        self._dataplane.core.set_log_level(level)
-        log.configure(self._settings.log_format, level)
+    def _set_log_level(self, wanted: str | None) -> str:
+        if wanted is None:
+            return str(self._levels)
+        first = Levels(self._settings.log_level)
+        scopes = log.components() | {*CORE_SCOPES}
+        self._levels = levels = first if wanted == "reset" else self._levels.changed(wanted, scopes)
+        for scope in CORE_SCOPES:
+            self._dataplane.core.set_log_level(levels.of(scope), scope)
+        log.configure(self._settings.log_format, levels.level, levels.scopes)
+        return str(levels)

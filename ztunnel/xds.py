@@ -7,6 +7,7 @@ disconnect. Source: Istio's ztunnel, `src/xds/client.rs`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -15,7 +16,7 @@ import grpc
 import grpc.aio
 
 from mesh import log
-from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Batch, Subscriber
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
 from ztunnel.backoff import Backoff
@@ -27,6 +28,7 @@ from ztunnel.settings import Settings
 
 TYPES: Final = (AUTHORIZATION_TYPE, ADDRESS_TYPE)  # policies are asked for first: addresses without them would widen
 _METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+MOST_REFUSED: Final = 100
 _REFUSED_US: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _NORMAL: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
@@ -57,6 +59,10 @@ class XdsClient:
         self.in_force = asyncio.Event()
         self.connected = False
         self.last_error = ""
+        self.last_message = 0.0
+        """Unix seconds; 0: nothing was heard yet."""
+        self.refused: dict[str, str] = {}
+        """Resources that the core did not take, with why, until a good version comes. The old ones are in force."""
 
     async def restore(self) -> None:
         """Puts the stored configuration into force; what the core no longer takes will be asked for again.
@@ -141,7 +147,7 @@ class XdsClient:
     def _heard(self, response: DeltaDiscoveryResponse) -> None:
         if not self.connected:
             _log.info(log.PEER_CONNECTED, address=self._settings.xds.target)
-        self.connected, self.last_error = True, ""
+        self.connected, self.last_error, self.last_message = True, "", time.time()
         self._backoff.worked()
         self._metrics.count("istio_xds_message_total", url=response.type_url)
         self._metrics.count("istio_xds_message_bytes_total", response.ByteSize(), url=response.type_url)
@@ -158,6 +164,7 @@ class XdsClient:
         if self._store:
             self._store.record(batch, refused)
         self._changed()
+        self._remember_refused(batch, refused)
         self._report(batch.type_url, len(upserts) - len(refused), len(batch.removed), [*batch.malformed, *refused])
         if self._subscriber.synced and not self.in_force.is_set():
             self.in_force.set()
@@ -165,6 +172,11 @@ class XdsClient:
         if self._store and self.in_force.is_set():
             self._store.changed()
         return answer
+
+    def _remember_refused(self, batch: Batch, refused: list[tuple[str, str]]) -> None:
+        for name in [*batch.removed, *(name for name, *_ in batch.upserts)]:
+            self.refused.pop(name, None)
+        self.refused.update([*batch.malformed, *refused][:MOST_REFUSED])
 
     def _report(self, type_url: str, taken: int, removed: int, refused: list[tuple[str, str]]) -> None:
         if taken or removed:

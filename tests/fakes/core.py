@@ -34,6 +34,8 @@ KEYS = {
     "pool_idle_s",
     "access_log",
     "log_level",
+    "log_format",
+    "trace_ratio",
 }
 LEVELS = ("error", "warn", "info", "debug", "trace")
 
@@ -59,7 +61,8 @@ class FakeCore:
         self.keys: dict[str, ec.EllipticCurvePrivateKey] = {}
         self.chains: dict[str, list[str]] = {}
         self.failures: list[tuple[str, str]] = []
-        self.level = "info"
+        self.levels = {"access": "info", "core": "info"}
+        self.spans: list[str] = []
         self._events: list[tuple[str, str, str]] = []
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._open = True
@@ -157,11 +160,18 @@ class FakeCore:
             raise ValueError(f"{source!r} is no workload")
         return json.dumps({"ways": [], "verdict": "denied"}).encode()
 
-    def set_log_level(self, level: str) -> None:
+    def set_log_level(self, level: str, target: str = "") -> None:
         self._alive()
         if level not in LEVELS:
             raise ValueError(f"{level!r} is not a level")
-        self.level = level
+        if target not in ("", "access", "core"):
+            raise ValueError(f"{target!r} logs nothing")
+        self.levels |= {each: level for each in ([target] if target else ["access", "core"])}
+
+    def take_spans(self) -> list[str]:
+        self._alive()
+        spans, self.spans = self.spans, []
+        return spans
 
     def close(self) -> None:
         if self._open:

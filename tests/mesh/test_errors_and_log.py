@@ -39,6 +39,17 @@ def test_json_lines_carry_the_phrase_and_the_fields(capsys, as_before):
     assert (line["component"], line["uid"], line["level"]) == ("zds", "web-1", "info")
 
 
+def test_a_component_may_have_a_level_of_its_own(capsys, as_before):
+    log.configure("json", "warn", {"zds": "debug", "xds": "error"})
+    log.get("zds").debug("shown")
+    log.get("xds").warning("hidden")
+    log.get("pods").info("hidden")
+    log.get("pods").warning("shown")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["component"], line["event"]) for line in lines] == [("zds", "shown"), ("pods", "shown")]
+    assert {"zds", "xds", "pods"} <= log.components()
+
+
 def test_libraries_log_in_the_same_shape(capsys, as_before):
     log.configure("json", "info")
     logging.getLogger("grpc").warning("odd")

@@ -32,7 +32,13 @@ class Asked:
             self.quits += 1
 
         status = {"ready": False}
-        return Answers(lambda: status, lambda: self.waits, metrics, dump, explain, self.levels.append, quit)
+        return Answers(lambda: status, lambda: self.waits, metrics, dump, explain, self.set_level, quit)
+
+    def set_level(self, wanted):
+        if wanted == "loud":
+            raise ValueError("level must be one of error, warn")
+        self.levels.append(wanted)
+        return wanted or "info"
 
 
 @pytest.fixture
@@ -77,10 +83,11 @@ def test_people_and_tools_read_state_and_metrics(fetch):
 
 def test_the_log_level_is_changed_by_post_only_and_to_a_level_only(fetch, asked):
     assert fetch("admin", "POST", "/logging?level=debug") == (200, "current log level is debug\n")
-    assert fetch("admin", "POST", "/logging?level=loud")[0] == 400
-    assert fetch("admin", "POST", "/logging")[0] == 400
+    assert fetch("admin", "POST", "/logging?level=loud") == (400, "level must be one of error, warn\n")
+    assert fetch("admin", "POST", "/logging") == (200, "current log level is info\n")
+    assert fetch("admin", "POST", "/logging?reset")[0] == 200
     assert fetch("admin", "GET", "/logging?level=debug")[0] == 405
-    assert asked.levels == ["debug"]
+    assert asked.levels == ["debug", None, "reset"]
 
 
 def test_the_end_is_asked_for_by_post_only(fetch, asked):

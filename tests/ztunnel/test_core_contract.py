@@ -110,6 +110,13 @@ def test_levels_are_five(core):
     core.set_log_level("error")
     with pytest.raises(ValueError, match=r"."):
         core.set_log_level("loud")
+    core.set_log_level("debug", "access")
+    with pytest.raises(ValueError, match="nothing"):
+        core.set_log_level("debug", "nothing")
+
+
+def test_without_traces_there_are_no_spans(core):
+    assert core.take_spans() == []
 
 
 def test_a_closed_core_answers_nothing(core):

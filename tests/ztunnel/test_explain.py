@@ -2,6 +2,7 @@
 
 import json
 
+import jsonschema
 import pytest
 from google.protobuf import text_format
 
@@ -159,3 +160,44 @@ def test_a_dump_read_back_into_another_core_dumps_and_explains_the_same(core, ne
     for key in ("workloads", "services", "policies"):
         assert sorted(after[key], key=str) == sorted(before[key], key=str)
     assert other.explain("shop/api-1", "shop/cart") == core.explain("shop/api-1", "shop/cart")
+
+
+STRINGS = {"type": "array", "items": {"type": "string"}}
+PORTS = {"type": "object", "additionalProperties": {"type": "integer"}, "propertyNames": {"pattern": "^[0-9]+$"}}
+GATEWAY = {"type": ["object", "null"], "properties": {"destination": {"type": "string"}}, "required": ["destination"]}
+
+
+def texts(*names):
+    return {name: {"type": ["string", "null"]} for name in names}
+
+
+ISTIOCTL = {
+    "workloads": texts("uid", "protocol", "name", "namespace", "serviceAccount", "workloadName", "workloadType")
+    | texts("canonicalName", "canonicalRevision", "clusterId", "trustDomain", "node", "network", "status", "hostname")
+    | {"workloadIps": STRINGS, "waypoint": GATEWAY, "networkGateway": GATEWAY, "capacity": {"type": "integer"}}
+    | {"authorizationPolicies": STRINGS, "locality": {"type": "object", "properties": texts("region", "zone")}},
+    "services": texts("name", "namespace", "hostname", "ipFamilies")
+    | {"vips": STRINGS, "ports": PORTS, "waypoint": GATEWAY, "subjectAltNames": STRINGS}
+    | {"loadBalancer": {"type": "object", "properties": {**texts("mode"), "routingPreferences": STRINGS}}}
+    | {
+        "endpoints": {
+            "type": "object",
+            "additionalProperties": {"properties": {**texts("workloadUid", "service"), "port": PORTS}},
+        }
+    },
+    "policies": texts("name", "namespace", "scope", "action") | {"rules": {"type": "array"}},
+}
+
+
+@pytest.mark.parametrize("kind", ISTIOCTL)
+def test_istioctl_can_read_every_object_of_the_dump(core, kind):
+    """Its Go structs fail on a wrong type; a missing key would show as an empty cell."""
+    found = json.loads(core.dump())[kind]
+    assert found
+    for item in found:
+        jsonschema.validate(item, {"properties": ISTIOCTL[kind], "required": sorted(ISTIOCTL[kind])})
+
+
+def test_the_dump_has_the_other_keys_of_istios(core):
+    dump = json.loads(core.dump())
+    assert dump.keys() >= {"certificates", "workloadState", "stagedServices", "staticConfig"}

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mesh.errors import OperatorError
-from ztunnel.settings import Settings
+from ztunnel.settings import Collector, Settings
 
 
 def test_without_any_variable_the_defaults_are_istios():
@@ -39,12 +39,29 @@ def test_the_core_gets_only_keys_it_knows():
         "outbound_policy": "ALLOW_ANY",
         "access_log": "stderr",
         "log_level": "info",
+        "log_format": "console",
+        "trace_ratio": None,
     }
 
 
 def test_what_is_shown_to_people_holds_no_secret():
-    shown = str(Settings.read({"AUTH_TOKEN": "s3cret", "CA_HEADER_KEY": "s3cret"}).public())
-    assert "s3cret" not in shown
+    otlp = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_EXPORTER_OTLP_HEADERS": "key=s3cret"}
+    shown = Settings.read({"AUTH_TOKEN": "s3cret", "CA_HEADER_KEY": "s3cret", **otlp}).public()
+    assert "s3cret" not in str(shown)
+    assert shown["collector"] == {"url": "http://c:4318/v1/traces", "ratio": 0.01}
+
+
+def test_a_collector_is_configured_as_opentelemetry_says():
+    read = Settings.read(
+        {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://c/x",
+            "OTEL_EXPORTER_OTLP_HEADERS": "a=b%20c, d=e",
+            "OTEL_TRACES_SAMPLER_ARG": "0.5",
+        }
+    )
+    assert read.collector == Collector("https://c/x", (("a", "b c"), ("d", "e")), 0.5)
+    assert json.loads(read.core_config())["trace_ratio"] == 0.5
+    assert Settings.read({}).collector is None
 
 
 @pytest.mark.parametrize(
@@ -57,6 +74,15 @@ def test_what_is_shown_to_people_holds_no_secret():
         ({"ADMIN_ADDR": "15000"}, "ADMIN_ADDR: '15000' is not ADDRESS:PORT"),
         ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: 'loud' is none of error, warn, info, debug, trace"),
         ({"PACKET_MARK": "-1"}, "PACKET_MARK: -1 is not between 0 and 2147483647"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: 'c:4318/v1/traces' is not http"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_TRACES_SAMPLER_ARG": "2"},
+            "OTEL_TRACES_SAMPLER_ARG: '2' is not a number between 0 and 1",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "OTEL_EXPORTER_OTLP_HEADERS": "x"},
+            "OTEL_EXPORTER_OTLP_HEADERS: is not name=value",
+        ),
         ({"ISTIO_METAJSON_X": "{"}, "ISTIO_METAJSON_X: is not JSON"),
     ],
 )

@@ -9,12 +9,50 @@ use std::net::SocketAddr;
 /// Longer headers of a peer are not read at all. Bytes.
 pub const MAX_HEADER: usize = 1024;
 
-/// `baggage`, `forwarded` and `traceparent` for a CONNECT. `trace`: 16 random bytes of trace id, 8 of span id.
+/// W3C Trace Context: which trace a connection belongs to, and its own span in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trace {
+    /// Zero: none.
+    pub id: u128,
+    pub span: u64,
+    /// Somebody wants to see it.
+    pub sampled: bool,
+}
+
+impl Trace {
+    pub fn header(&self) -> String {
+        let sampled = u8::from(self.sampled);
+        format!("00-{:032x}-{:016x}-{sampled:02x}", self.id, self.span)
+    }
+}
+
+/// `traceparent` of a peer (W3C Trace Context §3.2): of a later version the part that this one knows. None: absent to us.
+pub fn parse_traceparent(header: &str) -> Option<Trace> {
+    let (version, rest) = (header.get(..2)?, header.get(2..)?);
+    let mut parts = rest.strip_prefix('-')?.splitn(4, '-');
+    let (id, span, flags) = (parts.next()?, parts.next()?, parts.next()?);
+    let lower = |text: &str, length| {
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        text.len() == length && text.bytes().all(hex)
+    };
+    let well = lower(version, 2) && lower(id, 32) && lower(span, 16) && lower(flags, 2);
+    if !well || version == "ff" || (version == "00" && parts.next().is_some()) {
+        return None;
+    }
+    let trace = Trace {
+        id: u128::from_str_radix(id, 16).ok()?,
+        span: u64::from_str_radix(span, 16).ok()?,
+        sampled: u8::from_str_radix(flags, 16).ok()? & 1 == 1,
+    };
+    (trace.id != 0 && trace.span != 0).then_some(trace)
+}
+
+/// `baggage`, `forwarded` and `traceparent` for a CONNECT.
 pub fn request_headers(
     from: &Workload,
     client: SocketAddr,
     service_host: Option<&str>,
-    trace: [u8; 24],
+    trace: &Trace,
 ) -> Vec<(&'static str, String)> {
     let host = service_host
         .filter(|host| is_value(host))
@@ -22,10 +60,7 @@ pub fn request_headers(
     vec![
         ("baggage", baggage(from)),
         ("forwarded", format!("for=\"{client}\"{host}")),
-        (
-            "traceparent",
-            format!("00-{}-{}-00", hex(&trace[..16]), hex(&trace[16..])),
-        ),
+        ("traceparent", trace.header()),
     ]
 }
 
@@ -73,10 +108,6 @@ fn type_key(of: WorkloadType) -> &'static str {
 fn is_value(text: &str) -> bool {
     let clean = |b: u8| b.is_ascii_graphic() && !matches!(b, b',' | b';' | b'=' | b'"' | b'\\');
     !text.is_empty() && text.bytes().all(clean)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a peer says of itself. Absent, empty and unreadable are the same.

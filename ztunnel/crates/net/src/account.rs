@@ -1,7 +1,7 @@
 //! How a connection ends up in the counters and the access log: exactly one line each. Owns what is told; not what happens
 //! on the connection (`outbound`, `inbound`).
 
-use crate::log::{Level, Line};
+use crate::log::{Format, Level, Line};
 use crate::registry::{Connection, Cut, Entered, Kind, Parties};
 use crate::runtime::Worker;
 use std::future::Future;
@@ -106,67 +106,111 @@ fn settle(worker: &Worker, connection: &Connection, failure: Option<Failure>) {
         (Some(_), true) => Level::Error,
         (Some(_), false) => Level::Warn,
     };
-    worker.shared.log.access(level, || {
-        access_line(level, established, connection, &parties, failure.as_ref())
-    });
-}
-
-fn access_line(
-    level: Level,
-    established: bool,
-    of: &Connection,
-    parties: &Parties,
-    failure: Option<&Failure>,
-) -> Line {
     let message = if established {
         "connection complete"
     } else {
         "connection failed"
     };
-    let tried = (!parties.tried.is_empty()).then(|| parties.tried.join("; "));
-    let line = Line::new(level, "access", message).show("src.addr", parties.src);
+    let end = |line| ended(line, connection, failure.as_ref());
+    let log = &worker.shared.log;
+    log.access(level, message, |line| {
+        end(who(line, connection.kind, &parties))
+    });
+    let trace = connection.trace.get();
+    if worker.shared.spans.wanted(&trace) {
+        let line = Line::new(Format::Json, level, "span", message);
+        let line = end(who(line, connection.kind, &parties))
+            .show(
+                "parent_span",
+                format_args!("{:016x}", connection.parent_span.get()),
+            )
+            .show("span", format_args!("{:016x}", trace.span))
+            .number("duration_ns", connection.opened.elapsed().as_nanos() as u64);
+        worker.shared.spans.put(line.finish());
+    }
+}
+
+/// It carries bytes from now on: they are counted, and whoever debugs sees a line.
+pub fn established(worker: &Worker, of: &Connection) {
+    worker.meter.opened(of);
+    worker
+        .shared
+        .log
+        .access(Level::Debug, "connection opened", |line| {
+            who(line, of.kind, &of.parties.borrow())
+        });
+}
+
+/// Istio's field names.
+fn who(line: Line, kind: Kind, parties: &Parties) -> Line {
+    let Parties {
+        source,
+        source_id,
+        destination,
+        destination_id,
+        ..
+    } = parties;
     let line = party(
-        line,
-        "src",
-        parties.source.as_deref(),
-        parties.source_id.as_ref(),
+        line.show("src.addr", parties.src),
+        &SRC,
+        source.as_deref(),
+        source_id.as_ref(),
     )
-    .show("dst.addr", parties.dst);
-    let line = line.maybe("dst.hbone_addr", parties.hbone.as_deref());
-    let line = line.maybe(
+    .show("dst.addr", parties.dst)
+    .maybe("dst.hbone_addr", parties.hbone.as_deref())
+    .maybe(
         "dst.service",
         parties.service.as_ref().map(|s| &*s.hostname),
     );
-    party(
-        line,
-        "dst",
-        parties.destination.as_deref(),
-        parties.destination_id.as_ref(),
-    )
-    .text(
-        "direction",
-        if of.kind == Kind::Outbound {
-            "outbound"
-        } else {
-            "inbound"
-        },
-    )
-    .number("bytes_sent", of.counts.sent.get())
-    .number("bytes_recv", of.counts.received.get())
-    .show(
-        "duration",
-        format_args!("{}ms", of.opened.elapsed().as_millis()),
-    )
-    .maybe("dst.tried", tried.as_deref())
-    .maybe("dry_run", of.rehearsed.borrow().as_deref())
-    .maybe("error", failure.map(|f| f.why.as_str()))
+    let outbound = kind == Kind::Outbound;
+    party(line, &DST, destination.as_deref(), destination_id.as_ref())
+        .text("direction", if outbound { "outbound" } else { "inbound" })
 }
 
-fn party(line: Line, end: &str, workload: Option<&Workload>, id: Option<&SpiffeId>) -> Line {
+fn ended(line: Line, of: &Connection, failure: Option<&Failure>) -> Line {
+    let trace = of.trace.get();
+    let line = line
+        .number("bytes_sent", of.counts.sent.get())
+        .number("bytes_recv", of.counts.received.get())
+        .show(
+            "duration",
+            format_args!("{}ms", of.opened.elapsed().as_millis()),
+        );
+    let line = if trace.id == 0 {
+        line
+    } else {
+        line.show("trace_id", format_args!("{:032x}", trace.id))
+    };
+    let flagged = failure.filter(|f| f.flag != flag::NONE);
+    let parties = of.parties.borrow();
+    let tried = (!parties.tried.is_empty()).then(|| parties.tried.join("; "));
+    line.maybe("dst.tried", tried.as_deref())
+        .maybe("response_flags", flagged.map(|f| f.flag))
+        .maybe("dry_run", of.rehearsed.borrow().as_deref())
+        .maybe("error", failure.map(|f| f.why.as_str()))
+}
+
+/// workload, namespace, identity, cluster.
+type Keys = [&'static str; 4];
+const SRC: Keys = [
+    "src.workload",
+    "src.namespace",
+    "src.identity",
+    "src.cluster",
+];
+const DST: Keys = [
+    "dst.workload",
+    "dst.namespace",
+    "dst.identity",
+    "dst.cluster",
+];
+
+fn party(line: Line, keys: &Keys, workload: Option<&Workload>, id: Option<&SpiffeId>) -> Line {
     let namespace = workload
         .map(|w| &*w.namespace)
         .or(id.map(SpiffeId::namespace));
-    line.maybe(&format!("{end}.workload"), workload.map(|w| &*w.name))
-        .maybe(&format!("{end}.namespace"), namespace)
-        .maybe(&format!("{end}.identity"), id.map(SpiffeId::as_str))
+    line.maybe(keys[0], workload.map(|w| &*w.name))
+        .maybe(keys[1], namespace)
+        .maybe(keys[2], id.map(SpiffeId::as_str))
+        .maybe(keys[3], workload.map(|w| &*w.cluster_id))
 }

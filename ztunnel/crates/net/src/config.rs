@@ -4,7 +4,7 @@ use serde::Deserialize;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use crate::log::Level;
+use crate::log::{Format, Level};
 use ztunnel_core::tables::Outbound;
 
 /// Longest deadline that makes sense to configure, seconds: a day.
@@ -36,6 +36,10 @@ pub struct Config {
     pub pool_idle_s: f64,
     pub access_log: String,
     pub log_level: String,
+    /// "console" or "json"; of every line that the core writes.
+    pub log_format: String,
+    /// Share of the connections that a trace is sampled of; `null`: tracing is off.
+    pub trace_ratio: Option<f64>,
 }
 
 impl Default for Config {
@@ -56,6 +60,8 @@ impl Default for Config {
             pool_idle_s: 300.0,
             access_log: "stderr".into(),
             log_level: "info".into(),
+            log_format: "json".into(),
+            trace_ratio: None,
         }
     }
 }
@@ -98,6 +104,12 @@ impl Config {
                 self.outbound_policy
             ));
         }
+        if let Some(ratio) = self.trace_ratio.filter(|r| !(0.0..=1.0).contains(r)) {
+            return Err(format!(
+                "trace_ratio is {ratio}, which is not between 0 and 1"
+            ));
+        }
+        self.format()?;
         self.level().map(|_| ())
     }
 
@@ -111,6 +123,10 @@ impl Config {
 
     pub fn level(&self) -> Result<Level, String> {
         self.log_level.parse()
+    }
+
+    pub fn format(&self) -> Result<Format, String> {
+        self.log_format.parse()
     }
 
     pub fn worker_count(&self) -> usize {
@@ -147,6 +163,8 @@ mod tests {
             (br#"{"workers": 100000}"#, "workers is 100000"),
             (br#"{"connect_timeout_s": 0}"#, "connect_timeout_s is 0"),
             (br#"{"log_level": "loud"}"#, "loud"),
+            (br#"{"log_format": "xml"}"#, "xml"),
+            (br#"{"trace_ratio": 1.5}"#, "trace_ratio is 1.5"),
             (br#"{"access_log": ""}"#, "access_log"),
             (br#"{"outbound_policy": "DENY_ALL"}"#, "DENY_ALL"),
             (b"[]x", "configuration"),

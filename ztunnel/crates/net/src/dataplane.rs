@@ -14,6 +14,7 @@ use crate::netns::{EnrolError, NetNs, listener};
 use crate::pod::{self, Pod, SIDES, Side};
 use crate::runtime::{Served, Shared, Worker, Workers};
 use crate::scrape::{self, Node};
+use crate::spans::Spans;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
@@ -68,6 +69,7 @@ impl Dataplane {
     pub fn start(config: Config) -> io::Result<Self> {
         raise_descriptor_limit();
         let level = config.level().map_err(io::Error::other)?;
+        let format = config.format().map_err(io::Error::other)?;
         let mailbox = Arc::new(Mailbox::new()?);
         let asked = mailbox.clone();
         let identities = Identities::new(Box::new(move |id, now| {
@@ -79,8 +81,9 @@ impl Dataplane {
             changed: watch::Sender::new(0),
             identities: Arc::new(identities),
             mailbox,
-            log: Log::start(&config.access_log, level)?,
+            log: Log::start(&config.access_log, format, level)?,
             totals: Mutex::new(Totals::new(MOST_SERIES)),
+            spans: Spans::new(config.trace_ratio),
             accept_failures: AtomicU64::new(0),
             handshakes: Handshakes::new(Allowed::default()),
             turned_away: TurnedAway::default(),
@@ -236,21 +239,22 @@ impl Dataplane {
         let answers = self.ask_all(
             |_| shared.clone(),
             |worker, shared, reply| {
-                let (open, growth) = (
-                    worker.meter.open(),
-                    worker.meter.hand_over(&worker.registry),
-                );
-                if let Err(SendError((_, growth))) = reply.send((open, growth)) {
-                    lock(&shared.totals).add(growth); // the scrape did not wait for us; nothing may be lost
+                let load = (worker.meter.open(), worker.runtime_load());
+                let growth = worker.meter.hand_over(&worker.registry);
+                if let Err(SendError((_, growth))) = reply.send((load, growth)) {
+                    lock(&shared.totals).add(growth, Instant::now()); // the scrape did not wait for us; nothing may be lost
                 }
             },
         );
         let mut node = self.node();
         let mut totals = lock(&self.shared.totals);
-        for (open, growth) in answers {
+        for ((open, load), growth) in answers {
             (0..open.len()).for_each(|i| node.sockets_open[i] += open[i]);
-            totals.add(growth);
+            node.workers.push(load);
+            totals.add(growth, Instant::now());
         }
+        node.series_evicted = totals.evicted();
+        node.workers.sort_unstable_by_key(|worker| worker.index);
         scrape::render(&totals, &node)
     }
 
@@ -264,6 +268,7 @@ impl Dataplane {
             accept_failures: self.shared.accept_failures.load(Ordering::Relaxed),
             turned_away: self.shared.turned_away.all(),
             log_lines_dropped: self.shared.log.dropped(),
+            spans_dropped: self.shared.spans.dropped(),
             open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |fds| fds.count() as u64),
             max_fds: descriptor_limit().rlim_cur,
             ..Node::default()
@@ -286,17 +291,13 @@ impl Dataplane {
         let pods: Vec<_> = lock(&self.pods).by_uid.values().cloned().collect();
         let state = dump::workload_state(
             pods.iter().map(|p| &**p),
+            &self.shared.config.trust_domain,
             seen.into_iter().flatten().collect(),
         );
         let tables = self.shared.tables.load_full();
-        dump::whole(
-            &tables,
-            &self.shared.identities.dump(),
-            state,
-            &self.shared.config,
-        )
-        .to_string()
-        .into_bytes()
+        dump::whole(&tables, &self.shared.identities.dump(), state)
+            .to_string()
+            .into_bytes()
     }
 
     /// What would become of a connection, by this moment's snapshot. Err: a sentence about the question.

@@ -1,6 +1,5 @@
 //! The JSON of Istio's /config_dump, as `istioctl ztunnel-config` reads it. Owns the shapes; nothing reads it back.
 
-use crate::config::Config;
 use crate::identity::{CertificateInfo, ChainLink};
 use crate::log::rfc3339;
 use crate::pod::Pod;
@@ -59,9 +58,13 @@ pub fn connection(of: &Connection) -> Option<Seen> {
 }
 
 /// uid → state. Connections of pods that have left since are nobody's.
-pub fn workload_state<'a>(pods: impl Iterator<Item = &'a Pod>, seen: Vec<Seen>) -> Value {
+pub fn workload_state<'a>(
+    pods: impl Iterator<Item = &'a Pod>,
+    trust_domain: &str,
+    seen: Vec<Seen>,
+) -> Value {
     let mut by_uid: Map<String, Value> = pods
-        .map(|pod| (pod.uid.to_string(), empty_state(pod)))
+        .map(|pod| (pod.uid.to_string(), empty_state(pod, trust_domain)))
         .collect();
     for one in seen {
         let direction = if one.inbound { "inbound" } else { "outbound" };
@@ -75,20 +78,17 @@ pub fn workload_state<'a>(pods: impl Iterator<Item = &'a Pod>, seen: Vec<Seen>) 
     Value::Object(by_uid)
 }
 
-fn empty_state(pod: &Pod) -> Value {
+fn empty_state(pod: &Pod, trust_domain: &str) -> Value {
     json!({
         "state": "Up",
         "connections": { "inbound": [], "outbound": [] },
-        "info": { "name": pod.name, "namespace": pod.namespace, "serviceAccount": pod.service_account },
+        "info": { "name": pod.name, "namespace": pod.namespace, "trustDomain": trust_domain,
+                  "serviceAccount": pod.service_account },
     })
 }
 
-pub fn whole(
-    tables: &Tables,
-    certificates: &[CertificateInfo],
-    state: Value,
-    config: &Config,
-) -> Value {
+/// `version` and `config` are added by the shell, which knows them all.
+pub fn whole(tables: &Tables, certificates: &[CertificateInfo], state: Value) -> Value {
     let services = tables
         .services()
         .map(|s| service(s, tables.endpoints(&s.key)));
@@ -98,25 +98,8 @@ pub fn whole(
         "policies": tables.policies().map(|p| policy(p)).collect::<Vec<_>>(),
         "certificates": certificates.iter().map(certificate).collect::<Vec<_>>(),
         "workloadState": state,
-        "version": { "version": env!("CARGO_PKG_VERSION"), "component": "nodemesh ztunnel" },
-        "config": settings(config),
-    })
-}
-
-fn settings(config: &Config) -> Value {
-    json!({
-        "network": config.network,
-        "clusterId": config.cluster_id,
-        "trustDomain": config.trust_domain,
-        "localNode": config.node_name,
-        "numWorkerThreads": config.worker_count(),
-        "packetMark": config.packet_mark,
-        "requireOriginalSource": config.orig_src,
-        "ipv6Enabled": config.ipv6,
-        "connectTimeoutSeconds": config.connect_timeout_s,
-        "handshakeTimeoutSeconds": config.handshake_timeout_s,
-        "poolUnusedReleaseTimeoutSeconds": config.pool_idle_s,
-        "accessLog": config.access_log,
+        "stagedServices": {},
+        "staticConfig": { "workloads": [], "services": [], "policies": [] },
     })
 }
 
@@ -230,7 +213,7 @@ fn service<'a>(of: &Service, endpoints: impl Iterator<Item = &'a Endpoint>) -> V
 fn endpoint(of: &Service, endpoint: &Endpoint) -> Value {
     json!({
         "workloadUid": *endpoint.workload.uid,
-        "service": { "namespace": of.namespace, "hostname": of.hostname },
+        "service": *of.key,
         "port": ports(&endpoint.ports),
         "status": health(endpoint.workload.healthy),
     })

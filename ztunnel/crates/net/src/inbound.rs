@@ -1,7 +1,7 @@
 //! What arrives at a pod: HBONE (15008) and plaintext (15006). Owns the order target → verdict → application → answer: no
 //! packet goes towards the application before the verdict, and no 200 before the application has answered.
 
-use crate::account::{Failure, flag, follow};
+use crate::account::{Failure, established, flag, follow};
 use crate::pod::{Accepted, Client, Pod};
 use crate::registry::{Asked, Entered, Judgement, Kind, Parties};
 use crate::relay::{relay_plain, relay_tunnel};
@@ -17,7 +17,7 @@ use tokio::select;
 use tokio::task::spawn_local;
 use ztunnel_core::addr::{canonical, is_illegal};
 use ztunnel_core::decide::inbound_target;
-use ztunnel_core::hbone::{baggage, parse_forwarded_host};
+use ztunnel_core::hbone::{baggage, parse_forwarded_host, parse_traceparent};
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Service, Tables, Workload};
 
@@ -76,6 +76,8 @@ pub type Refusal = (u16, Failure);
 
 async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(), Failure> {
     let head = &incoming.head;
+    let sent = head.headers.get("traceparent").and_then(parse_traceparent);
+    worker.shared.spans.join(worker, of, sent);
     let request = Request {
         method: &head.method,
         authority: head.authority.as_deref().unwrap_or(""),
@@ -97,7 +99,7 @@ async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(),
         }
     };
     let stream = incoming.accept(&[("baggage", &baggage(&me))]);
-    worker.meter.opened(of);
+    established(worker, of);
     relay_tunnel(app, stream, &of.counts)
         .await
         .map_err(Failure::relay)
@@ -210,7 +212,7 @@ async fn admit(
     }
     ask(worker, of, peer, dst).await?;
     let app = to_application(worker, of, peer, dst).await?;
-    worker.meter.opened(of);
+    established(worker, of);
     let client = client.relayed().map_err(Failure::relay)?;
     relay_plain(app, client, &of.counts)
         .await

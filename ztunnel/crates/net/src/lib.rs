@@ -27,6 +27,7 @@ pub mod registry;
 pub mod relay;
 pub mod runtime;
 pub mod scrape;
+pub mod spans;
 pub mod tls;
 pub mod tunnel;
 mod verify;

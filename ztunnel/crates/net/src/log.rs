@@ -1,4 +1,4 @@
-//! Lines of JSON and the thread that writes them. Whoever logs never waits: the queue is bounded, and what does not fit is
+//! Lines of JSON or text and the thread that writes them. Whoever logs never waits: the queue is bounded, and what does not fit is
 //! counted and reported instead. Which line says what is the caller's business.
 
 use std::fmt::{self, Display, Write as _};
@@ -46,33 +46,77 @@ impl FromStr for Level {
     }
 }
 
-/// One event: a constant phrase plus fields, as one JSON object on one line.
+/// What a line looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object.
+    Json,
+    /// For people: time, level, scope and message with tabs between, then `key=value`, in quotes where needed.
+    Text,
+}
+
+impl FromStr for Format {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "json" => Ok(Self::Json),
+            "console" => Ok(Self::Text),
+            other => Err(format!("log format {other:?} is none of console, json")),
+        }
+    }
+}
+
+/// Who logs; each has a level of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// One line per connection.
+    Access,
+    /// Everything else.
+    Core,
+}
+
+pub const TARGETS: [(Target, &str); 2] = [(Target::Access, "access"), (Target::Core, "core")];
+
+/// One event: a constant phrase plus fields, on one line.
 #[derive(Debug)]
-pub struct Line(String);
+pub struct Line {
+    text: String,
+    format: Format,
+    /// The next field is the first.
+    bare: bool,
+}
 
 impl Line {
-    pub fn new(level: Level, scope: &str, message: &str) -> Self {
+    pub fn new(format: Format, level: Level, scope: &str, message: &str) -> Self {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let line = Self(String::with_capacity(640))
-            .raw("level", format_args!("\"{}\"", LEVELS[level as usize].1));
-        line.raw("time", format_args!("\"{}\"", Rfc3339(now)))
+        let level = LEVELS[level as usize].1;
+        let mut line = Self {
+            text: String::with_capacity(768),
+            format,
+            bare: true,
+        };
+        if format == Format::Text {
+            _ = write!(line.text, "{}\t{level}\t{scope}\t{message}", Rfc3339(now));
+            return line;
+        }
+        line.raw("level", format_args!("\"{level}\""))
+            .raw("time", format_args!("\"{}\"", Rfc3339(now)))
             .text("scope", scope)
             .text("message", message)
     }
 
     pub fn text(mut self, key: &str, value: &str) -> Self {
         self.key(key);
-        self.0.push('"');
-        for c in value.chars() {
-            match c {
-                '"' | '\\' => self.0.extend(['\\', c]),
-                c if c < ' ' => _ = write!(self.0, "\\u{:04x}", u32::from(c)),
-                c => self.0.push(c),
-            }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-:/[]".contains(&b);
+        if self.format == Format::Text && !value.is_empty() && value.bytes().all(plain) {
+            self.text.push_str(value);
+            return self;
         }
-        self.0.push('"');
+        self.text.push('"');
+        Escaped(&mut self.text).put(value);
+        self.text.push('"');
         self
     }
 
@@ -83,8 +127,18 @@ impl Line {
         }
     }
 
-    pub fn show(self, key: &str, value: impl Display) -> Self {
-        self.text(key, &value.to_string())
+    /// Of a value whose text is a single word.
+    pub fn show(mut self, key: &str, value: impl Display) -> Self {
+        self.key(key);
+        let quote = if self.format == Format::Json {
+            "\""
+        } else {
+            ""
+        };
+        self.text.push_str(quote);
+        _ = write!(Escaped(&mut self.text), "{value}");
+        self.text.push_str(quote);
+        self
     }
 
     pub fn number(self, key: &str, value: u64) -> Self {
@@ -93,18 +147,51 @@ impl Line {
 
     fn raw(mut self, key: &str, value: fmt::Arguments<'_>) -> Self {
         self.key(key);
-        _ = self.0.write_fmt(value);
+        _ = self.text.write_fmt(value);
         self
     }
 
     fn key(&mut self, key: &str) {
-        let before = if self.0.is_empty() { '{' } else { ',' };
-        _ = write!(self.0, "{before}\"{key}\":");
+        let first = std::mem::replace(&mut self.bare, false);
+        if self.format == Format::Text {
+            self.text.push(if first { '\t' } else { ' ' });
+            self.text.extend([key, "="]);
+            return;
+        }
+        self.text.push(if first { '{' } else { ',' });
+        self.text.extend(["\"", key, "\":"]);
     }
 
-    fn finish(mut self) -> String {
-        self.0.push_str("}\n");
-        self.0
+    pub fn finish(mut self) -> String {
+        let end = if self.format == Format::Json {
+            "}\n"
+        } else {
+            "\n"
+        };
+        self.text.push_str(end);
+        self.text
+    }
+}
+
+/// JSON's escapes, which the text form shares: nothing in a value can end its line or its quotes.
+struct Escaped<'a>(&'a mut String);
+
+impl Escaped<'_> {
+    fn put(&mut self, value: &str) {
+        for c in value.chars() {
+            match c {
+                '"' | '\\' => self.0.extend(['\\', c]),
+                c if c < ' ' || c == '\u{7f}' => _ = write!(self.0, "\\u{:04x}", u32::from(c)),
+                c => self.0.push(c),
+            }
+        }
+    }
+}
+
+impl fmt::Write for Escaped<'_> {
+    fn write_str(&mut self, value: &str) -> fmt::Result {
+        self.put(value);
+        Ok(())
     }
 }
 
@@ -153,7 +240,9 @@ enum Entry {
 #[derive(Debug)]
 pub struct Log {
     queue: SyncSender<Entry>,
-    level: AtomicU8,
+    format: Format,
+    /// By target.
+    levels: [AtomicU8; TARGETS.len()],
     access: bool,
     dropped: std::sync::Arc<AtomicU64>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -161,7 +250,7 @@ pub struct Log {
 
 impl Log {
     /// `access`: "stderr", "off" or the path of a file that lines are appended to. Other lines always go to stderr.
-    pub fn start(access: &str, level: Level) -> io::Result<Self> {
+    pub fn start(access: &str, format: Format, level: Level) -> io::Result<Self> {
         let sink: Box<dyn Write + Send> = match access {
             "stderr" | "off" => Box::new(io::stderr()),
             path => Box::new(OpenOptions::new().append(true).create(true).open(path)?),
@@ -171,42 +260,43 @@ impl Log {
         let writer = Writer {
             entries,
             access: sink,
+            format,
             dropped: dropped.clone(),
             reported: 0,
         };
         let thread = thread::Builder::new()
             .name("mesh-log".into())
             .spawn(move || writer.run())?;
-        let access = access != "off";
         Ok(Self {
             queue,
-            level: AtomicU8::new(level as u8),
-            access,
+            format,
+            levels: TARGETS.map(|_| AtomicU8::new(level as u8)),
+            access: access != "off",
             dropped,
             writer: Mutex::new(Some(thread)),
         })
     }
 
-    pub fn set_level(&self, level: Level) {
-        self.level.store(level as u8, Ordering::Relaxed);
+    pub fn set_level(&self, target: Target, level: Level) {
+        self.levels[target as usize].store(level as u8, Ordering::Relaxed);
     }
 
-    pub fn shows(&self, level: Level) -> bool {
-        level as u8 <= self.level.load(Ordering::Relaxed)
+    pub fn shows(&self, target: Target, level: Level) -> bool {
+        level as u8 <= self.levels[target as usize].load(Ordering::Relaxed)
     }
 
-    /// `line` is built only if somebody will read it.
-    pub fn access(&self, level: Level, line: impl FnOnce() -> Line) {
-        if self.access && self.shows(level) {
-            self.put(Entry::Access(line().finish()));
+    /// `fields` is asked only if somebody will read the line.
+    pub fn access(&self, level: Level, message: &str, fields: impl FnOnce(Line) -> Line) {
+        if self.access && self.shows(Target::Access, level) {
+            let line = Line::new(self.format, level, "access", message);
+            self.put(Entry::Access(fields(line).finish()));
         }
     }
 
     pub fn core(&self, level: Level, message: &str, fields: impl FnOnce(Line) -> Line) {
-        if self.shows(level) {
-            self.put(Entry::Core(
-                fields(Line::new(level, "core", message)).finish(),
-            ));
+        if self.shows(Target::Core, level) {
+            let line = Line::new(self.format, level, "core", message);
+            self.put(Entry::Core(fields(line).finish()));
         }
     }
 
@@ -238,6 +328,7 @@ impl Log {
 struct Writer {
     entries: Receiver<Entry>,
     access: Box<dyn Write + Send>,
+    format: Format,
     dropped: std::sync::Arc<AtomicU64>,
     reported: u64,
 }
@@ -276,7 +367,7 @@ impl Writer {
         self.reported = dropped;
         match news {
             0 => String::new(),
-            n => Line::new(Level::Warn, "core", "log lines dropped")
+            n => Line::new(self.format, Level::Warn, "core", "log lines dropped")
                 .number("count", n)
                 .finish(),
         }
@@ -284,58 +375,4 @@ impl Writer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_is_valid_json_whatever_its_fields_hold() {
-        let line = Line::new(Level::Info, "access", "connection complete")
-            .text("error", "a \"b\"\n\\é")
-            .number("bytes_sent", 7);
-        let read: serde_json::Value = serde_json::from_str(&line.finish()).expect("JSON");
-        assert_eq!(read["error"], "a \"b\"\n\\é");
-        assert_eq!(
-            (&read["level"], &read["scope"], &read["bytes_sent"]),
-            (&"info".into(), &"access".into(), &7.into())
-        );
-    }
-
-    #[test]
-    fn dates_are_civil() {
-        for (second, text) in [
-            (0, "1970-01-01T00:00:00.000000Z"),
-            (951_782_399, "2000-02-28T23:59:59.000000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000000Z"),
-            (1_735_689_599, "2024-12-31T23:59:59.000000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
-        ] {
-            assert_eq!(Rfc3339(Duration::from_secs(second)).to_string(), text);
-        }
-    }
-
-    #[test]
-    fn lines_reach_a_file_in_order_and_levels_filter() {
-        let path = std::env::temp_dir().join(format!("mesh-log-{}", std::process::id()));
-        let log = Log::start(path.to_str().expect("UTF-8"), Level::Warn).expect("writable");
-        for (level, text) in [
-            (Level::Warn, "one"),
-            (Level::Info, "hidden"),
-            (Level::Error, "two"),
-        ] {
-            log.access(level, || Line::new(level, "access", text));
-        }
-        log.close();
-        let written = std::fs::read_to_string(&path).expect("written");
-        std::fs::remove_file(&path).expect("ours");
-        let read: Vec<serde_json::Value> = written
-            .lines()
-            .map(|l| serde_json::from_str(l).expect("JSON"))
-            .collect();
-        assert_eq!(
-            read.iter()
-                .map(|l| l["message"].as_str())
-                .collect::<Vec<_>>(),
-            [Some("one"), Some("two")]
-        );
-    }
-}
+mod tests;

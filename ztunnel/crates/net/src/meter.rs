@@ -11,10 +11,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use ztunnel_core::ids::SpiffeId;
 
 /// Beyond it the series idle for longest are forgotten; those of open connections never are.
 pub const MOST_SERIES: usize = 20_000;
+/// Who has been silent for as long is forgotten in any case: a scraper has long seen the last value.
+const SILENT: Duration = Duration::from_secs(3600);
 
 /// What is counted per series, in this order everywhere: opened, closed, received, sent, failed.
 pub const COUNTERS: usize = 5;
@@ -178,11 +181,10 @@ fn count_bytes(connection: &Connection) {
     series.add(back, now.1 - before.1);
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Total {
     counts: Counts,
-    /// Number of the last growth.
-    grew: u64,
+    grew: Instant,
 }
 
 impl Total {
@@ -195,47 +197,59 @@ impl Total {
 #[derive(Debug)]
 pub struct Totals {
     series: HashMap<Arc<str>, Total>,
-    arrivals: u64,
     most: usize,
+    /// How many were forgotten.
+    evicted: u64,
 }
 
 impl Totals {
     pub fn new(most: usize) -> Self {
         Self {
             series: HashMap::new(),
-            arrivals: 0,
             most,
+            evicted: 0,
         }
     }
 
-    pub fn add(&mut self, growth: Growth) {
-        self.arrivals += 1;
+    pub fn add(&mut self, growth: Growth, now: Instant) {
         for (labels, counts) in growth {
             if counts == [0; COUNTERS] {
                 continue;
             }
-            let total = self.series.entry(labels).or_default();
-            total.grew = self.arrivals;
+            let fresh = || Total {
+                counts: [0; COUNTERS],
+                grew: now,
+            };
+            let total = self.series.entry(labels).or_insert_with(fresh);
+            total.grew = now;
             (0..COUNTERS).for_each(|i| total.counts[i] += counts[i]);
         }
+        self.forget(|total| now.saturating_duration_since(total.grew) >= SILENT);
         if self.series.len() > self.most {
             self.forget_idle();
         }
     }
 
+    fn forget(&mut self, which: impl Fn(&Total) -> bool) {
+        let before = self.series.len();
+        self.series
+            .retain(|_, total| !(total.is_idle() && which(total)));
+        self.evicted += (before - self.series.len()) as u64;
+    }
+
     /// Down to nine tenths of the bound, so that it is not done for every new series.
     fn forget_idle(&mut self) {
         let surplus = self.series.len() - self.most * 9 / 10;
-        let mut idle: Vec<_> = self
-            .series
-            .iter()
-            .filter(|(_, t)| t.is_idle())
-            .map(|(l, t)| (t.grew, l.clone()))
-            .collect();
-        idle.sort_unstable();
-        for (_, labels) in idle.into_iter().take(surplus) {
-            self.series.remove(&labels);
+        let idle = self.series.values().filter(|total| total.is_idle());
+        let mut ages: Vec<_> = idle.map(|total| total.grew).collect();
+        ages.sort_unstable();
+        if let Some(&last) = ages.get(surplus.min(ages.len()).wrapping_sub(1)) {
+            self.forget(|total| total.grew <= last);
         }
+    }
+
+    pub fn evicted(&self) -> u64 {
+        self.evicted
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Counts)> {
@@ -287,19 +301,51 @@ mod tests {
         assert!(meter.hand_over(&registry).is_empty());
     }
 
-    #[test]
-    fn the_bound_takes_the_series_that_are_idle_for_longest() {
-        let mut totals = Totals::new(10);
-        let named = |n: u64| Arc::<str>::from(format!("series {n}"));
-        totals.add(vec![(named(0), [1, 0, 0, 0, 0])]);
-        (1..=10).for_each(|n| totals.add(vec![(named(n), [1, 1, 0, 0, 0])]));
+    fn named(n: u64) -> Arc<str> {
+        format!("series {n}").into()
+    }
+
+    fn left(totals: &Totals) -> Vec<String> {
         let mut left: Vec<_> = totals.iter().map(|(labels, _)| labels.to_owned()).collect();
         left.sort();
-        assert_eq!(left.len(), 9);
+        left
+    }
+
+    #[test]
+    fn the_bound_takes_the_series_that_are_idle_for_longest() {
+        let (mut totals, start) = (Totals::new(10), Instant::now());
+        totals.add(vec![(named(0), [1, 0, 0, 0, 0])], start);
+        for n in 1..=10 {
+            totals.add(
+                vec![(named(n), [1, 1, 0, 0, 0])],
+                start + Duration::from_secs(n),
+            );
+        }
+        let left = left(&totals);
+        assert_eq!((left.len(), totals.evicted()), (9, 2));
         assert!(
             left.contains(&named(0).to_string()),
             "it has an open connection"
         );
         assert!(!left.contains(&named(1).to_string()) && !left.contains(&named(2).to_string()));
+    }
+
+    #[test]
+    fn who_is_silent_for_an_hour_is_forgotten_unless_a_connection_is_open() {
+        let (mut totals, start) = (Totals::new(10), Instant::now());
+        totals.add(
+            vec![
+                (named(0), [1, 0, 0, 0, 0]),
+                (named(1), [1, 1, 0, 0, 0]),
+                (named(2), [0, 0, 0, 0, 1]),
+            ],
+            start,
+        );
+        totals.add(
+            vec![(named(2), [0, 0, 0, 0, 1])],
+            start + Duration::from_secs(1),
+        );
+        totals.add(Vec::new(), start + SILENT);
+        assert_eq!(left(&totals), ["series 0", "series 2"]);
     }
 }

@@ -5,7 +5,7 @@ mod choice;
 
 pub use choice::Loads;
 
-use crate::account::{Account, Failure, flag, follow};
+use crate::account::{Account, Failure, established, flag, follow};
 use crate::inbound::{Request, admit_request};
 use crate::netns;
 use crate::pod::{Accepted, Client, Pod};
@@ -159,7 +159,7 @@ async fn plain(
     let upstream = of.pod.connect(worker, dial, None).await;
     let upstream =
         upstream.map_err(|e| Failure::new(flag::CONNECT, format!("connect to {dial}: {e}")))?;
-    worker.meter.opened(of);
+    established(worker, of);
     let client = client.relayed().map_err(Failure::relay)?;
     relay_plain(client, upstream, &of.counts)
         .await
@@ -186,6 +186,9 @@ async fn hand_over(
     };
     of.parties.borrow_mut().hbone = Some(way.authority.clone());
     let inbound = worker.registry.enter(to, Kind::Stream, parties);
+    let trace = worker.shared.spans.begin(worker);
+    of.trace.set(trace);
+    worker.shared.spans.join(worker, &inbound, Some(trace));
     let mut account = Account {
         worker,
         connection: &inbound,
@@ -232,8 +235,8 @@ async fn join(
         .await
         .map_err(|(_, failure)| failure)?;
     name_identities(of, &way.from, me.identity().clone());
-    worker.meter.opened(of);
-    worker.meter.opened(inbound);
+    established(worker, of);
+    established(worker, inbound);
     let client = client.relayed().map_err(Failure::relay)?;
     relay_both(client, app, &of.counts, Some(&inbound.counts))
         .await
@@ -275,7 +278,7 @@ async fn tunnel(
         .await
         .map_err(|e| explain(&e, dial))?;
     name_identities(of, &from, opened.peer);
-    worker.meter.opened(of);
+    established(worker, of);
     let client = client.relayed().map_err(Failure::relay)?;
     relay_tunnel(client, opened.stream, &of.counts)
         .await
@@ -289,16 +292,14 @@ fn name_identities(of: &Entered, from: &Workload, peer: SpiffeId) {
 }
 
 fn headers(worker: &Worker, of: &Entered, from: &Workload) -> Vec<(&'static str, String)> {
-    let mut trace = [0; 24];
-    trace
-        .chunks_exact_mut(8)
-        .for_each(|chunk| chunk.copy_from_slice(&worker.random().to_ne_bytes()));
+    let trace = worker.shared.spans.begin(worker);
+    of.trace.set(trace);
     let parties = of.parties.borrow();
     request_headers(
         from,
         parties.src,
         parties.service.as_ref().map(|s| &*s.hostname),
-        trace,
+        &trace,
     )
 }
 

@@ -15,6 +15,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 use ztunnel_core::authz::{Because, Direction, Peer, Verdict, authorise, rehearse};
+use ztunnel_core::hbone::Trace;
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Service, Tables, Workload};
 
@@ -87,6 +88,10 @@ pub struct Connection {
     pub series: RefCell<Option<Rc<Series>>>,
     /// (sent, received) that `series` has seen.
     pub counted: Cell<(u64, u64)>,
+    /// Its own span; `id` 0 until one is given.
+    pub trace: Cell<Trace>,
+    /// The span of whoever sent it here, 0: nobody.
+    pub parent_span: Cell<u64>,
     /// What dry-run policies would have said, if they would have denied.
     pub rehearsed: RefCell<Option<String>>,
     cut: RefCell<Option<Cut>>,
@@ -177,6 +182,8 @@ impl Registry {
             asked: RefCell::default(),
             series: RefCell::default(),
             counted: Cell::default(),
+            trace: Cell::default(),
+            parent_span: Cell::default(),
             rehearsed: RefCell::default(),
             cut: RefCell::default(),
             bell: Notify::new(),

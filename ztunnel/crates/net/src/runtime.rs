@@ -12,6 +12,8 @@ use crate::outbound::Loads;
 use crate::pod::Pod;
 use crate::pool::{Limits, Tunnels};
 use crate::registry::Registry;
+use crate::scrape;
+use crate::spans::Spans;
 use arc_swap::ArcSwap;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -51,6 +53,7 @@ pub struct Shared {
     pub mailbox: Arc<Mailbox>,
     pub log: Log,
     pub totals: Mutex<Totals>,
+    pub spans: Spans,
     pub accept_failures: AtomicU64,
     pub handshakes: Arc<Handshakes>,
     pub turned_away: TurnedAway,
@@ -189,6 +192,18 @@ impl Worker {
         timeout(KNOWN_WITHIN, wait).await.ok().flatten()
     }
 
+    /// Of the runtime that this is called on.
+    pub fn runtime_load(&self) -> scrape::Load {
+        let runtime = tokio::runtime::Handle::current().metrics();
+        scrape::Load {
+            index: self.index,
+            tasks: runtime.num_alive_tasks(),
+            busy_s: runtime.worker_total_busy_duration(0).as_secs_f64(),
+            parks: runtime.worker_park_count(0),
+            park_unparks: runtime.worker_park_unpark_count(0),
+        }
+    }
+
     async fn judge_after_every_swap(self: Rc<Self>) {
         let mut news = self.shared.changed.subscribe();
         let mut patience_ends = None;
@@ -211,7 +226,10 @@ impl Worker {
             tick.tick().await;
             // A scrape holds it: it will ask us itself.
             if let Ok(mut totals) = self.shared.totals.try_lock() {
-                totals.add(self.meter.hand_over(&self.registry));
+                totals.add(
+                    self.meter.hand_over(&self.registry),
+                    std::time::Instant::now(),
+                );
             }
         }
     }
@@ -348,8 +366,10 @@ mod tests {
             changed: watch::Sender::new(0),
             identities: Arc::new(Identities::new(Box::new(|_, _| {}))),
             mailbox,
-            log: Log::start("off", crate::log::Level::Error).expect("a thread"),
+            log: Log::start("off", crate::log::Format::Json, crate::log::Level::Error)
+                .expect("a thread"),
             totals: Mutex::new(Totals::new(MOST_SERIES)),
+            spans: Spans::default(),
             accept_failures: AtomicU64::new(0),
             handshakes: Handshakes::new(Allowed::default()),
             turned_away: TurnedAway::default(),

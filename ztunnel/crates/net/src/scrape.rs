@@ -28,6 +28,16 @@ const FAMILIES: [(usize, &str, &str); COUNTERS] = [
     ),
 ];
 
+/// How busy a worker is, as its runtime counts it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Load {
+    pub index: usize,
+    pub tasks: usize,
+    pub busy_s: f64,
+    pub parks: u64,
+    pub park_unparks: u64,
+}
+
 /// What is no traffic series.
 #[derive(Debug, Default)]
 pub struct Node {
@@ -41,6 +51,9 @@ pub struct Node {
     /// By reason.
     pub turned_away: Vec<(&'static str, u64)>,
     pub log_lines_dropped: u64,
+    pub spans_dropped: u64,
+    pub series_evicted: u64,
+    pub workers: Vec<Load>,
     pub open_fds: u64,
     pub max_fds: u64,
 }
@@ -88,7 +101,45 @@ pub fn render(totals: &Totals, node: &Node) -> Vec<u8> {
         );
     }
     of_the_node(&mut out, node);
+    of_the_workers(&mut out, &node.workers);
     out.into_bytes()
+}
+
+/// Istio's names; each of our workers is a runtime of one thread, so the global queue is always empty.
+fn of_the_workers(out: &mut String, workers: &[Load]) {
+    let tasks: usize = workers.iter().map(|w| w.tasks).sum();
+    for (name, help, value) in [
+        ("tokio_num_workers", "Worker threads", workers.len()),
+        ("tokio_num_alive_tasks", "Tasks", tasks),
+        ("tokio_global_queue_depth", "Tasks that no worker has", 0),
+    ] {
+        head(out, name, "gauge", help);
+        let _ = writeln!(out, "{name} {value}");
+    }
+    type Of = fn(&Load) -> f64;
+    let counters: [(&str, &str, Of); 3] = [
+        (
+            "tokio_worker_total_busy_duration_seconds",
+            "Time that a worker was busy",
+            |w| w.busy_s,
+        ),
+        (
+            "tokio_worker_park_count",
+            "Times that a worker had nothing to do",
+            |w| w.parks as f64,
+        ),
+        (
+            "tokio_worker_park_unpark_count",
+            "Times that a worker slept or woke",
+            |w| w.park_unparks as f64,
+        ),
+    ];
+    for (name, help, of) in counters {
+        head(out, name, "counter", help);
+        for worker in workers {
+            let _ = writeln!(out, "{name}{{worker=\"{}\"}} {}", worker.index, of(worker));
+        }
+    }
 }
 
 fn of_the_node(out: &mut String, node: &Node) {
@@ -110,7 +161,7 @@ fn of_the_node(out: &mut String, node: &Node) {
             &node.max_fds,
         ),
     ];
-    let counters: [(&str, &str, &dyn Display); 4] = [
+    let counters: [(&str, &str, &dyn Display); 6] = [
         (
             "workload_manager_proxies_started_total",
             "Pods enrolled",
@@ -131,8 +182,18 @@ fn of_the_node(out: &mut String, node: &Node) {
             "Log lines that did not fit the queue",
             &node.log_lines_dropped,
         ),
+        (
+            "nodemesh_spans_dropped_total",
+            "Spans that did not fit the queue",
+            &node.spans_dropped,
+        ),
+        (
+            "nodemesh_metric_series_evicted_total",
+            "Traffic series forgotten, idle for an hour or beyond the bound",
+            &node.series_evicted,
+        ),
     ];
-    for (kind, values) in [("gauge", gauges), ("counter", counters)] {
+    for (kind, values) in [("gauge", &gauges[..]), ("counter", &counters)] {
         for (name, help, value) in values {
             head(out, name, kind, help);
             let _ = writeln!(out, "{name} {value}");
@@ -151,10 +212,11 @@ mod tests {
     #[test]
     fn a_series_that_only_failed_shows_no_traffic() {
         let mut totals = Totals::new(10);
-        totals.add(vec![
+        let growth = vec![
             ("a=\"1\"".into(), [2, 1, 30, 40, 0]),
             ("a=\"2\"".into(), [0, 0, 0, 0, 5]),
-        ]);
+        ];
+        totals.add(growth, std::time::Instant::now());
         let node = Node {
             sockets_open: [1, 0],
             ..Node::default()

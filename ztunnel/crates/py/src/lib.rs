@@ -15,6 +15,7 @@ use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::Kind;
 use ztunnel_net::config::Config;
 use ztunnel_net::dataplane::{Dataplane, Who};
+use ztunnel_net::log::{TARGETS, Target};
 use ztunnel_net::netns::EnrolError;
 
 create_exception!(ztunnel._core, NamespaceGone, PyException);
@@ -187,12 +188,24 @@ impl Core {
         })
     }
 
-    fn set_log_level(&self, py: Python<'_>, level: &str) -> PyResult<()> {
+    #[pyo3(signature = (level, target = ""))]
+    fn set_log_level(&self, py: Python<'_>, level: &str, target: &str) -> PyResult<()> {
         let level = level.parse().map_err(PyValueError::new_err::<String>)?;
+        let named = |(_, name): &&(Target, &str)| target.is_empty() || *name == target;
+        let meant: Vec<_> = TARGETS.iter().filter(named).collect();
+        if meant.is_empty() {
+            return Err(PyValueError::new_err(format!("{target:?} logs nothing")));
+        }
         self.with(py, |core| {
-            core.shared.log.set_level(level);
+            for (target, _) in meant {
+                core.shared.log.set_level(*target, level);
+            }
             Ok(())
         })
+    }
+
+    fn take_spans(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        self.with(py, |core| Ok(core.shared.spans.take()))
     }
 
     fn close(&self, py: Python<'_>) {

@@ -19,13 +19,17 @@ fn web() -> pb::Workload {
 #[test]
 fn the_headers_are_istios() {
     let tables = mesh(&[&web()]);
-    let trace = std::array::from_fn(|n| n as u8);
+    let trace = Trace {
+        id: 0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f,
+        span: 0x1011_1213_1415_1617,
+        sampled: false,
+    };
     let client = "10.0.0.1:4711".parse().unwrap();
     let headers = request_headers(
         workload(&tables, "shop/web-1"),
         client,
         Some("db.shop.svc"),
-        trace,
+        &trace,
     );
     let expected = [
         (
@@ -49,7 +53,12 @@ fn the_headers_are_istios() {
 fn a_client_without_a_service_forwards_its_address_only() {
     let tables = mesh(&[&web()]);
     let client = "[fd00::1]:80".parse().unwrap();
-    let headers = request_headers(workload(&tables, "shop/web-1"), client, None, [1; 24]);
+    let headers = request_headers(
+        workload(&tables, "shop/web-1"),
+        client,
+        None,
+        &Trace::default(),
+    );
     assert_eq!(headers[1].1, "for=\"[fd00::1]:80\"");
 }
 
@@ -125,5 +134,30 @@ fn the_host_is_read_out_of_forwarded() {
     ];
     for (header, host) in cases {
         assert_eq!(parse_forwarded_host(header), host, "{header:?}");
+    }
+}
+
+#[test]
+fn a_traceparent_is_read_as_w3c_says_or_not_at_all() {
+    let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let trace = parse_traceparent(good).expect("valid");
+    assert!(trace.sampled);
+    assert_eq!(trace.header(), good);
+    let later = format!("cc-{}-what-will-be", &good[3..]);
+    assert_eq!(parse_traceparent(&later), Some(trace));
+    for bad in [
+        "",
+        "00",
+        "é0-",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+        "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+        "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+        "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+        "00-+bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    ] {
+        assert_eq!(parse_traceparent(bad), None, "{bad:?}");
     }
 }
