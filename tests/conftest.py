@@ -5,6 +5,8 @@ import tempfile
 
 import pytest
 
+from tests.corpus import TOLD
+
 _WHEN_PYTEST_IS_GONE = 'read -r _; rm -rf -- "$0"'
 
 
@@ -17,3 +19,8 @@ def pytest_configure(config):
     # Our end of its stdin closes with this process; a session of its own, so that Ctrl-C does not reach it.
     keeper = subprocess.Popen(["sh", "-c", _WHEN_PYTEST_IS_GONE, place], stdin=subprocess.PIPE, start_new_session=True)
     config.add_cleanup(lambda: keeper.communicate())
+
+
+def pytest_terminal_summary(terminalreporter):
+    for name, (ran, passed) in sorted(TOLD.items()):
+        terminalreporter.write_line(f"{name}: {passed} of {ran} cases passed")

@@ -86,6 +86,12 @@ async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(),
         client: canonical(incoming.peer_addr).ip(),
         arrived_at: canonical(incoming.local_addr),
     };
+    if head.method == "CONNECT" && (head.scheme.is_some() || head.path.is_some()) {
+        // RFC 9113 §8.5: a CONNECT has neither. With both it is another protocol's (RFC 8441), which nobody offered.
+        let why = "a CONNECT with :scheme or :path is no plain CONNECT";
+        incoming.refuse(400);
+        return Err(Failure::new(flag::CONNECT, why));
+    }
     let admitted = select! {
         biased;
         why = incoming.given_up() => return Err(Failure::relay(why)), // nothing is done for nobody
