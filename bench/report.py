@@ -57,6 +57,8 @@ class Judged:
     bar: Bar
     contender: str
     figures: tuple[float, ...]
+    dirty: bool
+    """Disturbed rounds had to count, for want of clean ones."""
 
     @property
     def value(self) -> float:
@@ -72,7 +74,7 @@ class Judged:
 def judged(values: Values) -> list[Judged]:
     """Every bar for which there are figures."""
     ours = [name for name in contenders(values) if is_ours(name)]
-    found = [Judged(bar, name, _figures(bar, name, values)) for bar in BARS for name in ours]
+    found = [_judge(bar, name, values) for bar in BARS for name in ours]
     return [one for one in found if one.figures]
 
 
@@ -80,14 +82,15 @@ def missed(samples: Iterable[Sample]) -> list[Judged]:
     return [one for one in judged(grouped(samples)) if one.verdict == "MISSED"]
 
 
-def _figures(bar: Bar, contender: str, values: Values) -> tuple[float, ...]:
+def _judge(bar: Bar, contender: str, values: Values) -> Judged:
     """Our figure, or its ratio to the other's of the same round. A round counts as clean when all in it are."""
     needed = [contender, *([bar.of] if bar.of else []), *(["direct"] if bar.metric == "added_p50" else [])]
     by_round = [{s.round: s for s in values.get((bar.case, name), [])} for name in needed]
     rounds = [[side[number] for side in by_round] for number in by_round[0] if all(number in side for side in by_round)]
     clean = [together for together in rounds if not any(s.disturbed for s in together)]
     counting = clean if len(clean) >= LEAST_CLEAN else rounds
-    return tuple(figure for together in counting if (figure := _figure(bar, together)) is not None)
+    figures = tuple(figure for together in counting if (figure := _figure(bar, together)) is not None)
+    return Judged(bar, contender, figures, dirty=len(clean) < min(LEAST_CLEAN, len(rounds)))
 
 
 def _figure(bar: Bar, together: Sequence[Sample]) -> float | None:
@@ -136,7 +139,10 @@ BARS_HEAD = ["case", "contender", "bar", "measured (least–most)", ""]
 
 
 def bars(values: Values) -> list[list[str]]:
-    return [[j.bar.case, j.contender, str(j.bar), spread(j.figures, 2), j.verdict] for j in judged(values)]
+    return [
+        [j.bar.case, j.contender, str(j.bar), spread(j.figures, 2), j.verdict + " on DIRTY rounds" * j.dirty]
+        for j in judged(values)
+    ]
 
 
 def _row(case: Case, contender: str, samples: Sequence[Sample]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.cases import BY_NAME, Case
 from bench.contenders import Arena, Contender
-from bench.measure import Sample, process_cpu_s, result_of
+from bench.measure import CORES, DISTURBED, Sample, machine_busy_s, process_cpu_s, result_of
 from lab import scale
 from lab.netns import inside
 from lab.netns import run as run_command
@@ -56,10 +56,12 @@ def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str]
     scale.world(workloads, services, arena.cluster.layout.config)
     wait_until("the control plane has the world", lambda: _read(arena) >= workloads, READ_S, step_s=0.5)
     _wait_idle(arena)
+    before = _Watch(arena, contender)
     idle = result_of(_traffic(arena, contender, IDLE_S), f"{contender.name} before the load", 60)
+    others_idle = before.others(idle["cpu_s"])
     run_command(*inside(arena.cluster.layout.control), "nft", "delete", "table", "inet", "bench")
     wait_until("a tunnel connects to the control plane", lambda: bool(_connections(arena)), CONNECT_S)
-    began = time.monotonic()
+    watch, began = _Watch(arena, contender), time.monotonic()
     traffic = _traffic(arena, contender, LONGEST_S)
     try:
         wait_until("the tunnels have the world", lambda: _loaded(arena) >= workloads + services, LONGEST_S, step_s=0.1)
@@ -67,6 +69,7 @@ def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str]
     finally:
         traffic.send_signal(signal.SIGINT)
     result = result_of(traffic, f"{contender.name} while it loads", 60)
+    others = max(others_idle, watch.others(result["cpu_s"]))
     say(f"{case.name}: loaded in {took:.1f} s, p99 {idle['p99_us']:.0f} -> {result['p99_us']:.0f} µs")
     return Sample(
         case.name,
@@ -78,7 +81,25 @@ def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str]
         idle_p99=idle["p99_us"],
         loaded_s=took,
         errors=result["errors"],
+        others=others,
+        disturbed=others > DISTURBED,
     )
+
+
+class _Watch:
+    """The share of the machine that nobody of ours used, from now until it is asked for."""
+
+    def __init__(self, arena: Arena, contender: Contender) -> None:
+        self._ours = [p.pid for p in arena.cluster.daemons.values()]
+        self._ours += [server.pid for _, server in contender.servers.values()]
+        self._began, self._used = time.monotonic(), self._by_others()
+
+    def others(self, generator_s: float) -> float:
+        wall = time.monotonic() - self._began
+        return (self._by_others() - self._used - generator_s) / (wall * CORES)
+
+    def _by_others(self) -> float:
+        return machine_busy_s() - sum(map(process_cpu_s, self._ours))
 
 
 def _traffic(arena: Arena, contender: Contender, seconds: float) -> subprocess.Popen[str]:
