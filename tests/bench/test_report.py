@@ -44,6 +44,8 @@ def test_disturbed_rounds_do_not_count_where_two_clean_ones_are_left():
     samples += [sample("envoy", n, cpu=1.0) for n in range(len(figures))]
     assert verdict(samples, "cpu") == [(0.6, "held")]
     assert verdict(samples[1:], "cpu") == [(0.9, "MISSED")]
+    dirty = [j.dirty for side in (samples, samples[1:]) for j in report.judged(report.grouped(side))]
+    assert dirty == [False, True]
 
 
 def test_a_missed_stretch_is_no_failure():
