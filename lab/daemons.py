@@ -106,8 +106,10 @@ def issue_token(layout: Layout, node: str) -> None:
     path.write_text(done.stdout.strip())
 
 
-def start_controlplane(layout: Layout) -> Process:
-    return start(layout, "controlplane", layout.control, command("controlplane", "run"), control_settings(layout))
+def start_controlplane(layout: Layout, directory: Path | None = None) -> Process:
+    """`directory`: another configuration than the lab's."""
+    settings = control_settings(layout) | ({"NODEMESH_CONFIG_DIR": str(directory)} if directory else {})
+    return start(layout, "controlplane", layout.control, command("controlplane", "run"), settings)
 
 
 def start_agent(layout: Layout, node: str) -> Process:

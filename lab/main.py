@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from dataclasses import asdict
 
 import click
 
@@ -64,6 +66,19 @@ def down(name: str) -> None:
     needs.require_root()
     there_was = cluster.down(Layout(name))
     click.echo(f"lab {name} is down" if there_was else f"lab {name}: nothing to take away")
+
+
+@lab.command()
+@click.option("--workloads", default=100_000, show_default=True, help="How many pods the world has.")
+@click.option("--services", default=10_000, show_default=True, help="How many services.")
+@click.option("-o", "--output", type=click.Choice(["short", "json"]), default="short")
+def scale(workloads: int, services: int, output: str) -> None:
+    """A big world through a real control plane and tunnel, each stage timed: in a lab of its own, gone afterwards."""
+    from lab import scale_run
+
+    needs.require_all()
+    figures = scale_run.run(f"scale{os.getpid()}", workloads, services, lambda line: click.echo(f"  {line}", err=True))
+    click.echo(json.dumps(asdict(figures), indent=1) if output == "json" else "\n".join(figures.lines()))
 
 
 @lab.command()

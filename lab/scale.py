@@ -70,12 +70,17 @@ def namespace_of(service: int) -> str:
 def _service_with_pods(service: int, services: int, workloads: int) -> Iterator[str]:
     yield _service(service)
     for number in range(service, workloads, services):
-        yield _pod(number, service)
+        yield pod(number, service)
 
 
 def _write(path: Path, documents: Iterator[str]) -> Path:
+    return replace(path, "---\n".join(documents) or "# nothing\n---\n")
+
+
+def replace(path: Path, text: str) -> Path:
+    """As a whole: nobody ever reads half of it."""
     aside = path.with_name(f".{path.name}.new")  # a leading dot: no watcher looks at it
-    aside.write_text("---\n".join(documents) or "# nothing\n---\n")
+    aside.write_text(text)
     os.replace(aside, path)
     return path
 
@@ -128,7 +133,7 @@ spec:
 """
 
 
-def _pod(number: int, service: int) -> str:
+def pod(number: int, service: int) -> str:
     four, six = pod_address(number), PODS_6 + number + 1
     return f"""\
 apiVersion: v1
