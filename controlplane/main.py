@@ -179,6 +179,7 @@ def status(store: Store, board: Board, discovery: server.Discovery) -> dict[str,
             }
             for each in store.findings
         ],
+        "policies": store.conditions(),
         "world": {
             "version": store.world.version,
             "pushed_version": board.current.world.version,

@@ -187,13 +187,15 @@ class ServiceEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationPolicy:
-    """Rules are already layer 4. `action` None: another engine's (CUSTOM, AUDIT, or attached to a waypoint)."""
+    """Rules are already layer 4. `action` None: another engine's (CUSTOM, or attached to a waypoint). `egress`: about
+    whom the selected workloads may call, not who may call them."""
 
     meta: Meta
     selector: Labels
     action: Action | None
     rules: tuple[Rule, ...]
     dry_run: bool
+    egress: bool = False
 
 
 class MtlsMode(StrEnum):

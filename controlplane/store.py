@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+from controlplane import conditions
 from controlplane.documents import CLUSTER_SCOPED, Document, Key, Parsed
 from controlplane.objects import Mesh, Object
 from controlplane.translate import authorization, istio, kubernetes, world
+from controlplane.translate.policies import closed
 from controlplane.validate import Field, Finding, Level, Problem
 from mesh.model import World
 
+CLOSED: Final = (
+    "no earlier state of it is known: until it is corrected, it refuses every connection that it could govern"
+)
 Reader = Callable[[Field], Object]
 _NETWORKING: Final = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
 _GATEWAY: Final = ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1")
@@ -47,10 +52,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    """`object` None: the document is invalid."""
+    """`object` None: the document is invalid; `closed` is then what may stand for it (`policies.closed`)."""
 
     document: Document
     object: Object | None
+    closed: Object | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,18 +71,20 @@ class _Read:
 
 @dataclass(frozen=True, slots=True)
 class _Force:
-    """An object in force, where it came from, and the claim that keeps it there if its document is gone."""
+    """An object in force, where it came from, and the claim that keeps it there if its document is gone. `closed`: it
+    stands for a document that never was valid."""
 
     file: str
     object: Object
     claim: Claim | None = None
+    closed: bool = False
 
 
 class Store:
     """`world` and `findings` are replaced as wholes by `update`, which costs what the changed files hold.
 
     `_places`: object to the documents that claim to be it, in the order of files and lines; `_duplicates`: of
-    those with several. `_kept`: objects in force without a document.
+    those with several. `_closed`: objects that stand for an unreadable document. `_kept`: in force without a document.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -85,15 +93,27 @@ class Store:
         self._judged: dict[str, _Read] = {}
         self._places: dict[Key, list[_Entry]] = {}
         self._duplicates: dict[Key, list[Finding]] = {}
+        self._closed: dict[Key, Finding] = {}
         self._kept: set[Key] = set()
         self._force: dict[Key, _Force] = {}
         self._builder = world.Builder(mesh)
+        self._started = False
         self.findings: tuple[Finding, ...] = ()
         self.world: World = self._builder.build(())
 
     @property
     def counts(self) -> dict[str, int]:
-        return dict(sorted(Counter(key.kind for key in self._force).items()))
+        """Accepted objects by kind."""
+        return dict(sorted(Counter(key.kind for key, each in self._force.items() if not each.closed).items()))
+
+    def conditions(self) -> list[dict[str, Any]]:
+        """What became of each policy, in the form of Istio's status conditions."""
+        return [
+            conditions.of(entry.document, self._force.get(entry.document.key))
+            for read in self._reads.values()
+            for entry in read.entries
+            if entry.document.key.kind in conditions.KINDS
+        ]
 
     def judge(self, parsed: Parsed) -> None:
         """Reads a file ahead of the `update` that will hand it over, and drops its tree."""
@@ -108,7 +128,7 @@ class Store:
         force = {key: self._in_force(key, reads) for key in touched}
         changed = any(_object(each) != _object(self._force.get(key)) for key, each in force.items())
         self._put_into_force(force)
-        self._reads = reads
+        self._reads, self._started = reads, True
         self.findings = tuple(sorted(set(self._all_findings())))
         if changed:
             self.world = self._builder.build((each.object for each in self._force.values()), self.world.version + 1)
@@ -119,6 +139,7 @@ class Store:
             yield from read.findings
         for duplicates in self._duplicates.values():
             yield from duplicates
+        yield from self._closed.values()
 
     def _place(self, reads: Mapping[str, _Read], files: Iterable[str]) -> set[Key]:
         """Brings the places of these files up to date; every object that may be affected, the kept ones included."""
@@ -142,16 +163,30 @@ class Store:
         """By the document that counts; without any by a claim in the object's file, which may still mean it."""
         before = self._force.get(key)
         self._duplicates.pop(key, None)
+        self._closed.pop(key, None)
         if entries := self._places.get(key):
             entry = _choose(entries, before)
             if len(entries) > 1:
                 others = (each.document for each in entries if each is not entry)
                 self._duplicates[key] = [_duplicate(other, entry.document) for other in others]
-            chosen = entry.object or (before.object if before else None)
-            return _Force(entry.document.file, chosen) if chosen else None
+            chosen = self._choice(entry, before)
+            if chosen and chosen.closed:
+                self._closed[key] = entry.document.finding(Problem(entry.document.line, CLOSED, Level.WARNING))
+            return chosen
         read = reads.get(before.file) if before else None
         claim = self._claim(key, before, read) if before and read else None
-        return _Force(before.file, before.object, claim) if before and claim else None
+        return replace(before, claim=claim) if before and claim else None
+
+    def _choice(self, entry: _Entry, before: _Force | None) -> _Force | None:
+        """At the start nobody knows what was in force before: a policy that cannot be read may have been."""
+        file = entry.document.file
+        if entry.object:
+            return _Force(file, entry.object)
+        if before and not before.closed:
+            return _Force(file, before.object)
+        if entry.closed and (before or not self._started):
+            return _Force(file, entry.closed, closed=True)
+        return None
 
     def _put_into_force(self, force: Mapping[Key, _Force | None]) -> None:
         """The order is that of kind, namespace and name: sorting what is nearly sorted takes one look at each."""
@@ -188,7 +223,7 @@ class Store:
             if reader is None:
                 claims.add(_claim_of(document))
             else:
-                entries.append(_Entry(document, _judge(document, reader)))
+                entries.append(_judge(document, reader))
             findings.extend(map(document.finding, dict.fromkeys(document.root.problems)))
             document.root.release()
         return _Read(parsed, tuple(entries), tuple(findings), frozenset(claims))
@@ -218,9 +253,10 @@ def _choose(entries: list[_Entry], before: _Force | None) -> _Entry:
     return next((each for each in entries if each.object), entries[0])
 
 
-def _judge(document: Document, reader: Reader) -> Object | None:
+def _judge(document: Document, reader: Reader) -> _Entry:
     found = reader(document.root)
-    return None if any(problem.level is Level.ERROR for problem in document.root.problems) else found
+    errors = [problem.why for problem in document.root.problems if problem.level is Level.ERROR]
+    return _Entry(document, None, closed(found, errors)) if errors else _Entry(document, found)
 
 
 def _claim_of(document: Document) -> Claim:

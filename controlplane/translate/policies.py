@@ -7,9 +7,10 @@ workload's own with per-port modes replaces it. DISABLE counts as PERMISSIVE: a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
-from controlplane.objects import AuthorizationPolicy, Labels, Mesh, MtlsMode, PeerAuthentication
+from controlplane.objects import AuthorizationPolicy, Labels, Mesh, MtlsMode, Object, PeerAuthentication
 from controlplane.translate.inventory import Inventory, selects
 from mesh.model import Action, Comparison, Match, Policy, Rule, Scope, StringMatch
 
@@ -23,26 +24,32 @@ class Policies:
 
     def __init__(self, inventory: Inventory, mesh: Mesh) -> None:
         self._root = mesh.root_namespace
-        self._selecting = [each for each in inventory.authorization_policies if each.action and each.selector]
+        judged = [each for each in inventory.authorization_policies if each.action]
+        self._selecting = [each for each in judged if each.selector and not each.egress]
+        self._egress = [each for each in judged if each.egress]
         self._modes = sorted(inventory.peer_authentications, key=lambda each: each.meta.age_order)
         self.all: dict[str, Policy] = {}
         for policy in (static_strict(self._root), *self._authorizations(inventory), *self._converted()):
             self.all[policy.key] = policy
 
     def concerning(self, namespace: str) -> list[AuthorizationPolicy | PeerAuthentication]:
-        """All that `of` looks at for a workload of this namespace."""
+        """All that `of` and `egress_of` look at for a workload of this namespace."""
         here = (namespace, self._root)
-        chosen = [each for each in self._selecting if each.meta.namespace in here]
+        chosen = [each for each in (*self._selecting, *self._egress) if each.meta.namespace in here]
         return [*chosen, *(each for each in self._modes if each.meta.namespace in here)]
 
     def of(self, namespace: str, labels: Labels) -> tuple[str, ...]:
         """The selector-scoped policies of a workload, "namespace/name"; the root namespace selects everywhere."""
-        chosen = [
-            f"{each.meta.namespace}/{each.meta.name}"
-            for each in self._selecting
-            if each.meta.namespace in (namespace, self._root) and selects(each.selector, labels)
-        ]
-        return (*sorted(chosen), *self._transport(namespace, labels))
+        return (*self._chosen(self._selecting, namespace, labels), *self._transport(namespace, labels))
+
+    def egress_of(self, namespace: str, labels: Labels) -> tuple[str, ...]:
+        """The policies about whom a workload may call, also those of its whole namespace or of the mesh."""
+        return self._chosen(self._egress, namespace, labels)
+
+    def _chosen(self, policies: Iterable[AuthorizationPolicy], namespace: str, labels: Labels) -> tuple[str, ...]:
+        places = (namespace, self._root)
+        chosen = (each for each in policies if each.meta.namespace in places and selects(each.selector, labels))
+        return tuple(sorted(f"{each.meta.namespace}/{each.meta.name}" for each in chosen))
 
     def _authorizations(self, inventory: Inventory) -> Iterable[Policy]:
         for each in inventory.authorization_policies:
@@ -88,8 +95,22 @@ def _or(mode: MtlsMode, inherited: MtlsMode) -> MtlsMode:
 def _policy(policy: AuthorizationPolicy, action: Action, root: str) -> Policy:
     about = policy.meta
     general = Scope.GLOBAL if about.namespace == root else Scope.NAMESPACE
-    scope = Scope.WORKLOAD_SELECTOR if policy.selector else general
+    scope = Scope.WORKLOAD_SELECTOR if policy.selector or policy.egress else general
     return Policy(about.name, about.namespace, scope, action, policy.rules, policy.dry_run)
+
+
+def closed(found: Object, errors: Iterable[str]) -> Object | None:
+    """What may stand for a policy that cannot be read, when no earlier form of it is known: nobody gets in where it
+    could have forbidden it. `errors`: "path: why". None: it would not have been enforced."""
+    if not isinstance(found, AuthorizationPolicy | PeerAuthentication):
+        return None
+    unreadable = any(error.startswith("spec.selector") for error in errors)
+    chosen: Labels = {} if unreadable else found.selector
+    if isinstance(found, PeerAuthentication):
+        return replace(found, selector=chosen, mode=MtlsMode.STRICT, port_modes={})
+    if found.action in (Action.ALLOW, Action.DENY) and not found.dry_run:
+        return replace(found, selector=chosen, action=Action.DENY, rules=((),))
+    return None
 
 
 def static_strict(root: str) -> Policy:

@@ -190,6 +190,7 @@ class Workloads:
             workload_name=workload_name,
             waypoint=self.gateways.of_workload(about, labels, self.inventory.namespaces.get(about.namespace)),
             policies=self.policies.of(about.namespace, labels),
+            egress_policies=self.policies.egress_of(about.namespace, labels),
         )
 
     def _locality(self, node: str) -> Locality | None:

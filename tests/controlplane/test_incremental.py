@@ -46,6 +46,15 @@ FILES = {
         f"spec: {{selector: {{matchLabels: {{app: {app}}}}}, action: DENY, rules: [{{}}]}}\n"
         for app in ("web", "db")
     ],
+    "egress": [
+        f"{SECURITY}kind: AuthorizationPolicy\nmetadata: {{name: out, namespace: {where}, "
+        f"annotations: {{nodemesh/direction: egress}}}}\nspec: {spec}\n"
+        for where, spec in (
+            ("shop", "{}"),
+            ("shop", "{selector: {matchLabels: {app: web}}}"),
+            ("istio-system", "{}"),
+        )
+    ],
     "mtls": [
         f"{SECURITY}kind: PeerAuthentication\nmetadata: {{name: default, namespace: {where}}}\n"
         "spec: {mtls: {mode: STRICT}}\n"

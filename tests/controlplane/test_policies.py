@@ -130,7 +130,6 @@ def test_a_deny_rule_that_needs_http_denies_without_regard_to_it(rule, left):
 @pytest.mark.parametrize(
     "spec",
     [
-        "{action: AUDIT, rules: [{}]}",
         "{action: CUSTOM, provider: {name: x}, rules: [{}]}",
         '{targetRefs: [{group: "", kind: Service, name: web}], rules: [{}]}',
     ],
@@ -138,6 +137,102 @@ def test_a_deny_rule_that_needs_http_denies_without_regard_to_it(rule, left):
 def test_what_another_engine_enforces_is_not_sent_and_is_reported(spec):
     assert list(world_of(authorization(spec)).policies) == [STRICT]
     assert "not enforced" in findings_of(authorization(spec))[0]
+
+
+@pytest.mark.parametrize("kind", ["Service", "ServiceEntry", "Gateway", "GatewayClass"])
+def test_what_is_attached_to_a_waypoint_is_named_as_not_enforced(kind):
+    [finding] = findings_of(authorization(f"{{targetRefs: [{{kind: {kind}, name: web}}], rules: [{{}}]}}"))
+    assert f"{kind} web: is not enforced by node tunnels" in finding
+
+
+def test_an_audit_is_sent_and_reports_without_regard_to_http():
+    policy = compiled("{action: AUDIT, rules: [{to: [{operation: {methods: [GET]}}]}]}")
+    assert (policy.action, policy.rules) == (Action.AUDIT, ((),))
+    [finding] = findings_of(authorization("{action: AUDIT, rules: [{to: [{operation: {methods: [GET]}}]}]}"))
+    assert "this rule reports without regard to it" in finding
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        ("trustDomains: [td]", Match(principals=(StringMatch(Comparison.PREFIX, "td/"),))),
+        ('trustDomains: ["td*"]', Match(principals=(StringMatch(Comparison.PREFIX, "td"),))),
+        ('trustDomains: ["*"]', Match(principals=NOBODY)),
+        (
+            "notTrustDomains: [td], notPrincipals: [td2/ns/a/sa/b]",
+            Match(
+                not_principals=(
+                    StringMatch(Comparison.EXACT, "td2/ns/a/sa/b"),
+                    StringMatch(Comparison.PREFIX, "td/"),
+                )
+            ),
+        ),
+    ],
+)
+def test_a_trust_domain_is_what_a_principal_begins_with(source, match):
+    assert compiled(f"{{rules: [{{from: [{{source: {{{source}}}}}]}}]}}").rules == (((match,),),)
+
+
+@pytest.mark.parametrize("source", ['trustDomains: [td, "*x"]', "trustDomains: [td], principals: [td/ns/a/sa/b]"])
+def test_trust_domains_that_no_principal_can_tell_never_widen(source):
+    rule = f"rules: [{{from: [{{source: {{{source}}}}}]}}]"
+    assert compiled(f"{{{rule}}}").rules == ()
+    principals = (StringMatch(Comparison.EXACT, "td/ns/a/sa/b"),) if "principals" in source else ()
+    left = (((Match(principals=principals),),),) if principals else ((),)
+    assert compiled(f"{{action: DENY, {rule}}}").rules == left
+
+
+EGRESS = "nodemesh/direction: egress"
+
+
+def test_an_egress_policy_is_carried_by_its_clients_and_judges_the_server():
+    spec = """
+      selector: {matchLabels: {app: web}}
+      rules:
+      - to: [{operation: {hosts: ["DB.bank.svc.cluster.local"], ports: ["5432"]}}]
+        when:
+        - {key: destination.namespace, values: [bank]}
+        - {key: destination.principal, values: ["cluster.local/*"]}
+        - {key: destination.serviceAccount, values: [bank/db]}
+        - {key: destination.ip, notValues: [10.0.0.0/8]}"""
+    text = authorization(spec, annotations=EGRESS) + authorization("{}", name="all", annotations=EGRESS)
+    world = world_of(
+        text
+        + authorization("{}", namespace="istio-system", name="mesh", annotations=EGRESS)
+        + pod("web", labels="app: web")
+        + pod("other")
+    )
+    [(operation,), *conditions] = world.policies["shop/p"].rules[0]
+    assert operation.services == (StringMatch(Comparison.EXACT, "db.bank.svc.cluster.local"),)
+    assert operation.destination_ports == (5432,)
+    assert [
+        bool(c.namespaces or c.principals or c.service_accounts or c.not_destination_ips) for (c,) in conditions
+    ] == ([True] * 4)
+    assert {policy.scope for key, policy in world.policies.items()} == {Scope.WORKLOAD_SELECTOR}
+    carried = {name: world.workloads[f"Kubernetes//Pod/shop/{name}"] for name in ("web", "other")}
+    assert carried["web"].egress_policies == ("istio-system/mesh", "shop/all", "shop/p")
+    assert carried["other"].egress_policies == ("istio-system/mesh", "shop/all")
+    assert carried["web"].policies == ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        (
+            "{rules: [{from: [{source: {namespaces: [a]}}]}]}",
+            "the clients of an egress policy are those that it selects",
+        ),
+        ("{rules: [{when: [{key: source.ip, values: [10.0.0.1]}]}]}", "'source.ip' is not a known attribute"),
+    ],
+)
+def test_an_egress_policy_does_not_speak_of_clients(spec, why):
+    assert why in " ".join(findings_of(authorization(spec, annotations=EGRESS)))
+
+
+def test_a_direction_is_ingress_or_egress():
+    assert "'out' is not one of ingress, egress" in " ".join(
+        findings_of(authorization("{}", annotations="nodemesh/direction: out"))
+    )
 
 
 def test_a_dry_run_is_marked():

@@ -126,12 +126,105 @@ def test_a_document_of_a_strange_kind_beside_it_does_not_keep_a_deleted_object(c
     assert config.write("a.yaml", NODE + strange).counts == {"Node": 1}
 
 
-def test_a_document_that_was_never_good_gives_no_object():
-    config = Config().write("b.yaml", WRONG)
-    assert config.counts == {}
-    assert config.why == [
-        "b.yaml:5: error: AuthorizationPolicy shop/deny: spec.action: 'DENI' is not one of ALLOW, DENY, AUDIT, CUSTOM"
+def test_a_document_that_was_never_good_gives_no_object(config):
+    counts = config.counts
+    config.write("b.yaml", WRONG.replace("name: deny", "name: other"))
+    assert config.counts == counts
+    assert [why for why in config.why if "b.yaml" in why] == [
+        "b.yaml:5: error: AuthorizationPolicy shop/other: spec.action: 'DENI' is not one of ALLOW, DENY, AUDIT, CUSTOM"
     ]
+
+
+EVERYTHING = ((),)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "rules"),
+    [
+        (WRONG, "shop/deny", EVERYTHING),
+        (WRONG.replace("DENI", "ALLOW").replace("{}", "{to: [{operation: {ports: [x]}}]}"), "shop/deny", EVERYTHING),
+        (WRONG.replace("shop", "istio-system"), "istio-system/deny", EVERYTHING),
+        (WRONG.replace("shop}", "shop, annotations: {istio.io/dry-run: 'true'}}"), "shop/deny", None),
+        (WRONG.replace("DENI", "AUDIT, selector: 5"), "shop/deny", None),
+        (WRONG.replace("DENI", "CUSTOM, provider: 5, x: 1"), "shop/deny", None),
+    ],
+)  # fmt: skip
+def test_a_policy_that_is_unreadable_at_the_start_closes_what_it_could_govern(text, key, rules):
+    config = Config().write("a.yaml", text)
+    found = config.store.world.policies.get(key)
+    assert (found and found.action, found and found.rules) == (rules and "DENY", rules)
+    assert any("refuses every connection that it could govern" in why for why in config.why) is bool(rules)
+    assert config.counts == {}
+
+
+def test_a_selector_that_is_unreadable_selects_everything_of_its_namespace():
+    selecting = WRONG.replace("DENI", "DENY, selector: {matchLabels: {app: web}}")
+    for text, scope in [
+        (selecting.replace("[{}]", "5"), "WORKLOAD_SELECTOR"),
+        (selecting.replace("web", "5"), "NAMESPACE"),
+    ]:
+        assert Config().write("a.yaml", text).store.world.policies["shop/deny"].scope == scope
+
+
+def test_what_was_closed_at_the_start_opens_when_it_is_corrected_or_goes():
+    config = Config().write("a.yaml", WRONG)
+    assert config.write("a.yaml", WRONG + "# more").store.world.policies["shop/deny"].rules == EVERYTHING
+    allow = DENY.replace("DENY", "ALLOW")
+    assert config.write("a.yaml", allow).store.world.policies["shop/deny"].action == "ALLOW"
+    assert config.write("a.yaml", WRONG).store.world.policies["shop/deny"].action == "ALLOW"
+    assert "shop/deny" not in Config().write("a.yaml", WRONG).remove("a.yaml").store.world.policies
+
+
+def test_a_peer_authentication_that_is_unreadable_at_the_start_counts_as_strict():
+    text = """
+    apiVersion: security.istio.io/v1
+    kind: PeerAuthentication
+    metadata: {name: default, namespace: shop}
+    spec: {mtls: {mode: PERMISSIV}}
+    ---
+    apiVersion: v1
+    kind: Pod
+    metadata: {name: web, namespace: shop}
+    spec: {nodeName: n}
+    status: {podIP: 10.0.0.1}
+    """
+    [web] = Config().write("a.yaml", text).store.world.workloads.values()
+    assert web.policies == ("istio-system/istio_converted_static_strict",)
+
+
+def condition(text, name="shop/deny"):
+    [found] = [each for each in Config().write("a.yaml", text).store.conditions() if each["name"] == name]
+    [only] = found["conditions"]
+    return only["status"], only["reason"], only["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "reason", "says"),
+    [
+        (DENY, "True", "Accepted", "in force as written"),
+        (WRONG, "False", "Invalid", "line 5: spec.action: 'DENI'"),
+        (DENY.replace("{}", "{to: [{operation: {methods: [GET]}}]}"), "False", "UnsupportedValue", "methods cannot"),
+        (DENY.replace("DENY", "CUSTOM, provider: {name: x}"), "False", "NotForTunnel", "no external authorizer"),
+        (DENY.replace("DENY", "DENY, targetRefs: [{kind: Gateway, name: g}]"), "False", "NotForTunnel", "Gateway g"),
+    ],
+)
+def test_the_object_itself_says_what_became_of_it(text, status, reason, says):
+    found = condition(text)
+    assert found[:2] == (status, reason)
+    assert says in found[2]
+
+
+def test_of_two_with_one_name_the_second_says_so(config):
+    config.write("b.yaml", DENY)
+    reasons = {each["file"]: each["conditions"][0]["reason"] for each in config.store.conditions()}
+    assert reasons == {"a.yaml": "Accepted", "b.yaml": "Duplicate"}
+
+
+def test_a_condition_says_what_stands_for_an_invalid_policy(config):
+    config.write("a.yaml", WRONG)
+    [broken_later] = config.store.conditions()
+    assert broken_later["conditions"][0]["message"].endswith("its last good state is in force")
+    assert condition(WRONG)[2].endswith("it refuses every connection that it could govern")
 
 
 def test_of_two_documents_the_one_that_was_there_first_stays(config):
