@@ -109,6 +109,8 @@ def _way(way: Said, ways: int) -> Iterator[str]:
         yield _line("waypoint", f"{way['waypoint']}: it is told the original destination and decides what follows")
     if expected := way["route"].get("expects"):
         yield _line("expects", ", ".join(expected))
+    for policy in (way.get("egress") or {}).get("policies") or []:
+        yield from _policy({**policy, "scope": "egress"})
     yield from _inbound(way.get("inbound"))
     if mode := way.get("peerAuthentication"):
         yield _line("mtls", f"{mode['mode']}{' by ' + mode['by'] if mode['by'] else ': plaintext would be accepted'}")
@@ -151,7 +153,8 @@ def _inbound(inbound: Said | None) -> Iterator[str]:
 
 def _policy(policy: Said) -> Iterator[str]:
     if not policy["known"]:
-        yield _line("policy", f"{policy['name']} is named by the workload and not known yet: that denies")
+        refused = f"was refused ({policy['refused']})" if policy.get("refused") else "is named and not known yet"
+        yield _line("policy", f"{policy['name']} {refused}: that denies")
         return
     kind = f"{policy['action']}, {policy['scope']}" + (", dry run" if policy["dryRun"] else "")
     if policy["matches"]:

@@ -1,8 +1,9 @@
 """AuthorizationPolicy to layer-4 rules, as istiod compiles it for a node tunnel, and fail-closed where that is not.
 
-An attribute that needs HTTP cannot be judged here. In an ALLOW policy its rule is left out (it can never match); in a
-DENY policy the attribute is left out, so that the rule denies more. istiod then sends an empty match, which never
-matches when a rule has nothing else: here such a rule denies everything. Either way the object carries a warning.
+An attribute that needs HTTP cannot be judged here. In an ALLOW policy its rule never matches, and keeps its place, so
+that a rule's number is the same everywhere. In a DENY policy the attribute is left out, so that the rule denies more;
+istiod then sends an empty match, which never matches when a rule has nothing else: here such a rule denies everything.
+Either way the object carries a warning.
 
 With the annotation `nodemesh/direction: egress` a policy is about whom the selected workloads may call (our own).
 """
@@ -73,6 +74,8 @@ def _host(value: Field, namespace: str) -> StringMatch | None:
     return StringMatch(match.comparison, match.value.lower()) if match else None
 
 
+# A match that asks for nothing is false.
+NEVER: Final[Rule] = ((Match(),),)
 Attributes = Mapping[str, tuple[str, Reader]]
 # Document field -> (attribute of Match, reader). "not" + Field -> "not_" + attribute.
 _SOURCE: Final[Attributes] = {
@@ -144,7 +147,7 @@ def authorization_policy(document: Field) -> AuthorizationPolicy:
         meta=about,
         selector=chosen,
         action=action,
-        rules=tuple(rule for rule in rules if rule is not None),
+        rules=tuple(rules),
         dry_run=dry_run and action is not Action.AUDIT,
         egress=egress,
     )
@@ -175,8 +178,8 @@ def _attached(spec: Field, selects: bool) -> bool:
     return bool(references)
 
 
-def _rule(rule: Field, action: Action | None, namespace: str, egress: bool) -> Rule | None:
-    """None: a rule of an ALLOW policy that cannot match. A rule that is not for the tunnel is only checked."""
+def _rule(rule: Field, action: Action | None, namespace: str, egress: bool) -> Rule:
+    """`action` None: it is not for the tunnel and only checked."""
     if not rule.present:
         rule.fail("is empty; a rule that always matches is written {}")
     rule.only("from", "to", "when")
@@ -191,7 +194,7 @@ def _rule(rule: Field, action: Action | None, namespace: str, egress: bool) -> R
         named = ", ".join(sorted(reading.unjudged))
         rule.warn(f"{named} cannot be judged at layer 4: {_EFFECT[action]}")
     if reading.unjudged and action is Action.ALLOW:
-        return None
+        return NEVER
     clauses: list[Clause] = [tuple(operations), tuple(sources), *conditions]
     # A match from which everything was left out is true, and so is then its clause; an absent clause is true too.
     return tuple(clause for clause in clauses if clause and Match() not in clause)

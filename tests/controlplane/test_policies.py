@@ -2,6 +2,7 @@
 
 import pytest
 
+from controlplane.translate.authorization import NEVER
 from mesh.model import Action, Comparison, Match, Scope, StringMatch
 from tests.controlplane.documents import findings_of, pod, world_of
 
@@ -102,7 +103,7 @@ def test_sources_operations_and_each_condition_are_one_clause_each():
 )
 def test_an_allow_rule_that_needs_http_never_allows_and_says_so(http):
     text = f"{{rules: [{{{http}}}]}}"
-    assert compiled(text).rules == ()
+    assert compiled(text).rules == (NEVER,)
     [finding] = findings_of(authorization(text))
     assert "cannot be judged at layer 4: this rule never allows anything" in finding
 
@@ -176,7 +177,7 @@ def test_a_trust_domain_is_what_a_principal_begins_with(source, match):
 @pytest.mark.parametrize("source", ['trustDomains: [td, "*x"]', "trustDomains: [td], principals: [td/ns/a/sa/b]"])
 def test_trust_domains_that_no_principal_can_tell_never_widen(source):
     rule = f"rules: [{{from: [{{source: {{{source}}}}}]}}]"
-    assert compiled(f"{{{rule}}}").rules == ()
+    assert compiled(f"{{{rule}}}").rules == (NEVER,)
     principals = (StringMatch(Comparison.EXACT, "td/ns/a/sa/b"),) if "principals" in source else ()
     left = (((Match(principals=principals),),),) if principals else ((),)
     assert compiled(f"{{action: DENY, {rule}}}").rules == left

@@ -186,7 +186,8 @@ fn ended(line: Line, of: &Connection, failure: Option<&Failure>) -> Line {
     let tried = (!parties.tried.is_empty()).then(|| parties.tried.join("; "));
     line.maybe("dst.tried", tried.as_deref())
         .maybe("response_flags", flagged.map(|f| f.flag))
-        .maybe("dry_run", of.rehearsed.borrow().as_deref())
+        .maybe("dry_run", of.observed.borrow().rehearsed.as_deref())
+        .maybe("audit", of.observed.borrow().audited().as_deref())
         .maybe("error", failure.map(|f| f.why.as_str()))
 }
 

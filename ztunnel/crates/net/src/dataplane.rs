@@ -6,6 +6,7 @@ use crate::drain;
 use crate::dump::{self, Seen};
 use crate::explain::explain;
 use crate::handshakes::{Allowed, Handshakes};
+use crate::hits::Hits;
 use crate::identity::Identities;
 use crate::log::{Level, Line, Log};
 use crate::mailbox::Mailbox;
@@ -87,6 +88,7 @@ impl Dataplane {
             accept_failures: AtomicU64::new(0),
             handshakes: Handshakes::new(Allowed::default()),
             turned_away: TurnedAway::default(),
+            hits: Hits::default(),
             config,
         });
         let workers = Workers::start(&shared)?;
@@ -255,7 +257,11 @@ impl Dataplane {
         }
         node.series_evicted = totals.evicted();
         node.workers.sort_unstable_by_key(|worker| worker.index);
-        scrape::render(&totals, &node)
+        let mut text = scrape::render(&totals, &node);
+        self.shared
+            .hits
+            .render(&mut text, &self.shared.tables.load());
+        text.into_bytes()
     }
 
     fn node(&self) -> Node {
@@ -295,7 +301,8 @@ impl Dataplane {
             seen.into_iter().flatten().collect(),
         );
         let tables = self.shared.tables.load_full();
-        dump::whole(&tables, &self.shared.identities.dump(), state)
+        let hits = self.shared.hits.by_policy(&tables);
+        dump::whole(&tables, &hits, &self.shared.identities.dump(), state)
             .to_string()
             .into_bytes()
     }

@@ -5,11 +5,12 @@ use crate::log::rfc3339;
 use crate::pod::Pod;
 use crate::registry::{Connection, Kind, Parties};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::time::Duration;
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{
     Action, Cidr, Clause, Destination, Endpoint, Gateway, IpFamilies, Locus, Match, Mode, Pair,
-    Policy, Port, Protocol, Scope, Service, Tables, Text, Workload, WorkloadType,
+    Policy, Port, Protocol, Refused, Scope, Service, Tables, Text, Workload, WorkloadType,
 };
 
 /// An open connection, ready to cross threads.
@@ -88,14 +89,20 @@ fn empty_state(pod: &Pod, trust_domain: &str) -> Value {
 }
 
 /// `version` and `config` are added by the shell, which knows them all.
-pub fn whole(tables: &Tables, certificates: &[CertificateInfo], state: Value) -> Value {
+pub fn whole(
+    tables: &Tables,
+    hits: &HashMap<String, Vec<Value>>,
+    certificates: &[CertificateInfo],
+    state: Value,
+) -> Value {
     let services = tables
         .services()
         .map(|s| service(s, tables.endpoints(&s.key)));
     json!({
         "workloads": tables.workloads().map(|w| workload(w)).collect::<Vec<_>>(),
         "services": services.collect::<Vec<_>>(),
-        "policies": tables.policies().map(|p| policy(p)).collect::<Vec<_>>(),
+        "policies": tables.policies().map(|p| policy(p, hits.get(&*p.key))).collect::<Vec<_>>(),
+        "refusedPolicies": tables.refusals().map(|(key, r)| refused(key, r)).collect::<Vec<_>>(),
         "certificates": certificates.iter().map(certificate).collect::<Vec<_>>(),
         "workloadState": state,
         "stagedServices": {},
@@ -250,7 +257,17 @@ fn ip_families(of: IpFamilies) -> Option<&'static str> {
     }
 }
 
-fn policy(of: &Policy) -> Value {
+/// `governs`: what is closed because of it.
+fn refused(key: &str, of: &Refused) -> Value {
+    let governs = match of.group.as_deref() {
+        Some("") => "mesh".to_owned(),
+        Some(namespace) => format!("namespace {namespace}"),
+        None => "workloads that name it".to_owned(),
+    };
+    json!({ "name": key, "why": of.why, "governs": governs })
+}
+
+fn policy(of: &Policy, hits: Option<&Vec<Value>>) -> Value {
     let clauses = |rule: &ztunnel_core::tables::Rule| rule.0.iter().map(clause).collect::<Vec<_>>();
     json!({
         "name": of.name,
@@ -267,6 +284,7 @@ fn policy(of: &Policy) -> Value {
         },
         "dryRun": of.dry_run,
         "rules": of.rules.iter().map(clauses).collect::<Vec<_>>(),
+        "hits": hits.map_or(&[][..], Vec::as_slice),
     })
 }
 

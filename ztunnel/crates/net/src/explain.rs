@@ -4,7 +4,7 @@
 mod end;
 
 use crate::places::{self, Source};
-use end::{denied, object, plaintext_end, tunnel_end, unjudged};
+use end::{denied, leaving_end, object, plaintext_end, tunnel_end, unjudged};
 use serde_json::{Map, Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -114,6 +114,7 @@ fn captured(tables: &Tables, same_node_tls: bool, from: &Arc<Workload>, dst: Soc
     ways.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
     let judged = |(way, times): &(Route, u64)| {
         let mut said = judge(tables, same_node_tls, from, way);
+        said.extend(leaving_end(tables, from, dst, way));
         said.insert("share".into(), json!(*times as f64 / ROLLS as f64));
         Value::Object(said)
     };

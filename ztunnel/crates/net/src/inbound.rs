@@ -3,11 +3,11 @@
 
 use crate::account::{Failure, established, flag, follow};
 use crate::pod::{Accepted, Client, Pod};
-use crate::registry::{Asked, Entered, Judgement, Kind, Parties};
+use crate::registry::{Entered, Kind, Parties};
 use crate::relay::{relay_plain, relay_tunnel};
 use crate::runtime::{Load, Worker};
 use crate::tunnel::{Incoming, ServeError};
-use std::cell::RefCell;
+use crate::verdict::{Asked, ask};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -164,7 +164,14 @@ pub async fn admit_request(
     );
     of.parties.borrow_mut().original_dst = target.addr;
     drop(tables);
-    ask(worker, of, request.client, target.addr)
+    let asked = Asked {
+        own: me.identity().clone(),
+        source: request.client,
+        identity: Some(request.identity.clone()),
+        dst: target.addr,
+        service: None,
+    };
+    ask(worker, of, asked)
         .await
         .map_err(|failure| (401, failure))?;
     let app = to_application(worker, of, request.client, target.addr)
@@ -216,45 +223,20 @@ async fn admit(
             format!("{dst} is not an address of this pod"),
         ));
     }
-    ask(worker, of, peer, dst).await?;
+    let asked = Asked {
+        own: me.identity().clone(),
+        source: peer,
+        identity: None,
+        dst,
+        service: None,
+    };
+    ask(worker, of, asked).await?;
     let app = to_application(worker, of, peer, dst).await?;
     established(worker, of);
     let client = client.relayed().map_err(Failure::relay)?;
     relay_plain(app, client, &of.counts)
         .await
         .map_err(Failure::relay)
-}
-
-/// The verdict. From here on every swap asks again. A policy that applies and is not known yet is waited for; if it does
-/// not come, that is a denial.
-async fn ask(
-    worker: &Worker,
-    of: &Entered,
-    source: IpAddr,
-    dst: SocketAddr,
-) -> Result<(), Failure> {
-    let identity = of.parties.borrow().source_id.clone();
-    *of.asked.borrow_mut() = Some(Asked {
-        source,
-        identity,
-        dst,
-    });
-    let unsure = RefCell::new(None);
-    let look = |tables: &Tables| match of.judge(tables, of.pod.workload(tables)?) {
-        Judgement::Fine => Some(Ok(())),
-        Judgement::Denied(why) => Some(Err(why)),
-        Judgement::Unsure(why) => {
-            unsure.replace(Some(why));
-            None
-        }
-    };
-    let found = worker.until(look).await;
-    let verdict = found.unwrap_or_else(|| {
-        Err(unsure
-            .take()
-            .unwrap_or_else(|| "the pod's record is gone".into()))
-    });
-    verdict.map_err(|why| Failure::new(flag::DENY, format!("connection refused: {why}")))
 }
 
 /// An address alone names nobody: a record whose identity is not the one that was proved is not the client's.

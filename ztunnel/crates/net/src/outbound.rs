@@ -13,6 +13,7 @@ use crate::pool::{Key, OpenError};
 use crate::registry::{Entered, Kind, Parties};
 use crate::relay::{relay_both, relay_plain, relay_tunnel};
 use crate::runtime::Worker;
+use crate::verdict::{ask_to_leave, proved};
 use choice::Choice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
@@ -86,6 +87,7 @@ async fn attempt(
     from: &Arc<Workload>,
     route: Route,
 ) -> Result<(), Failure> {
+    ask_to_leave(worker, of, from, &route).await?;
     let _counted = worker.loads.count(&route);
     match route {
         Route::Refused { .. } | Route::Lookup { .. } => {
@@ -277,6 +279,7 @@ async fn tunnel(
         .open(key, &dialer, &authority, &headers)
         .await
         .map_err(|e| explain(&e, dial))?;
+    proved(worker, of, &opened.peer)?;
     name_identities(of, &from, opened.peer);
     established(worker, of);
     let client = client.relayed().map_err(Failure::relay)?;

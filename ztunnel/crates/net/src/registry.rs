@@ -5,19 +5,20 @@ use crate::account::flag;
 use crate::meter::Series;
 use crate::pod::Pod;
 use crate::relay::Bytes2;
+use crate::runtime::Worker;
+use crate::verdict::{self, Asked, Observed, Standing};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
-use ztunnel_core::authz::{Because, Direction, Peer, Verdict, authorise, rehearse};
 use ztunnel_core::hbone::Trace;
 use ztunnel_core::ids::SpiffeId;
-use ztunnel_core::tables::{Service, Tables, Workload};
+use ztunnel_core::tables::{Service, Workload};
 
 /// Verdicts between two turns of the worker's other work.
 const VERDICTS_AT_ONCE: usize = 256;
@@ -69,14 +70,6 @@ impl Parties {
     }
 }
 
-/// What an inbound connection is judged by.
-#[derive(Debug, Clone)]
-pub struct Asked {
-    pub source: IpAddr,
-    pub identity: Option<SpiffeId>,
-    pub dst: SocketAddr,
-}
-
 pub struct Connection {
     pub pod: Arc<Pod>,
     pub kind: Kind,
@@ -92,8 +85,9 @@ pub struct Connection {
     pub trace: Cell<Trace>,
     /// The span of whoever sent it here, 0: nobody.
     pub parent_span: Cell<u64>,
-    /// What dry-run policies would have said, if they would have denied.
-    pub rehearsed: RefCell<Option<String>>,
+    pub observed: RefCell<Observed>,
+    /// Since when it is not known whether it may go on.
+    doubt: Cell<Option<Instant>>,
     cut: RefCell<Option<Cut>>,
     bell: Notify,
 }
@@ -127,41 +121,6 @@ impl Connection {
             self.bell.notified().await;
         }
     }
-
-    /// Judges by this snapshot, and rehearses its dry-run policies.
-    pub fn judge(&self, tables: &Tables, to: &Workload) -> Judgement {
-        let asked = self.asked.borrow();
-        let Some(asked) = &*asked else {
-            return Judgement::Fine;
-        };
-        let peer = Peer {
-            source: asked.source,
-            identity: asked.identity.as_ref(),
-            dst: asked.dst,
-            direction: Direction::Inbound,
-        };
-        *self.rehearsed.borrow_mut() = match rehearse(tables, to, &peer) {
-            Some(Verdict::Denied { why, .. }) => Some(why),
-            _ => None,
-        };
-        match authorise(tables, to, &peer) {
-            Verdict::Allowed { .. } => Judgement::Fine,
-            Verdict::Denied {
-                because: Because::Unknown(_),
-                why,
-            } => Judgement::Unsure(why),
-            Verdict::Denied { why, .. } => Judgement::Denied(why),
-        }
-    }
-}
-
-/// The sentences are for the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Judgement {
-    Fine,
-    /// A policy that applies has not arrived. Workloads and policies are two streams of updates, so one is always first.
-    Unsure(String),
-    Denied(String),
 }
 
 #[derive(Default)]
@@ -184,7 +143,8 @@ impl Registry {
             counted: Cell::default(),
             trace: Cell::default(),
             parent_span: Cell::default(),
-            rehearsed: RefCell::default(),
+            observed: RefCell::default(),
+            doubt: Cell::default(),
             cut: RefCell::default(),
             bell: Notify::new(),
         });
@@ -213,27 +173,39 @@ impl Registry {
         }
     }
 
-    /// Cuts what `tables` denies, and with `patience` at its end what is unsure; says whether something still is. A pod
-    /// whose record is gone keeps its connections: nothing denies them, and a record may only be between two versions; it
-    /// gets no new ones.
-    pub async fn judge_again(&self, tables: &Tables, patience: bool) -> bool {
-        let mut unsure = false;
+    /// Cuts what this snapshot denies, and what has been in doubt for too long; says when to look again at what still is.
+    /// Every connection that has been judged once is, in both directions.
+    pub async fn judge_again(&self, worker: &Worker) -> Option<Instant> {
+        let tables = worker.shared.tables.load_full();
+        let mut again: Option<Instant> = None;
         for (n, connection) in self.all().into_iter().enumerate() {
             if n % VERDICTS_AT_ONCE == VERDICTS_AT_ONCE - 1 {
                 yield_now().await;
             }
-            let Some(to) = connection.pod.workload(tables) else {
+            if connection.why_cut().is_some() {
+                continue; // it is about to go
+            }
+            let doubt = match verdict::standing(worker, &tables, &connection) {
+                Standing::Fine => None,
+                Standing::Over(why) => {
+                    connection.cut(flag::DENY, &format!("connection closed: {why}"));
+                    continue;
+                }
+                Standing::InDoubt { why, patience } => Some((why, patience)),
+            };
+            let Some((why, patience)) = doubt else {
+                connection.doubt.set(None);
                 continue;
             };
-            match connection.judge(tables, to) {
-                Judgement::Fine => {}
-                Judgement::Unsure(_) if patience => unsure = true,
-                Judgement::Unsure(why) | Judgement::Denied(why) => {
-                    connection.cut(flag::DENY, &format!("connection closed: {why}"));
-                }
+            let since = connection.doubt.get().unwrap_or_else(Instant::now);
+            connection.doubt.set(Some(since));
+            if since.elapsed() >= patience {
+                connection.cut(flag::DENY, &format!("connection closed: {why}"));
+            } else {
+                again = again.into_iter().chain([since + patience]).min();
             }
         }
-        unsure
+        again
     }
 
     /// Resolves when nothing that an application would miss is open.

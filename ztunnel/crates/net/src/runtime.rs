@@ -3,6 +3,7 @@
 
 use crate::config::Config;
 use crate::handshakes::Handshakes;
+use crate::hits::Hits;
 use crate::identity::Identities;
 use crate::log::Log;
 use crate::mailbox::Mailbox;
@@ -37,7 +38,7 @@ use ztunnel_core::tables::{Tables, Workload};
 
 /// What the control plane is about to tell (the record of a pod that has just started, a policy that a record names) is
 /// waited for as long; Istio's figure.
-const KNOWN_WITHIN: Duration = Duration::from_secs(5);
+pub const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 /// How often a worker hands its counters over although nobody asks.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
@@ -57,6 +58,7 @@ pub struct Shared {
     pub accept_failures: AtomicU64,
     pub handshakes: Arc<Handshakes>,
     pub turned_away: TurnedAway,
+    pub hits: Hits,
 }
 
 /// By namespace and name: what a record and the node agent both know a pod by.
@@ -206,16 +208,13 @@ impl Worker {
 
     async fn judge_after_every_swap(self: Rc<Self>) {
         let mut news = self.shared.changed.subscribe();
-        let mut patience_ends = None;
+        let mut again = None;
         loop {
-            let patience = select! {
-                news = news.changed() => if news.is_ok() { true } else { return },
-                () = reached(patience_ends) => false,
-            };
-            let tables = self.shared.tables.load_full();
-            let unsure = self.registry.judge_again(&tables, patience).await;
-            patience_ends =
-                unsure.then(|| patience_ends.unwrap_or_else(|| Instant::now() + KNOWN_WITHIN));
+            select! {
+                news = news.changed() => if news.is_err() { return },
+                () = reached(again) => {}
+            }
+            again = self.registry.judge_again(&self).await.map(Instant::from);
         }
     }
 
@@ -373,6 +372,7 @@ mod tests {
             accept_failures: AtomicU64::new(0),
             handshakes: Handshakes::new(Allowed::default()),
             turned_away: TurnedAway::default(),
+            hits: Hits::default(),
         })
     }
 

@@ -58,7 +58,7 @@ pub struct Node {
     pub max_fds: u64,
 }
 
-pub fn render(totals: &Totals, node: &Node) -> Vec<u8> {
+pub fn render(totals: &Totals, node: &Node) -> String {
     let mut series: Vec<_> = totals.iter().collect();
     series.sort_unstable_by_key(|(labels, _)| *labels);
     let mut out = String::with_capacity(4096 + series.len() * 3000);
@@ -102,7 +102,7 @@ pub fn render(totals: &Totals, node: &Node) -> Vec<u8> {
     }
     of_the_node(&mut out, node);
     of_the_workers(&mut out, &node.workers);
-    out.into_bytes()
+    out
 }
 
 /// Istio's names; each of our workers is a runtime of one thread, so the global queue is always empty.
@@ -201,7 +201,7 @@ fn of_the_node(out: &mut String, node: &Node) {
     }
 }
 
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+pub fn head(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}.\n# TYPE {name} {kind}");
 }
 
@@ -221,7 +221,7 @@ mod tests {
             sockets_open: [1, 0],
             ..Node::default()
         };
-        let text = String::from_utf8(render(&totals, &node)).expect("UTF-8");
+        let text = render(&totals, &node);
         assert!(
             text.contains("\nistio_tcp_sent_bytes_total{a=\"1\"} 40\n"),
             "{text}"

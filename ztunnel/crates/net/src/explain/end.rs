@@ -1,17 +1,45 @@
 //! The destination's part of `explain`: target, policies and verdict where a connection arrives. As its tunnel decides.
 
+use crate::registry::Kind;
+use crate::verdict::leaving;
 use serde_json::{Map, Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use ztunnel_core::addr::{HBONE_PORT, is_illegal};
 use ztunnel_core::authz::{Because, Direction, Hit, Peer, Verdict, authorise, rehearse, standing};
-use ztunnel_core::decide::inbound_target;
+use ztunnel_core::decide::{Route, inbound_target};
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Action, Policy, Protocol, Scope, Tables, Workload};
 
 /// What Istio's control planes call the policies that PeerAuthentication becomes.
 const STATIC_STRICT: &str = "istio_converted_static_strict";
 const CONVERTED: &str = "converted_peer_authentication_";
+
+/// The source's part: its egress policies, if it has any. A denial there is the end of it.
+pub(super) fn leaving_end(
+    tables: &Tables,
+    from: &Workload,
+    dst: SocketAddr,
+    route: &Route,
+) -> Map<String, Value> {
+    let fitting = |ip: &&IpAddr| ip.is_ipv4() == dst.is_ipv4();
+    let source = from.addresses.iter().find(fitting).copied();
+    let source = source.unwrap_or(dst.ip());
+    let asked = leaving(from, source, dst, route).filter(|_| !from.egress_policies.is_empty());
+    let Some(asked) = asked else {
+        return Map::new();
+    };
+    let peer = asked.peer(Kind::Outbound);
+    let policies = tables.egress_policies_for(from);
+    let policies: Vec<_> = policies.map(|p| policy_json(tables, p, &peer)).collect();
+    let verdict = authorise(tables, from, &peer);
+    let said = verdict_json(&verdict, "source");
+    let mut out = object(json!({ "egress": { "policies": policies, "verdict": said } }));
+    if let Verdict::Denied { .. } = verdict {
+        out.insert("verdict".into(), said);
+    }
+    out
+}
 
 /// What the tunnel at the other end says to the CONNECT.
 pub(super) fn tunnel_end(
@@ -105,7 +133,7 @@ fn judged(tables: &Tables, to: &Arc<Workload>, peer: &Peer<'_>) -> Map<String, V
         },
         "policies": policies,
         "peerAuthentication": peer_authentication(tables, to, peer),
-        "verdict": verdict_json(&verdict),
+        "verdict": verdict_json(&verdict, "destination"),
         "dryRun": rehearsed,
     }))
 }
@@ -136,7 +164,7 @@ fn policy_json(tables: &Tables, found: Result<&Arc<Policy>, &Arc<str>>, peer: &P
     })
 }
 
-fn verdict_json(verdict: &Verdict) -> Value {
+fn verdict_json(verdict: &Verdict, end: &str) -> Value {
     let (allowed, by, rule, why) = match verdict {
         Verdict::Allowed {
             by: Some(Hit { policy, rule }),
@@ -158,7 +186,7 @@ fn verdict_json(verdict: &Verdict) -> Value {
             Because::NoneMatched => (false, None, None, why.clone()),
         },
     };
-    json!({ "allowed": allowed, "by": by.map(|key| &**key), "rule": rule, "why": why, "end": "destination" })
+    json!({ "allowed": allowed, "by": by.map(|key| &**key), "rule": rule, "why": why, "end": end })
 }
 
 /// STRICT when plaintext to this port is refused by what PeerAuthentication became.
