@@ -31,8 +31,8 @@ _EXTRA: Final = scale.MOST_WORKLOADS - 1 - CHANGES
 
 @dataclass(slots=True)
 class Figures:
-    """Seconds and MiB. `sync_s`: from the start of an empty tunnel until it serves with everything in force; `change_s`:
-    each from writing a file until the tunnel's tables have it."""
+    """Seconds and MiB. `sync_s`: from the start of an empty tunnel until it serves with everything in force;
+    `change_s`: each from writing a file until the tunnel's tables have it."""
 
     workloads: int
     services: int

@@ -1,9 +1,19 @@
-"""The big world: what the generator writes is what the control plane reads."""
+"""The big world: what the generator writes is what the control plane reads, and a change in it is a small matter."""
+
+import os
+
+import pytest
 
 from controlplane.objects import Mesh
+from controlplane.push import Conversation
 from controlplane.sources.files import FileSource
 from controlplane.store import Store
-from lab import scale
+from controlplane.translate.tunnel import translate
+from lab import scale, scale_run
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber
+from mesh.gen.xds_pb2 import Node
+
+WORKLOADS, SERVICES = 5000, 500
 
 
 def read(directory):
@@ -35,3 +45,51 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path):
     for directory in (first, second):
         scale.world(40, 11, directory)
     assert {p.name: p.read_bytes() for p in first.iterdir()} == {p.name: p.read_bytes() for p in second.iterdir()}
+
+
+def load(conversation):
+    """The sizes of the responses by which a new tunnel gets everything, and the tunnel."""
+    tunnel, sizes = Subscriber(Node(), [AUTHORIZATION_TYPE, ADDRESS_TYPE]), []
+    requests = tunnel.start()
+    while requests:
+        for response in conversation.receive(requests.pop(0)):
+            sizes.append(len(response.resources))
+            requests.append(tunnel.settle(tunnel.receive(response)))
+    return sizes, tunnel
+
+
+@pytest.mark.lab
+def test_in_a_big_world_one_changed_pod_is_one_read_file_one_new_workload_and_one_resource(tmp_path):
+    scale.world(WORKLOADS, SERVICES, tmp_path)
+    store, judged = Store(Mesh()), []
+    source = FileSource(tmp_path, lambda parsed: (judged.append(parsed.file), store.judge(parsed)))
+    store.update(source.read())
+    resources = translate(store.world)
+    conversation = Conversation(resources)
+    sizes, tunnel = load(conversation)
+    assert sum(sizes) == WORKLOADS + SERVICES + 1, "one policy is always there"
+    assert len(sizes) < 10, "few and large: each is a new snapshot in the tunnel"
+    assert tunnel.synced
+
+    path = scale.services_file(tmp_path, 0)
+    scale.replace(path, path.read_text().replace(f"{scale.pod_address(0)}\n", "100.127.255.1\n"))
+    judged.clear()
+    before = dict(store.world.workloads)
+    assert store.update(source.read())
+    assert judged == [str(path)]
+    assert [uid for uid, each in store.world.workloads.items() if each is not before[uid]] == [
+        scale.pod_uid(0, SERVICES)
+    ]
+    after = translate(store.world, resources)
+    assert after.since(resources, ADDRESS_TYPE) == {scale.pod_uid(0, SERVICES)}
+    (response,) = conversation.update(after)
+    assert [each.name for each in response.resources] == [scale.pod_uid(0, SERVICES)]
+
+
+@pytest.mark.lab
+def test_a_big_world_goes_through_the_real_daemons():
+    said = []
+    figures = scale_run.run(f"s{os.getpid()}", WORKLOADS, SERVICES, said.append)
+    assert len(figures.change_s) == scale_run.CHANGES
+    assert [line.split()[0] for line in figures.lines()] == ["documents", "control", "first", "tunnel", "a"]
+    assert len(said) >= 3

@@ -11,7 +11,7 @@ pub use inbound::{Refused, Target, Unfit, inbound_target};
 
 use crate::addr::{self, DialAddr, HBONE_PORT, OrigDst};
 use crate::ids::SpiffeId;
-use crate::tables::{Gateway, Key, Mode, Outbound, Protocol, Service, Tables, Workload};
+use crate::tables::{Gateway, Key, Mode, Outbound, Protocol, Service, Tables, Word, Workload};
 use pick::{Nobody, Picked, Place, Want, Whom, pick};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -121,7 +121,7 @@ pub enum Refusal {
     #[error("service {0} has no healthy endpoint near enough for its STRICT load balancing")]
     NoneInScope(Key),
     #[error("{0} is in network {1}, to which no gateway is known")]
-    RemoteNetwork(Key, Box<str>),
+    RemoteNetwork(Key, Word),
     #[error(
         "service {0} is in another network and names no identities (subjectAltNames), so nobody there can be trusted"
     )]

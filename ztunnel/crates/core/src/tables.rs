@@ -9,14 +9,16 @@ mod decode_policy;
 mod endpoints;
 mod index;
 mod model;
+mod share;
 mod tree;
 
 pub use endpoints::{Endpoint, Lane, Shape, Stretch};
 pub use model::*;
 
 use bytes::Bytes;
-use decode::Unusable;
+use decode::{Address, Unusable};
 use index::Index;
+use share::Pool;
 use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -72,9 +74,9 @@ impl Tables {
                 Kind::Authorization => next.index.remove_policy(name),
             }
         }
-        let mut refused = Vec::new();
+        let (mut refused, mut pool) = (Vec::new(), Pool::default());
         for (name, bytes) in upserts {
-            if let Err(why) = next.upsert(kind, name, bytes) {
+            if let Err(why) = next.upsert(kind, name, bytes, &mut pool) {
                 if kind == Kind::Authorization {
                     let closes = decode_policy::refused(bytes, &why);
                     next.index.refuse_policy(name, closes);
@@ -85,9 +87,21 @@ impl Tables {
         (next, refused)
     }
 
-    fn upsert(&mut self, kind: Kind, name: &str, bytes: &Bytes) -> Result<(), Unusable> {
+    fn upsert(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        bytes: &Bytes,
+        pool: &mut Pool,
+    ) -> Result<(), Unusable> {
         match kind {
-            Kind::Address => self.index.put_address(decode::address(name, bytes)?),
+            Kind::Address => {
+                let mut address = decode::address(name, bytes)?;
+                if let Address::Workload(workload) = &mut address {
+                    pool.share(workload);
+                }
+                self.index.put_address(address);
+            }
             Kind::Authorization => self.index.put_policy(decode_policy::policy(name, bytes)?),
         }
         Ok(())

@@ -5,7 +5,7 @@
 use super::{Circumstances, scramble};
 use crate::tables::{
     Balancing, Endpoint, Key, Lane, Locus, Mode, Port, Service, Shape, Spread, Stretch, Tables,
-    Workload,
+    Word, Workload,
 };
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::net::IpAddr;
@@ -59,7 +59,7 @@ pub(super) enum Nobody {
     Unhealthy,
     OutOfScope,
     NoAddress,
-    Remote(Box<str>),
+    Remote(Word),
     Unresolvable(Box<str>),
     AllTried,
 }

@@ -85,9 +85,38 @@ fn shard_of<Q: Hash + ?Sized>(key: &Q) -> usize {
     (Hasher::default().hash_one(key) >> 48) as usize % SHARDS
 }
 
+/// Nearly every list has one item, and a vector behind a pointer for that would be the larger part of the map.
+#[derive(Clone, Debug)]
+enum Items<T> {
+    One(T),
+    Many(Arc<Vec<T>>),
+}
+
+impl<T> Items<T> {
+    fn as_slice(&self) -> &[T] {
+        match self {
+            Self::One(item) => std::slice::from_ref(item),
+            Self::Many(items) => items,
+        }
+    }
+}
+
+impl<T: Clone> Items<T> {
+    fn insert(&mut self, item: T, order: impl Fn(&T, &T) -> Ordering) {
+        if let Self::One(only) = self {
+            *self = Self::Many(Arc::new(vec![only.clone()]));
+        }
+        if let Self::Many(items) = self {
+            let items = Arc::make_mut(items);
+            let at = items.partition_point(|other| order(other, &item).is_lt());
+            items.insert(at, item);
+        }
+    }
+}
+
 /// A map to sorted lists; a key without items does not exist.
 #[derive(Debug)]
-pub(super) struct Groups<K, T>(CowMap<K, Arc<Vec<T>>>);
+pub(super) struct Groups<K, T>(CowMap<K, Items<T>>);
 
 impl<K, T> Clone for Groups<K, T> {
     fn clone(&self) -> Self {
@@ -106,14 +135,16 @@ impl<K: Eq + Hash + Clone, T: Clone> Groups<K, T> {
     where
         K: Borrow<Q>,
     {
-        self.0.get(key).map_or(&[], |items| items.as_slice())
+        self.0.get(key).map_or(&[], Items::as_slice)
     }
 
     /// `order` is total and the same in every call: the list does not depend on the order of arrival.
     pub(super) fn add(&mut self, key: K, item: T, order: impl Fn(&T, &T) -> Ordering) {
-        let items = Arc::make_mut(self.0.entry(key));
-        let at = items.partition_point(|other| order(other, &item).is_lt());
-        items.insert(at, item);
+        let shard = self.0.writable(shard_of(&key));
+        match shard.get_mut(&key) {
+            Some(items) => items.insert(item, order),
+            None => drop(shard.insert(key, Items::One(item))),
+        }
     }
 
     pub(super) fn remove<Q: Eq + Hash + ?Sized>(&mut self, key: &Q, is: impl Fn(&T) -> bool)
@@ -121,15 +152,17 @@ impl<K: Eq + Hash + Clone, T: Clone> Groups<K, T> {
         K: Borrow<Q>,
     {
         let items = self.get(key);
-        match items.iter().filter(|item| is(item)).count() {
-            0 => {}
-            n if n == items.len() => drop(self.0.remove(key)),
-            _ => {
-                let shard = shard_of(key);
-                if let Some(items) = self.0.writable(shard).get_mut(key) {
-                    Arc::make_mut(items).retain(|item| !is(item));
-                }
-            }
+        let mut left: Vec<T> = items.iter().filter(|item| !is(item)).cloned().collect();
+        if left.len() == items.len() {
+            return; // else a shard would be copied for nothing
+        }
+        let items = match left.len() {
+            0 => return drop(self.0.remove(key)),
+            1 => Items::One(left.remove(0)),
+            _ => Items::Many(Arc::new(left)),
+        };
+        if let Some(slot) = self.0.writable(shard_of(key)).get_mut(key) {
+            *slot = items;
         }
     }
 

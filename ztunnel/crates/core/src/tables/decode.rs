@@ -83,7 +83,7 @@ pub(super) fn same_name(name: &str, own: &str) -> Result<(), Unusable> {
         .ok_or_else(|| Unusable::OtherName(own.to_owned()))
 }
 
-pub(super) fn filled(field: &'static str, text: String) -> Result<Box<str>, Unusable> {
+pub(super) fn filled<T: From<String>>(field: &'static str, text: String) -> Result<T, Unusable> {
     if text.is_empty() {
         Err(Unusable::Empty(field))
     } else {
@@ -91,7 +91,7 @@ pub(super) fn filled(field: &'static str, text: String) -> Result<Box<str>, Unus
     }
 }
 
-fn or(text: String, default: &str) -> Box<str> {
+fn or(text: String, default: &str) -> Word {
     if text.is_empty() {
         default.into()
     } else {
@@ -159,7 +159,7 @@ fn workload(message: pb::Workload) -> Result<Workload, Unusable> {
     let host_network = known("network_mode", message.network_mode)?;
     let status = known("status", message.status)?;
     Ok(Workload {
-        uid: filled("uid", message.uid)?.into(),
+        uid: filled("uid", message.uid)?,
         name: filled("name", message.name)?,
         identity: SpiffeId::new(&trust_domain, &message.namespace, &account)?,
         namespace: message.namespace.into(),

@@ -42,7 +42,7 @@ fn hash(of: impl Hash) -> u64 {
 /// What endpoints must have alike to be interchangeable for one connection, but for their place.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Shape {
-    pub network: Box<str>,
+    pub network: Word,
     pub v4: bool,
     pub v6: bool,
     /// Without an address, to be looked up by name.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub(super) struct Index {
     pub(super) workloads: CowMap<Key, Arc<Workload>>,
     pub(super) by_ip: Groups<IpAddr, Arc<Workload>>,
-    pub(super) by_name: Groups<Box<str>, Arc<Workload>>,
+    pub(super) by_name: Groups<Word, Arc<Workload>>,
     pub(super) services: CowMap<Key, Arc<Service>>,
     pub(super) by_vip: Groups<Cidr, Arc<Service>>,
     /// Lower case.

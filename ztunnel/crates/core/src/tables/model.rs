@@ -10,6 +10,9 @@ use std::sync::Arc;
 /// `cluster/group/kind/namespace/name` of a workload, `namespace/hostname` of a service, `namespace/name` of a policy.
 pub type Key = Arc<str>;
 
+/// What many workloads have in common: equal ones that came together are one (`share`).
+pub type Word = Arc<str>;
+
 /// Services, each with a port mapping.
 pub type Memberships = Box<[(Key, Arc<[Port]>)]>;
 
@@ -17,21 +20,21 @@ pub type Memberships = Box<[(Key, Arc<[Port]>)]>;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     pub uid: Key,
-    pub name: Box<str>,
-    pub namespace: Box<str>,
+    pub name: Word,
+    pub namespace: Word,
     pub identity: SpiffeId,
     pub addresses: Box<[IpAddr]>,
     /// To be resolved by DNS when there is no address.
     pub hostname: Box<str>,
-    pub network: Box<str>,
+    pub network: Word,
     pub protocol: Protocol,
     pub waypoint: Option<Gateway>,
     pub network_gateway: Option<Gateway>,
-    pub node: Box<str>,
-    pub canonical_name: Box<str>,
-    pub canonical_revision: Box<str>,
+    pub node: Word,
+    pub canonical_name: Word,
+    pub canonical_revision: Word,
     pub workload_type: WorkloadType,
-    pub workload_name: Box<str>,
+    pub workload_name: Word,
     pub native_tunnel: bool,
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The services that it is an endpoint of, with its own port mapping; sorted by key.
@@ -41,7 +44,7 @@ pub struct Workload {
     /// Policies about whom it may call, judged where it is the client.
     pub egress_policies: Box<[Key]>,
     pub healthy: bool,
-    pub cluster_id: Box<str>,
+    pub cluster_id: Word,
     pub locality: Locality,
     /// Shares its node's IP: not found by IP.
     pub host_network: bool,
@@ -102,9 +105,9 @@ pub struct ApplicationTunnel {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Locality {
-    pub region: Box<str>,
-    pub zone: Box<str>,
-    pub subzone: Box<str>,
+    pub region: Word,
+    pub zone: Word,
+    pub subzone: Word,
 }
 
 /// A waypoint or a network's gateway: where its HBONE listener is.
@@ -117,7 +120,7 @@ pub struct Gateway {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
     Address {
-        network: Box<str>,
+        network: Word,
         ip: IpAddr,
     },
     /// Key of a service.
@@ -207,7 +210,7 @@ fn mask(ip: IpAddr, prefix: u32) -> IpAddr {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Port {
     pub service: u16,
     /// None: a named port; the endpoint says which.
