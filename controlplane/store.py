@@ -181,7 +181,9 @@ class Store:
         """At the start nobody knows what was in force before: a policy that cannot be read may have been."""
         file = entry.document.file
         if entry.object:
-            return _Force(file, entry.object)
+            # The same object for the same value: what was made of it stays, too.
+            same = before and before.object == entry.object
+            return _Force(file, before.object if before and same else entry.object)
         if before and not before.closed:
             return _Force(file, before.object)
         if entry.closed and (before or not self._started):
