@@ -63,12 +63,17 @@ class Place:
 
 def get(path: Path, target: str = "/config_dump") -> Any:
     """The JSON that `target` answers with. Raises Unreachable, NotPermitted, OperatorError."""
+    return _parse(ask(path, target), str(path))
+
+
+def ask(path: Path, target: str, method: str = "GET") -> bytes:
+    """Raises Unreachable, NotPermitted; OperatorError: the daemon says that the question is wrong."""
     connection = http.client.HTTPConnection("localhost", timeout=_TIMEOUT_S)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.sock.settimeout(_TIMEOUT_S)
         connection.sock.connect(str(path))
-        connection.request("GET", target)
+        connection.request(method, target)
         response = connection.getresponse()
         body = response.read()
     except PermissionError:
@@ -82,7 +87,7 @@ def get(path: Path, target: str = "/config_dump") -> Any:
         raise OperatorError(body.decode(errors="replace").strip())
     if response.status != 200:
         raise Unreachable(f"answers {target} with status {response.status}", where=str(path))
-    return _parse(body, str(path))
+    return body
 
 
 def _from_file(path: Path) -> Any:

@@ -15,13 +15,19 @@ from mesh.errors import MeshError, OperatorError, PeerError
 
 # Name -> (module, help): a module is imported when its command runs, so that `--help` and completion stay quick.
 COMMANDS: Final = {
+    "all": ("meshctl.tunnel", "Workloads, services, policies, certificates and connections."),
+    "bugreport": ("meshctl.bugreport", "Everything for somebody who helps, in one archive, without secrets."),
     "certificates": ("meshctl.tunnel", "Identities, certificates, validity."),
+    "check": ("meshctl.check", "Is everything on this node as it should be?"),
+    "completion": ("meshctl.completion", "Completion for bash, zsh or fish."),
     "connections": ("meshctl.tunnel", "Open connections of this node's pods."),
     "explain": ("meshctl.explain", "What would become of a connection, and who decides."),
     "lab": ("lab.main", "A cluster in one kernel: up, status, exec, demo, down."),
+    "log": ("meshctl.logs", "Log levels of a running tunnel."),
     "policies": ("meshctl.tunnel", "Layer-4 policies in force."),
     "services": ("meshctl.tunnel", "Services, virtual addresses, endpoints."),
     "status": ("meshctl.status", "The daemons here: who runs, what is wrong."),
+    "top": ("meshctl.top", "Who talks to whom, how much, now."),
     "workloads": ("meshctl.tunnel", "Workloads and how they are reached."),
 }
 
@@ -35,7 +41,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        name = {"all": "everything"}.get(cmd_name, cmd_name)
+        command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), name)
         assert isinstance(command, click.Command)
         return command
 

@@ -18,7 +18,12 @@ DAEMONS: Final = ("controlplane", "nodeagent", "ztunnel")
 @click.command()
 @place_options
 def status(place: Place, output: str) -> None:
-    """Who runs, and what is wrong. Exit code 1 when something is, 3 when nobody answers."""
+    """Who runs, and what is wrong. Exit code 1 when something is, 3 when nobody answers.
+
+    \b
+    sudo meshctl status
+    meshctl status --lab nm -o json
+    """
     found = [report for owner, path in place.run_dirs().items() for report in _ask_all(owner, path)]
     if not found:
         raise Unreachable("no daemon has its socket here", where=", ".join(str(p) for p in place.run_dirs().values()))

@@ -51,7 +51,13 @@ def show(kind: str, header: tuple[str, ...], rows: list[list[str]], found: Any, 
 @click.option("--workload-namespace", default="", help="Only this namespace.")
 @click.option("--workload-node", default="", help="Only this node.")
 def workloads(place: Place, output: str, address: str, workload_namespace: str, workload_node: str) -> None:
-    """Every workload the tunnel knows, and how it would be reached."""
+    """Every workload the tunnel knows, and how it would be reached.
+
+    \b
+    meshctl workloads --workload-namespace shop
+    meshctl workloads --address 10.244.1.2 -o json
+    meshctl workloads -f dump.json
+    """
     dump = place.config_dump()
     found = [
         w
@@ -65,7 +71,12 @@ def workloads(place: Place, output: str, address: str, workload_namespace: str, 
 @dump_options
 @click.option("--service-namespace", default="", help="Only this namespace.")
 def services(place: Place, output: str, service_namespace: str) -> None:
-    """Every service: virtual addresses, waypoint, healthy and all endpoints."""
+    """Every service: virtual addresses, waypoint, healthy and all endpoints.
+
+    \b
+    meshctl services --service-namespace shop
+    meshctl services -f dump.json -o yaml
+    """
     dump = place.config_dump()
     found = views.items(dump, "services", service_namespace)
     show("ServiceList", views.SERVICES, views.service_rows(found, dump), found, output)
@@ -75,7 +86,12 @@ def services(place: Place, output: str, service_namespace: str) -> None:
 @dump_options
 @click.option("--policy-namespace", default="", help="Only this namespace.")
 def policies(place: Place, output: str, policy_namespace: str) -> None:
-    """Every layer-4 policy in force."""
+    """Every layer-4 policy in force.
+
+    \b
+    meshctl policies --policy-namespace shop
+    meshctl policies -o json | jq '.items[].name'
+    """
     found = views.items(place.config_dump(), "policies", policy_namespace)
     show("PolicyList", views.POLICIES, views.policy_rows(found), found, output)
 
@@ -83,7 +99,12 @@ def policies(place: Place, output: str, policy_namespace: str) -> None:
 @click.command()
 @dump_options
 def certificates(place: Place, output: str) -> None:
-    """Every identity the tunnel holds, its certificates and their validity."""
+    """Every identity the tunnel holds, its certificates and their validity.
+
+    \b
+    meshctl certificates
+    meshctl certificates -f dump.json -o json
+    """
     found = views.items(place.config_dump(), "certificates")
     rows = views.certificate_rows(found, datetime.now(UTC))
     show("CertificateList", views.CERTIFICATES, rows, found, output)
@@ -95,9 +116,41 @@ def certificates(place: Place, output: str) -> None:
 @click.option("--workload-namespace", default="", help="Only this namespace.")
 @click.option("--raw", is_flag=True, help="Addresses instead of names.")
 def connections(place: Place, output: str, direction: str | None, workload_namespace: str, raw: bool) -> None:
-    """Every open connection of this node's pods."""
+    """Every open connection of this node's pods.
+
+    \b
+    meshctl connections --direction inbound
+    meshctl connections --raw --workload-namespace shop
+    """
     dump = place.config_dump()
     rows = views.connection_rows(dump, direction=direction or "", namespace=workload_namespace, raw=raw)
     keys = ("workload", "direction", "local", "remote", "target", "protocol")
     found = [dict(zip(keys, row, strict=True)) for row in rows]
     show("ConnectionList", views.CONNECTIONS, rows, found, output)
+
+
+@click.command(name="all")
+@dump_options
+def everything(place: Place, output: str) -> None:
+    """Workloads, services, policies, certificates and connections of one tunnel.
+
+    \b
+    meshctl all
+    meshctl all -f dump.json -o json
+    """
+    dump = place.config_dump()
+    if output != "short":
+        keys = ("workloads", "services", "policies", "certificates", "workloadState")
+        click.echo(columns.document("Dump", {key: dump.get(key) or [] for key in keys}, output))
+        return
+    tables = {
+        "WORKLOADS": (views.WORKLOADS, views.workload_rows(views.items(dump, "workloads"), dump)),
+        "SERVICES": (views.SERVICES, views.service_rows(views.items(dump, "services"), dump)),
+        "POLICIES": (views.POLICIES, views.policy_rows(views.items(dump, "policies"))),
+        "CERTIFICATES": (
+            views.CERTIFICATES,
+            views.certificate_rows(views.items(dump, "certificates"), datetime.now(UTC)),
+        ),
+        "CONNECTIONS": (views.CONNECTIONS, views.connection_rows(dump)),
+    }
+    click.echo("\n\n".join(f"{title}\n{columns.table(*of)}" for title, of in tables.items()))

@@ -28,6 +28,7 @@ class Admin:
         """Raises OperatorError."""
         app = web.Application()
         app.add_routes([web.get("/status", self._status), web.get("/pods", self._pods)])
+        app.add_routes([web.get("/verify", self._verify)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
         await web.SockSite(self._runner, listen_on(path, socket.SOCK_STREAM)).start()
@@ -41,6 +42,9 @@ class Admin:
 
     async def _pods(self, _: web.Request) -> web.Response:
         return web.json_response([describe(pod) for pod in self._registry.pods], dumps=_dumps)
+
+    async def _verify(self, _: web.Request) -> web.Response:
+        return web.json_response(await self._registry.verify(), dumps=_dumps)
 
     def status(self) -> dict[str, Any]:
         """`ready`: an ADD would be served."""

@@ -130,6 +130,7 @@ class Tunnel:
         return {
             "version": self._version,
             "node": self._settings.node_name,
+            "access_log": self._settings.access_log,
             "ready": not self.pending(),
             "pending": self.pending(),
             "xds": {

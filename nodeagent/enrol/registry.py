@@ -132,6 +132,20 @@ class Registry:
         if different:
             raise CniError(m.ENROLMENT_FAILED, f"pod {_name(request)}: {'; '.join(different)}")
 
+    async def verify(self) -> list[dict[str, Any]]:
+        """Every pod as its namespace is now: what differs from the plan, and who listens. Changes nothing."""
+        return [await self._verify(pod) for pod in self.pods if not pod.machine.is_over]
+
+    async def _verify(self, pod: Pod) -> dict[str, Any]:
+        found = {"uid": pod.member.uid, "namespace": pod.member.namespace, "name": pod.member.name}
+        found["state"] = pod.state.name
+        try:
+            different = await self._kernel.compare(pod.namespace, ingress_mode=pod.member.ingress_mode)
+            listening = await self._kernel.listening(pod.namespace)
+        except (MeshError, OSError, ValueError) as error:
+            return {**found, "error": str(error), "differences": [], "listening": []}
+        return {**found, "error": "", "differences": different, "listening": listening}
+
     async def remove(self, container_id: str) -> None:
         """Idempotent. Another sandbox of the same workload is not touched."""
         await self._withdraw([p for p in self.pods if p.member.container_id == container_id])

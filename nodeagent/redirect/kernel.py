@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,8 @@ NFT_DEADLINE_S: Final = 5.0
 _LO: Final = 1
 """Interface index of lo in every network namespace."""
 _RTN_LOCAL: Final = 2
+_LISTEN: Final = "0A"
+"""TCP_LISTEN in /proc/net/tcp."""
 _RT_SCOPE_HOST: Final = 254
 _ANYWHERE: Final = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
 _NAMES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
@@ -75,6 +77,17 @@ def observe(nft_path: str) -> Observed:
         local = {family for family in _families() if _has_route(ip, family)}
     names = (frozenset(_NAMES[family] for family in found) for found in (_families(), marked, local))
     return Observed(rules, chains, *names)
+
+
+def listening() -> list[int]:
+    """TCP ports that somebody listens on in this thread's namespace, in order."""
+    found: set[int] = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError):
+            rows = Path(f"/proc/thread-self/net/{table}").read_text(encoding="ascii").splitlines()[1:]
+            columns = (row.split() for row in rows)
+            found |= {int(local.rpartition(":")[2], 16) for _, local, _, state, *_ in columns if state == _LISTEN}
+    return sorted(found)
 
 
 def _families() -> list[socket.AddressFamily]:

@@ -31,6 +31,10 @@ class Redirection:
         plan = make_plan(Options(ingress_mode))
         return await namespace.run(lambda: differences(plan, kernel.observe(self._nft)))
 
+    async def listening(self, namespace: Namespace) -> list[int]:
+        """TCP ports that somebody listens on there."""
+        return await namespace.run(kernel.listening)
+
     async def take_out(self, namespace: Namespace) -> None:
         await namespace.run(lambda: kernel.take_out(self._nft))
 

@@ -1,6 +1,8 @@
 """`meshctl` against a running mesh: what it prints is what is going on."""
 
 import json
+import subprocess
+import tarfile
 
 import pytest
 from click.testing import CliRunner
@@ -76,3 +78,68 @@ def test_status_knows_every_daemon(mesh):
         ["node2", "ztunnel", "running"],
         ["control", "controlplane", "running"],
     ]
+
+
+def ours(mesh, *arguments, node="node1"):
+    """(exit code, what it prints) of any command, asked of one node."""
+    result = CliRunner().invoke(cli, [*arguments, "--lab", mesh.layout.name, "--node", node], catch_exceptions=False)
+    return result.exit_code, result.output
+
+
+def test_check_is_content_with_a_working_node_and_finds_what_is_broken(mesh):
+    code, text = ours(mesh, "check")
+    assert code == 0, text
+    assert "rules in place and in order, our ports listening, all served" in text
+    inside = ["ip", "netns", "exec", mesh.pods["web-1"].netns]
+    rule = ["add", "rule", "inet", "nodemesh", "nat-output", "meta", "l4proto", "udp", "accept"]
+    subprocess.run([*inside, "nft", *rule], check=True)
+    code, text = ours(mesh, "check")
+    assert code == 1
+    assert "FAIL pod shop/web-1: chain nat-output has foreign rules or another order" in text
+    assert "→ restart the node agent" in text
+    chain = ["inet", "nodemesh", "nat-output"]
+    listed = subprocess.run([*inside, "nft", "-a", "list", "chain", *chain], capture_output=True, check=True)
+    handle = next(line for line in listed.stdout.decode().splitlines() if "udp accept" in line).rpartition(" ")[2]
+    subprocess.run([*inside, "nft", "delete", "rule", *chain, "handle", handle], check=True)
+    assert ours(mesh, "check")[0] == 0
+
+
+def test_explain_tells_of_a_live_call_and_of_a_saved_dump_the_same(mesh, tmp_path):
+    question = ["explain", "shop/web-1", f"{mesh.pods['web-2'].ip}:8080"]
+    code, live = ours(mesh, *question)
+    assert code == 0, live
+    assert "expects    spiffe://cluster.local/ns/shop/sa/web-2" in live
+    dump = mesh.ask("ztunnel-node1", "/config_dump")
+    (tmp_path / "dump.json").write_text(json.dumps(dump))
+    saved = CliRunner().invoke(cli, [*question, "-f", str(tmp_path / "dump.json")], catch_exceptions=False)
+    assert saved.output == live
+
+
+def test_top_shows_who_talks(mesh):
+    client, server = mesh.pods["web-1"], mesh.pods["web-2"]
+    with Probe(mesh, client, "loop", server.ip, ECHO_PORT, 0.01) as loop:
+        loop.expect("open")
+        code, text = ours(mesh, "top", "--once", "--interval", "0.5", "-o", "json")
+    assert code == 0
+    rows = [row for row in json.loads(text)["items"] if row["reporter"] == "source" and row["new_per_s"] > 0]
+    assert rows
+    assert rows[0]["request_bytes_per_s"] > 0
+
+
+def test_levels_are_changed_and_reset_while_it_runs(mesh):
+    assert ours(mesh, "log", "--level", "access:debug")[1].splitlines()[1].split() == ["node1", "access=debug,info"]
+    assert ours(mesh, "log", "--reset")[1].splitlines()[1].split() == ["node1", "info"]
+
+
+def test_a_bugreport_has_everything_but_secrets(mesh, tmp_path):
+    path = tmp_path / "report.tar.gz"
+    code, text = ours(mesh, "bugreport", "--out", str(path))
+    assert code == 0, text
+    with tarfile.open(path) as archive:
+        files = {name.partition("/")[2]: archive.extractfile(name).read() for name in archive.getnames()}
+    node = {"ztunnel/config_dump.json", "ztunnel/metrics.txt", "nodeagent/verify.json", "access.log"}
+    assert files.keys() >= {"machine.txt", "check.txt"} | {f"node1/{name}" for name in node}
+    assert b"connection complete" in files["node1/access.log"]
+    token = next((mesh.layout.dir / "nodes").rglob("*token*"), None)
+    secret = token.read_bytes().strip() if token and token.is_file() else b"PRIVATE KEY-----"
+    assert not any(secret in body or b"PRIVATE KEY-----" in body for body in files.values())

@@ -193,6 +193,13 @@ impl Total {
     }
 }
 
+/// Not below zero, which is false.
+fn count_down(left: &Cell<usize>) -> bool {
+    let before = left.get();
+    left.set(before.saturating_sub(1));
+    before > 0
+}
+
 /// All workers' counters together.
 #[derive(Debug)]
 pub struct Totals {
@@ -243,9 +250,16 @@ impl Totals {
         let idle = self.series.values().filter(|total| total.is_idle());
         let mut ages: Vec<_> = idle.map(|total| total.grew).collect();
         ages.sort_unstable();
-        if let Some(&last) = ages.get(surplus.min(ages.len()).wrapping_sub(1)) {
-            self.forget(|total| total.grew <= last);
-        }
+        let Some(&last) = ages.get(surplus.min(ages.len()).wrapping_sub(1)) else {
+            return; // every one has an open connection
+        };
+        let left = Cell::new(
+            ages.iter()
+                .take(surplus)
+                .filter(|age| **age == last)
+                .count(),
+        );
+        self.forget(|total| total.grew < last || total.grew == last && count_down(&left));
     }
 
     pub fn evicted(&self) -> u64 {
@@ -328,6 +342,14 @@ mod tests {
             "it has an open connection"
         );
         assert!(!left.contains(&named(1).to_string()) && !left.contains(&named(2).to_string()));
+    }
+
+    #[test]
+    fn of_many_that_grew_at_once_only_the_surplus_goes() {
+        let mut totals = Totals::new(10);
+        let all = (0..12).map(|n| (named(n), [0, 0, 0, 0, 1])).collect();
+        totals.add(all, Instant::now());
+        assert_eq!((left(&totals).len(), totals.evicted()), (9, 3));
     }
 
     #[test]
