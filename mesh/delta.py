@@ -57,17 +57,24 @@ class Batch:
     partial: bool = False
 
 
+REFUSED: Final = ""
+"""The version under which a client names what it refused and holds no older version of: a server that still has it
+sends it again, one that no longer has it says that it is removed. Unnamed, its refusal would outlive it."""
+
+
 class Subscriber:
     """The client's role. One object outlives its streams: `start()` opens the next and says what is held already.
 
-    `held`: type URL to name to version, what an earlier life of this process left behind.
+    `held`: type URL to name to version, what an earlier life of this process left behind (version `REFUSED`: refused).
     """
 
     def __init__(
         self, node: Node, type_urls: Sequence[str], held: Mapping[str, Mapping[str, str]] | None = None
     ) -> None:
         self._node = node
-        self._held = {url: dict((held or {}).get(url, {})) for url in type_urls}
+        left = {url: (held or {}).get(url, {}) for url in type_urls}
+        self._held = {url: {name: of for name, of in each.items() if of != REFUSED} for url, each in left.items()}
+        self._refused = {url: {name for name, of in each.items() if of == REFUSED} for url, each in left.items()}
         self._unconfirmed = set(type_urls)
 
     @property
@@ -82,7 +89,11 @@ class Subscriber:
     def start(self) -> list[DeltaDiscoveryRequest]:
         """The first requests of a stream, one wildcard subscription per type."""
         return [
-            DeltaDiscoveryRequest(node=self._node, type_url=url, initial_resource_versions=held)
+            DeltaDiscoveryRequest(
+                node=self._node,
+                type_url=url,
+                initial_resource_versions={**dict.fromkeys(self._refused[url], REFUSED), **held},
+            )
             for url, held in self._held.items()
         ]
 
@@ -121,6 +132,8 @@ class Subscriber:
         for name in batch.removed:
             held.pop(name, None)
         held.update((name, version) for name, version, _ in batch.upserts if name not in refused)
+        kept_out = self._refused[batch.type_url] | refused
+        self._refused[batch.type_url] = kept_out - held.keys() - set(batch.removed)
 
 
 @dataclass(frozen=True, slots=True)

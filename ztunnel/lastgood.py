@@ -14,11 +14,12 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from mesh import log
-from mesh.delta import Batch, Refusal, Versioned
+from mesh.delta import AUTHORIZATION_TYPE, REFUSED, Batch, Refusal, Versioned
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
 
 _log = log.get("lastgood")
+_NOTHING = Versioned(REFUSED, "", b"")
 
 
 class LastGood:
@@ -50,13 +51,19 @@ class LastGood:
         return found
 
     def record(self, batch: Batch, refused: list[Refusal]) -> None:
-        """A batch took effect, except for what was refused. Written only after `changed`."""
+        """A batch took effect, except for what was refused. Written only after `changed`.
+
+        A refused policy without an older version is kept as well, as `REFUSED`: what it closed stays closed.
+        """
         kept_out = {name for name, _ in refused}
         for name in batch.removed:
             self._held.pop((batch.type_url, name), None)
         for name, version, data in batch.upserts:
+            key = (batch.type_url, name)
             if name not in kept_out:
-                self._held[batch.type_url, name] = Versioned(version, batch.type_url, data)
+                self._held[key] = Versioned(version, batch.type_url, data)
+            elif batch.type_url == AUTHORIZATION_TYPE and self._held.get(key, _NOTHING).version == REFUSED:
+                self._held[key] = Versioned(REFUSED, batch.type_url, data)
 
     def changed(self) -> None:
         """What is recorded is complete enough to be served from, and differs from what is on disk."""

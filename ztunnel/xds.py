@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from mesh import log
-from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Batch, Subscriber
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, REFUSED, Batch, Subscriber
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
 from ztunnel.backoff import Backoff
@@ -67,18 +67,21 @@ class XdsClient:
     async def restore(self) -> None:
         """Puts the stored configuration into force; what the core no longer takes will be asked for again.
 
-        A policy that it no longer takes would be missing, so then nothing counts as in force yet.
+        A policy that it no longer takes would be missing, so then nothing counts as in force yet; one that it never
+        took closes what it closed before.
         """
         stored = self._store.load() if self._store else {}
         held: dict[str, dict[str, str]] = {}
+        missing = False
         for url in TYPES:
             items = stored.get(url, {})
             refused = dict(await self._dataplane.apply(url, [(name, item.data) for name, item in items.items()], []))
             for name, why in refused.items():
                 _log.warning(log.CONFIG_REFUSED, type_url=url, name=name, why=why)
-            held[url] = {name: item.version for name, item in items.items() if name not in refused}
+            missing |= url == AUTHORIZATION_TYPE and any(items[name].version != REFUSED for name in refused)
+            held[url] = {name: REFUSED if name in refused else item.version for name, item in items.items()}
         self._subscriber = Subscriber(make_node(self._settings), TYPES, held)
-        if stored and len(held[AUTHORIZATION_TYPE]) == len(stored.get(AUTHORIZATION_TYPE, {})):
+        if stored and not missing:
             self.in_force.set()
             _log.info("last good configuration restored", resources=self.resources())
 

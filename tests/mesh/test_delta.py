@@ -258,8 +258,24 @@ def test_a_client_says_what_it_refused_and_keeps_the_older_version_on_record():
         >> response("2", a="bad", b="worse", c="1")
         << request(nonce="2", why="a: bad is bad; b: worse is bad")
         >> "connect"
-        << hello(a="1", c="1")
+        << hello(a="1", c="1", b="")
     )
+
+
+def test_a_refusal_does_not_outlive_what_was_refused():
+    assert (
+        play(Client("bad"))
+        >> "connect"
+        << hello()
+        >> response("1", a="bad", b="bad", c="bad")
+        << request(nonce="1", why="a: bad is bad; b: bad is bad; c: bad is bad")
+        >> response("2", a="1", removed=["b"])
+        << request(nonce="2")
+        >> "connect"
+        << hello(a="1", c="")
+    )
+    server = play(Server(a="1")) >> hello(a="1", c="")
+    assert server << Subscribed(T) << response("1", removed=["c"])
 
 
 def test_a_client_starts_from_what_it_held_in_an_earlier_life():

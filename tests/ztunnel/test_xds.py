@@ -259,6 +259,28 @@ def test_what_the_core_no_longer_takes_is_asked_for_again_and_a_policy_is_waited
     asyncio.run(main())
 
 
+def test_a_policy_that_was_refused_is_refused_again_after_a_restart_and_the_rest_serves(make, core, tmp_path):
+    async def main():
+        store = LastGood(tmp_path)
+        client = make(1, store)
+        await client.take(_response(ADDRESS_TYPE, web=WEB))
+        await client.take(_response(AUTHORIZATION_TYPE, deny=DENY))
+        await client.take(_response(AUTHORIZATION_TYPE, bad=GARBAGE, deny=GARBAGE))
+        await store.flush()
+        stored = LastGood(tmp_path).load()[AUTHORIZATION_TYPE]
+        assert {name: (of.version, of.data) for name, of in stored.items()} == {
+            "deny": ("1", DENY),
+            "bad": ("", GARBAGE),
+        }
+        again = make(1, LastGood(tmp_path))
+        await again.restore()
+        assert again.in_force.is_set()
+        versions = {each.type_url: dict(each.initial_resource_versions) for each in again._subscriber.start()}
+        assert versions[AUTHORIZATION_TYPE] == {"deny": "1", "bad": ""}
+
+    asyncio.run(main())
+
+
 def _response(type_url, **data):
     response = DeltaDiscoveryResponse(type_url=type_url, nonce="1")
     for name, value in data.items():
