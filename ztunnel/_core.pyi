@@ -22,6 +22,7 @@ class Core:
     "cluster.local", `node_name` str "", `workers` int (0: one per core), `packet_mark` int 0x539, `orig_src` bool true,
     `ipv6` bool true, `same_node_tls` bool false (true: a tunnel also between two pods of this node),
     `outbound_policy` str "ALLOW_ANY" | "REGISTRY_ONLY" (for workloads that the control plane says nothing of),
+    `key_dir` str "" (where keys and chains outlive a restart: a directory of ours on tmpfs, mode 0700),
     `connect_timeout_s`, `handshake_timeout_s` float 10 / 5, `pool_idle_s` float 300,
     `access_log` str "stderr" | "off" | a path, `log_level` str "info", `log_format` "json" | "console",
     `trace_ratio` float in [0, 1] | null (no tracing).
@@ -36,7 +37,8 @@ class Core:
         """Every waiting event as (kind, subject, detail), oldest first.
 
         `("need_certificate", identity, "now"|"prefetch")`: a connection waits for it | a pod with it is served here.
-        `("identity_unused", identity, "")`: the last pod with it left this node.
+        `("certificate_restored", identity, "NOT_BEFORE NOT_AFTER")`: its pod came back; Unix seconds.
+        `("identity_unused", identity, "")`: the last pod with it left this node; its key is dropped.
         `("drained", "", "")`: `drain()` has ended.  `("fault", where, what)`: a panic was contained; log it as error.
         """
 
@@ -58,11 +60,28 @@ class Core:
 
     def new_key(self, identity: str) -> bytes:
         """A fresh P-256 key for this SPIFFE ID, kept in Rust; returns its certificate request (PEM, empty subject, one
-        critical URI SAN). Raises ValueError: not a SPIFFE ID of the form spiffe://TD/ns/NS/sa/SA."""
+        critical URI SAN). Raises ValueError: not of the form spiffe://TD/ns/NS/sa/SA, or no pod here has it."""
 
     def install_chain(self, identity: str, chain: list[str]) -> tuple[float, float]:
         """Takes the CA's answer (PEM strings: leaf, intermediates, last the roots) into use for new handshakes.
         Returns (not_before, not_after), Unix seconds. Raises ValueError: not for the last key or identity, or bad."""
+
+    def install_svid(self, identity: str, key: bytes, chain: list[str]) -> tuple[float, float]:
+        """The same for a key (PKCS#8 DER) that came from outside, with its chain. Raises ValueError."""
+
+    def set_trust(self, document: bytes) -> None:
+        """Whom to believe from the next handshake on; open connections with those who would now be refused are cut.
+
+        JSON, all keys optional: `bundles` {trust domain: PEM}, `aliases` [trust domain], `crls` PEM,
+        `crls_unusable` str (there should be lists and are none: everybody is refused, with this sentence),
+        `longest_life_s` float 259200. A domain without certificates is refused as a whole; without a bundle for our
+        own domain the roots count that came with the chain. Raises ValueError: nothing has changed."""
+
+    def keys(self) -> tuple[list[str], int]:
+        """The identities whose private key is in memory, and how many keys have been dropped."""
+
+    def forget_absent(self) -> None:
+        """Wipes from `key_dir` what belongs to identities that no pod here has."""
 
     def certificate_failed(self, identity: str, why: str) -> None:
         """Connections that wait for this identity fail now with `why`, unless a valid chain is installed."""

@@ -24,12 +24,19 @@ _OPTIONS: Final[list[tuple[str, Any]]] = [
 ]
 
 
-def open_channel(endpoint: Endpoint) -> grpc.aio.Channel:
-    """Reads the roots anew, so that a rotated root takes effect with the next connection. Raises OperatorError."""
+def open_channel(endpoint: Endpoint, delivered: str = "") -> grpc.aio.Channel:
+    """Reads the roots anew, so that a rotated root takes effect with the next connection. Raises OperatorError.
+
+    `delivered`: roots of the mesh, PEM, which count beside the file's: the mesh's CA signs the control plane's
+    certificate, and a rotation must not wait for every node's file.
+    """
     options = list(_OPTIONS)
     if endpoint.alt_hostname:
         options.append(("grpc.ssl_target_name_override", endpoint.alt_hostname))
-    credentials = grpc.ssl_channel_credentials(root_certificates=read_roots(endpoint))
+    roots = read_roots(endpoint)
+    if roots is not None and delivered:
+        roots += b"\n" + delivered.encode()
+    credentials = grpc.ssl_channel_credentials(root_certificates=roots)
     return grpc.aio.secure_channel(endpoint.target, credentials, options=options)
 
 

@@ -38,8 +38,9 @@ class Authority(Protocol):
 class CaClient:
     """Istio's `CreateCertificate`. A connection per request: they are hours apart, and each reads the roots anew."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, own_roots: Callable[[], str] = lambda: "") -> None:
         self._settings = settings
+        self._own_roots = own_roots
 
     async def sign(self, identity: str, request_pem: str) -> list[str]:
         request = IstioCertificateRequest(csr=request_pem, validity_duration=int(self._settings.secret_ttl_s))
@@ -47,7 +48,7 @@ class CaClient:
         endpoint = self._settings.ca
         metadata = call_metadata(endpoint, self._settings.auth_token, self._settings.cluster_id)
         try:
-            async with open_channel(endpoint) as channel:
+            async with open_channel(endpoint, self._own_roots()) as channel:
                 response = await _create_certificate(channel)(request, metadata=metadata, timeout=_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise PeerError(f"the CA at {endpoint.target} says {error.code().name}: {error.details()}") from None
@@ -91,6 +92,15 @@ class Certificates:
         self.rotation.unused(identity)
         self._dataplane.core.forget_identity(identity)
         self._metrics.forget("nodemesh_certificate_expiry_seconds", identity=identity)
+
+    def restored(self, identity: str, validity: str) -> None:
+        """The core's event `certificate_restored`: in use since before the restart; renewed when its time comes."""
+        not_before, not_after = (float(moment) for moment in validity.split())
+        self.rotation.want(identity, Urgency.PREFETCH, self._clock())
+        if self.rotation.issued(identity, not_before, not_after, self._clock(), self._chance()):
+            self._metrics.set("nodemesh_certificate_expiry_seconds", not_after, identity=identity)
+            _log.info("certificate restored", identity=identity, remaining_s=round(not_after - self._clock()))
+        self._changed.set()
 
     def configuration_changed(self) -> None:
         """What the CA refused may be known to it now."""

@@ -89,12 +89,12 @@ class LastGood:
             entry.resource.type_url, entry.resource.value = item.type_url, item.data
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _replace(self._path, stored.SerializeToString())
+            replace_file(self._path, stored.SerializeToString())
         except OSError as error:
             _log.warning("configuration not stored", path=str(self._path), why=error.strerror)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Atomic also across a power cut: the file is on disk before it has its name."""
     aside = path.with_suffix(".new")
     with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:

@@ -22,6 +22,8 @@ _HELP: Final = {
     "nodemesh_certificate_requests_total": ("counter", "Certificate requests, by result"),
     "nodemesh_spans_total": ("counter", "Spans of sampled connections, by what became of them"),
     "nodemesh_xds_last_message_timestamp_seconds": ("gauge", "When the control plane was heard last, Unix seconds"),
+    "nodemesh_private_keys": ("gauge", "Private keys in memory, each of an identity that a pod here has"),
+    "nodemesh_private_keys_dropped_total": ("counter", "Private keys wiped because their last pod left"),
     "process_resident_memory_bytes": ("gauge", "Resident memory"),
     "process_cpu_seconds_total": ("counter", "Processor time, user and system"),
     "process_start_time_seconds": ("gauge", "Start, Unix seconds"),

@@ -94,6 +94,10 @@ class Rotation:
         """The end of each certificate in use."""
         return {name: entry.expires for name, entry in self._entries.items() if entry.expires}
 
+    def wanted(self) -> set[str]:
+        """Everything that is in use or waited for."""
+        return set(self._entries)
+
     def troubles(self) -> dict[str, str]:
         """Why the last request of an identity failed."""
         return {name: entry.why for name, entry in self._entries.items() if entry.why}

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from mesh import log
 from mesh.errors import OperatorError
+from mesh.ids import SpiffeId
 from mesh.settings import Env
 
 _ROOT: Final = "./var/run/secrets/istio/root-cert.pem"
@@ -71,6 +72,15 @@ class Settings:
     ipv6: bool
     same_node_tls: bool
     outbound_policy: str
+    key_dir: str
+    """Where keys outlive a restart, on tmpfs; "": nowhere."""
+    trust_domain_aliases: tuple[str, ...]
+    trust_bundles: Path | None
+    """A directory of TRUST-DOMAIN.json or .pem."""
+    crl_path: Path | None
+    svid_max_lifetime_s: float
+    spiffe_socket: str
+    """gRPC target of a SPIFFE Workload API, which then gives the certificates instead of the CA; "" for none."""
     admin: tuple[str, int]
     stats: tuple[str, int]
     readiness: tuple[str, int]
@@ -107,6 +117,12 @@ class Settings:
             ipv6=env.flag("IPV6_ENABLED", True),
             same_node_tls=env.flag("NODEMESH_SAME_NODE_TLS", False),
             outbound_policy=env.choice("NODEMESH_OUTBOUND_POLICY", "ALLOW_ANY", ("ALLOW_ANY", "REGISTRY_ONLY")),
+            key_dir=env.text("NODEMESH_KEY_DIR", ""),
+            trust_domain_aliases=_trust_domains(env, "TRUST_DOMAIN_ALIASES"),
+            trust_bundles=_optional_path(env, "NODEMESH_TRUST_BUNDLES"),
+            crl_path=_optional_path(env, "CRL_PATH"),
+            svid_max_lifetime_s=env.duration("NODEMESH_SVID_MAX_LIFETIME", "72h"),
+            spiffe_socket=_spiffe_socket(env),
             admin=env.host_port("ADMIN_ADDR", "127.0.0.1:15000"),
             stats=env.host_port("STATS_ADDR", "0.0.0.0:15020"),
             readiness=env.host_port("READINESS_ADDR", "0.0.0.0:15021"),
@@ -120,7 +136,7 @@ class Settings:
         """The core's JSON, door 4."""
         keys = ("network", "cluster_id", "trust_domain", "node_name", "workers", "packet_mark", "ipv6", "same_node_tls")
         logs = ("access_log", "log_level", "log_format")
-        picked = {key: getattr(self, key) for key in (*keys, "outbound_policy", *logs)}
+        picked = {key: getattr(self, key) for key in (*keys, "key_dir", "outbound_policy", *logs)}
         picked["trace_ratio"] = self.collector.ratio if self.collector else None
         return json.dumps(picked).encode()
 
@@ -131,6 +147,35 @@ class Settings:
         for endpoint in ("xds", "ca"):
             shown[endpoint] = {"target": shown[endpoint]["target"], "alt_hostname": shown[endpoint]["alt_hostname"]}
         return shown
+
+
+def _optional_path(env: Env, variable: str) -> Path | None:
+    text = env.text(variable, "")
+    return Path(text) if text else None
+
+
+def _trust_domains(env: Env, variable: str) -> tuple[str, ...]:
+    """Separated by commas."""
+    names = tuple(name for name in (part.strip() for part in env.text(variable, "").split(",")) if name)
+    for name in names:
+        try:
+            SpiffeId(name, "any", "any")
+        except ValueError as error:
+            raise OperatorError(f"{name!r}: {error}", where=variable) from None
+    return names
+
+
+def _spiffe_socket(env: Env) -> str:
+    """SPIFFE Workload Endpoint §4. NODEMESH_IDENTITY_SOURCE chooses: the variable may be set for others' sake."""
+    if env.choice("NODEMESH_IDENTITY_SOURCE", "ca", ("ca", "spiffe")) == "ca":
+        return ""
+    variable = "SPIFFE_ENDPOINT_SOCKET"
+    url = urlsplit(env.text(variable, None))
+    if url.scheme == "unix" and not url.netloc and url.path.startswith("/") and not url.query:
+        return f"unix://{url.path}"
+    if url.scheme == "tcp" and url.hostname and not url.path:
+        return url.netloc
+    raise OperatorError(f"{url.geturl()!r} is neither unix:///PATH nor tcp://IP:PORT", where=variable)
 
 
 def _endpoint(env: Env, prefix: str) -> Endpoint:

@@ -21,10 +21,14 @@ from ztunnel.metrics import Metrics
 from ztunnel.otlp import Exporter
 from ztunnel.pods import Pods
 from ztunnel.settings import Settings
+from ztunnel.trust import Trust
+from ztunnel.workload_api import Supplied, watch_bundles
 from ztunnel.xds import XdsClient
 from ztunnel.zds import ZdsClient
 
 _DRAIN_SLACK_S: Final = 2.0
+# After the agent named every pod; the control plane may still have to tell what they are called.
+_COME_BACK_WITHIN_S: Final = 5.0
 
 _log = log.get("ztunnel")
 
@@ -36,14 +40,22 @@ class Tunnel:
         self._version = version
         self._metrics = Metrics()
         self._store = LastGood(settings.state_dir) if settings.state_dir else None
-        self._certificates = Certificates(dataplane, CaClient(settings), self._metrics)
-        self._xds = XdsClient(settings, dataplane, self._metrics, self._store, self._certificates.configuration_changed)
+        self._trust = Trust(settings, dataplane.core.set_trust)
+        self._certificates = self._identity_source()
+        changed, roots = self._certificates.configuration_changed, self._trust.own_roots
+        self._xds = XdsClient(settings, dataplane, self._metrics, self._store, changed, roots)
         self._pods = Pods(dataplane)
         self._zds = ZdsClient(settings.zds_socket, self._pods)
         self._levels = Levels(settings.log_level)
         self._stopping = asyncio.Event()
         self._cutting = asyncio.Event()
         self._drained = asyncio.Event()
+
+    def _identity_source(self) -> Certificates | Supplied:
+        if self._settings.spiffe_socket:
+            return Supplied(self._settings, self._dataplane, self._trust, self._metrics)
+        authority = CaClient(self._settings, self._trust.own_roots)
+        return Certificates(self._dataplane, authority, self._metrics)
 
     def stop(self) -> None:
         """Drain and end; asked a second time, end without draining."""
@@ -53,6 +65,7 @@ class Tunnel:
         """Until `stop`. True: drained; false: cut short. Raises OperatorError: a person has to act."""
         self._dataplane.listen(self._heard)
         try:
+            self._trust.restore()
             await self._xds.restore()
             async with asyncio.TaskGroup() as tasks:
                 rest = [tasks.create_task(work) for work in self._standing_work()]
@@ -70,7 +83,9 @@ class Tunnel:
                 await self._store.flush()
 
     def _standing_work(self) -> list[Coroutine[Any, Any, None]]:
-        work = [self._xds.run(), self._certificates.run(), self._pods.run()]
+        work = [self._xds.run(), self._certificates.run(), self._pods.run(), self._trust.run(), self._forget_absent()]
+        if not self._settings.spiffe_socket:
+            work.append(watch_bundles(self._settings, self._trust))
         if self._store:
             work.append(self._store.run())
         if collector := self._settings.collector:
@@ -86,6 +101,12 @@ class Tunnel:
     async def _enrolment(self) -> None:
         await self._xds.in_force.wait()
         await self._zds.run()
+
+    async def _forget_absent(self) -> None:
+        """Keys that were kept over a restart for pods that did not come back."""
+        await self._zds.told.wait()
+        await asyncio.sleep(_COME_BACK_WITHIN_S)
+        await asyncio.to_thread(self._dataplane.core.forget_absent)
 
     async def _drain(self) -> bool:
         deadline_s = self._settings.drain_deadline_s
@@ -103,6 +124,8 @@ class Tunnel:
         match kind:
             case "need_certificate":
                 self._certificates.needed(subject, detail)
+            case "certificate_restored":
+                self._certificates.restored(subject, detail)
             case "identity_unused":
                 self._certificates.unused(subject)
             case "drained":
@@ -148,12 +171,16 @@ class Tunnel:
                 "waiting": self._pods.waiting,
             },
             "certificates": {"expiries": rotation.expiries(), "troubles": rotation.troubles()},
+            "trust": {"troubles": self._trust.troubles()},
         }
 
     async def metrics(self) -> bytes:
         """The core's series, then the shell's."""
         self._metrics.set("nodemesh_xds_connected", self._xds.connected)
         self._metrics.set("nodemesh_zds_connected", self._zds.connected)
+        held, dropped = self._dataplane.core.keys()
+        self._metrics.set("nodemesh_private_keys", len(held))
+        self._metrics.set("nodemesh_private_keys_dropped_total", dropped)
         self._metrics.set("nodemesh_pods_waiting", len(self._pods.waiting))
         self._metrics.set("nodemesh_xds_last_message_timestamp_seconds", self._xds.last_message)
         for url, count in self._xds.resources().items():

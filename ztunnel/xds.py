@@ -48,12 +48,14 @@ class XdsClient:
         metrics: Metrics,
         store: LastGood | None,
         changed: Callable[[], None] = lambda: None,
+        own_roots: Callable[[], str] = lambda: "",
     ) -> None:
         self._settings = settings
         self._dataplane = dataplane
         self._metrics = metrics
         self._store = store
         self._changed = changed
+        self._own_roots = own_roots
         self._subscriber = Subscriber(make_node(settings), TYPES)
         self._backoff = Backoff()
         self.in_force = asyncio.Event()
@@ -134,7 +136,7 @@ class XdsClient:
     async def _stream(self) -> None:
         endpoint = self._settings.xds
         metadata = call_metadata(endpoint, self._settings.auth_token, self._settings.cluster_id)
-        async with open_channel(endpoint) as channel:
+        async with open_channel(endpoint, self._own_roots()) as channel:
             method: Any = channel.stream_stream(
                 _METHOD,
                 request_serializer=DeltaDiscoveryRequest.SerializeToString,

@@ -36,6 +36,8 @@ class ZdsClient:
         self._pods = pods
         self.connected = False
         self.snapshot = False
+        self.told = asyncio.Event()
+        """Set with the first whole snapshot."""
 
     async def run(self) -> None:
         """For ever. The pods are served on while the agent is away."""
@@ -69,6 +71,8 @@ class ZdsClient:
                     await loop.sock_sendall(connection, answer(str(refusal)))
                     raise
                 self.snapshot = session.complete
+                if session.complete:
+                    self.told.set()
                 await loop.sock_sendall(connection, answer(error))
 
 

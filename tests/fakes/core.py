@@ -28,6 +28,7 @@ KEYS = {
     "ipv6",
     "same_node_tls",
     "outbound_policy",
+    "key_dir",
 } | {
     "connect_timeout_s",
     "handshake_timeout_s",
@@ -58,8 +59,11 @@ class FakeCore:
         self.refuses_pods: dict[str, Exception] = {}
         self.tables: dict[str, dict[str, bytes]] = {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}}
         self.enrolled: dict[str, tuple[int, int]] = {}
-        self.keys: dict[str, ec.EllipticCurvePrivateKey] = {}
+        self.keys_held: dict[str, ec.EllipticCurvePrivateKey] = {}
         self.chains: dict[str, list[str]] = {}
+        self.trust: list[dict[str, Any]] = []
+        self.dropped = 0
+        self.absent_forgotten = 0
         self.failures: list[tuple[str, str]] = []
         self.levels = {"access": "info", "core": "info"}
         self.spans: list[str] = []
@@ -116,7 +120,7 @@ class FakeCore:
     def new_key(self, identity: str) -> bytes:
         self._alive()
         SpiffeId.parse(identity)
-        self.keys[identity] = key = ec.generate_private_key(ec.SECP256R1())
+        self.keys_held[identity] = key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
         request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, True)
         return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -124,10 +128,36 @@ class FakeCore:
     def install_chain(self, identity: str, chain: list[str]) -> tuple[float, float]:
         self._alive()
         leaf = x509.load_pem_x509_certificate(chain[0].encode())
-        if identity not in self.keys or leaf.public_key() != self.keys[identity].public_key():
+        if identity not in self.keys_held or leaf.public_key() != self.keys_held[identity].public_key():
             raise ValueError("the certificate is not for the last key")
         self.chains[identity] = chain
         return leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+
+    def install_svid(self, identity: str, key: bytes, chain: list[str]) -> tuple[float, float]:
+        self._alive()
+        loaded = serialization.load_der_private_key(key, None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        self.keys_held[identity] = loaded
+        return self.install_chain(identity, chain)
+
+    def set_trust(self, document: bytes) -> None:
+        self._alive()
+        parsed = json.loads(document)
+        unknown = parsed.keys() - {"bundles", "aliases", "crls", "crls_unusable", "longest_life_s"}
+        if unknown:
+            raise ValueError(f"unknown field {', '.join(sorted(unknown))}")
+        for pem in parsed.get("bundles", {}).values():
+            if pem.strip():
+                x509.load_pem_x509_certificates(pem.encode())
+        self.trust.append(parsed)
+
+    def keys(self) -> tuple[list[str], int]:
+        self._alive()
+        return sorted(self.keys_held), self.dropped
+
+    def forget_absent(self) -> None:
+        self._alive()
+        self.absent_forgotten += 1
 
     def certificate_failed(self, identity: str, why: str) -> None:
         self._alive()
@@ -135,7 +165,7 @@ class FakeCore:
 
     def forget_identity(self, identity: str) -> None:
         self._alive()
-        self.keys.pop(identity, None)
+        self.dropped += self.keys_held.pop(identity, None) is not None
         self.chains.pop(identity, None)
 
     def drain(self, deadline_s: float) -> None:

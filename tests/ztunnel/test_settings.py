@@ -37,6 +37,7 @@ def test_the_core_gets_only_keys_it_knows():
         "ipv6": True,
         "same_node_tls": False,
         "outbound_policy": "ALLOW_ANY",
+        "key_dir": "",
         "access_log": "stderr",
         "log_level": "info",
         "log_format": "console",

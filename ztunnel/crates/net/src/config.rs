@@ -34,6 +34,8 @@ pub struct Config {
     pub connect_timeout_s: f64,
     pub handshake_timeout_s: f64,
     pub pool_idle_s: f64,
+    /// Where keys and certificates outlive a restart; empty: nowhere. Must be on tmpfs.
+    pub key_dir: String,
     pub access_log: String,
     pub log_level: String,
     /// "console" or "json"; of every line that the core writes.
@@ -58,6 +60,7 @@ impl Default for Config {
             connect_timeout_s: 10.0,
             handshake_timeout_s: 5.0,
             pool_idle_s: 300.0,
+            key_dir: String::new(),
             access_log: "stderr".into(),
             log_level: "info".into(),
             log_format: "json".into(),

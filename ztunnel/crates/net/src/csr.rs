@@ -1,10 +1,8 @@
-//! A P-256 key and the certificate request for it. Owns the few DER forms of the request; reads no certificate.
+//! The certificate request for a key. Owns the few DER forms it needs; reads no certificate.
 
-use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use ztunnel_core::ids::SpiffeId;
+
+use crate::key::Key;
 
 // DER tags, X.690 §8.
 const INTEGER: u8 = 0x02;
@@ -22,48 +20,20 @@ const EXTENSION_REQUEST: &[u8] = &[
 ];
 const SUBJECT_ALT_NAME: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x11];
 
-/// A private key that never leaves this process; the type has no way to print it.
-pub(crate) struct Key(EcdsaKeyPair);
-
-impl Key {
-    pub(crate) fn generate() -> Result<Self, String> {
-        EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING)
-            .map(Self)
-            .map_err(|_| "the crypto library could not make a P-256 key".to_owned())
-    }
-
-    /// SubjectPublicKeyInfo, DER: what a certificate for this key must carry.
-    pub(crate) fn public_der(&self) -> Result<Vec<u8>, String> {
-        AsDer::<PublicKeyX509Der<'_>>::as_der(self.0.public_key())
-            .map(|der| der.as_ref().to_vec())
-            .map_err(|_| "the crypto library could not encode the public key".to_owned())
-    }
-
-    pub(crate) fn private_der(&self) -> Result<PrivateKeyDer<'static>, String> {
-        self.0
-            .to_pkcs8v1()
-            .map(|der| PrivatePkcs8KeyDer::from(der.as_ref().to_vec()).into())
-            .map_err(|_| "the crypto library could not encode the private key".to_owned())
-    }
-
-    /// The PKCS#10 request (RFC 2986) as PEM: empty subject, one critical SAN with the one URI, which is what Istio's CA
-    /// and X.509-SVID §2 ask for.
-    pub(crate) fn request(&self, identity: &SpiffeId) -> Result<String, String> {
-        let info = request_info(&self.public_der()?, identity.as_str());
-        let signature = self
-            .0
-            .sign(&SystemRandom::new(), &info)
-            .map_err(|_| "the crypto library could not sign the certificate request".to_owned())?;
-        let request = join(
-            SEQUENCE,
-            &[
-                &info,
-                &join(SEQUENCE, &[ECDSA_WITH_SHA256]),
-                &join(BIT_STRING, &[&[0], signature.as_ref()]),
-            ],
-        );
-        Ok(pem("CERTIFICATE REQUEST", &request))
-    }
+/// The PKCS#10 request (RFC 2986) as PEM: empty subject, one critical SAN with the one URI, which is what Istio's CA and
+/// X.509-SVID §2 ask for.
+pub(crate) fn request(key: &Key, identity: &SpiffeId) -> Result<String, String> {
+    let info = request_info(&key.public_der()?, identity.as_str());
+    let signature = key.signature(&info)?;
+    let request = join(
+        SEQUENCE,
+        &[
+            &info,
+            &join(SEQUENCE, &[ECDSA_WITH_SHA256]),
+            &join(BIT_STRING, &[&[0], &signature]),
+        ],
+    );
+    Ok(pem("CERTIFICATE REQUEST", &request))
 }
 
 fn request_info(public_key: &[u8], uri: &str) -> Vec<u8> {
@@ -142,9 +112,7 @@ mod tests {
 
     fn parsed(check: impl FnOnce(&X509CertificationRequest<'_>)) {
         let key = Key::generate().expect("key");
-        let text = key
-            .request(&SpiffeId::parse(ID).expect("id"))
-            .expect("request");
+        let text = request(&key, &SpiffeId::parse(ID).expect("id")).expect("request");
         let (_, pem) = x509_parser::pem::parse_x509_pem(text.as_bytes()).expect("PEM");
         let (rest, request) = X509CertificationRequest::from_der(&pem.contents).expect("DER");
         assert!(rest.is_empty());

@@ -73,9 +73,14 @@ impl Dataplane {
         let format = config.format().map_err(io::Error::other)?;
         let mailbox = Arc::new(Mailbox::new()?);
         let asked = mailbox.clone();
-        let identities = Identities::new(Box::new(move |id, now| {
+        let mut identities = Identities::new(Box::new(move |id, now| {
             asked.need_certificate(id.as_str(), now)
         }));
+        if !config.key_dir.is_empty() {
+            identities = identities
+                .with_vault(&config.key_dir)
+                .map_err(io::Error::other)?;
+        }
         let shared = Arc::new(Shared {
             tables: ArcSwap::from_pointee(Tables::new(&config.network, &config.cluster_id)),
             served: ArcSwap::default(),
@@ -110,10 +115,13 @@ impl Dataplane {
     ) -> Vec<(String, String)> {
         let one_writer = lock(&self.one_writer);
         let (next, refused) = self.shared.tables.load().with(kind, upserts, removed);
+        // A worker asks for a certificate as soon as it sees a record: by then its identity must be known to be here.
+        self.learn_identities(&mut lock(&self.pods), &next);
         self.shared.tables.store(Arc::new(next));
         self.shared.changed.send_modify(|number| *number += 1);
         drop(one_writer);
-        self.learn_identities(&mut lock(&self.pods));
+        // Again, for a pod that came in between and knew the old tables only.
+        self.learn_identities(&mut lock(&self.pods), &self.shared.tables.load());
         refused
     }
 
@@ -146,15 +154,15 @@ impl Dataplane {
         self.tell("pod enrolled", &pod);
         let owner =
             &self.workers.handles[(pod.number % self.workers.handles.len() as u64) as usize];
+        self.learn_identities(&mut pods, &self.shared.tables.load());
         owner.submit(move |worker| pod::serve(worker, &pod, listeners));
-        self.learn_identities(&mut pods);
         Ok(())
     }
 
     pub fn withdraw(&self, uid: &str) {
         let mut pods = lock(&self.pods);
         self.take_out(&mut pods, uid);
-        self.learn_identities(&mut pods);
+        self.learn_identities(&mut pods, &self.shared.tables.load());
     }
 
     fn take_out(&self, pods: &mut Pods, uid: &str) {
@@ -199,14 +207,13 @@ impl Dataplane {
 
     /// Asks for certificates of what is served here now, and says which identities nobody needs any longer. A record that
     /// vanished leaves its identity in use: the pod is still here.
-    fn learn_identities(&self, pods: &mut Pods) {
+    fn learn_identities(&self, pods: &mut Pods, tables: &Tables) {
         let Pods {
             by_uid, identities, ..
         } = pods;
         let before: HashSet<SpiffeId> = identities.values().cloned().collect();
         let served: HashSet<u64> = by_uid.values().map(|pod| pod.number).collect();
         identities.retain(|number, _| served.contains(number));
-        let tables = self.shared.tables.load();
         for pod in by_uid.values() {
             let found = pod
                 .workload(&tables)
@@ -216,12 +223,44 @@ impl Dataplane {
             }
         }
         let after: HashSet<SpiffeId> = identities.values().cloned().collect();
-        after
-            .difference(&before)
-            .for_each(|id| self.shared.mailbox.need_certificate(id.as_str(), false));
+        self.shared.identities.set_present(after.clone());
+        after.difference(&before).for_each(|id| self.provide(id));
         before
             .difference(&after)
             .for_each(|id| self.shared.mailbox.identity_unused(id.as_str()));
+    }
+
+    /// A pod with this identity has come: what a restart left of it, or the CA.
+    fn provide(&self, id: &SpiffeId) {
+        let mailbox = &self.shared.mailbox;
+        match self.shared.identities.restore(id) {
+            Some(validity) => mailbox.certificate_restored(id.as_str(), validity),
+            None => mailbox.need_certificate(id.as_str(), false),
+        }
+    }
+
+    /// Whom to believe; connections with those who are no longer believed are cut. On error nothing changes.
+    pub fn set_trust(&self, document: &[u8]) -> Result<(), String> {
+        self.shared.identities.set_trust(document)?;
+        for handle in &self.workers.handles {
+            handle.submit(|worker| {
+                worker.tunnels.judge_again();
+                worker.end_unproven();
+            });
+        }
+        Ok(())
+    }
+
+    /// See `Identities::install_chain`.
+    pub fn install_chain(&self, id: &SpiffeId, chain: &[String]) -> Result<(f64, f64), String> {
+        let validity = self.shared.identities.install_chain(id, chain)?;
+        if let Some(why) = self.shared.identities.not_kept() {
+            let fields = |line: Line| line.text("identity", id.as_str()).text("error", &why);
+            self.shared
+                .log
+                .core(Level::Warn, "certificate not kept for a restart", fields);
+        }
+        Ok(validity)
     }
 
     pub fn drain(&self, deadline: Duration) {

@@ -1,21 +1,28 @@
 //! The keys and certificates of the workloads on this node.
 //!
-//! Owns private keys from birth to death, what is pending and what is in use, and the only reading of the wall clock:
-//! validity is a matter of the calendar. Owns no schedule: renewal is Python's, which answers `ask`.
+//! Owns private keys from birth to death, what is pending and what is in use, whom we trust, and the only reading of the
+//! wall clock: validity is a matter of the calendar. Owns no schedule: renewal is Python's, which answers `ask`.
 
-use std::collections::HashMap;
+mod chain;
+mod lease;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 use ztunnel_core::ids::SpiffeId;
 
-use crate::csr::Key;
+use crate::csr::request;
+use crate::key::{self, Key};
 use crate::tls::Configs;
-use crate::verify::{leaf_identity, parse};
+use crate::vault::Vault;
+use crate::verify::{Peer, Trust, Trusted};
+use chain::{Holder, until};
+pub(crate) use lease::Lease;
 
 /// How long a connection waits for the first certificate of its workload.
 const FIRST_CHAIN: Duration = Duration::from_secs(10);
@@ -30,6 +37,7 @@ pub struct Credentials {
     pub not_before: f64,
     pub not_after: f64,
     pub(crate) configs: Configs,
+    presented: Vec<CertificateDer<'static>>,
     info: CertificateInfo,
 }
 
@@ -37,6 +45,16 @@ impl Credentials {
     /// Zero once expired.
     pub(crate) fn remaining(&self) -> Duration {
         until(self.not_after)
+    }
+
+    /// Why those who trust whom we trust would refuse it today.
+    fn doubt(&self) -> Option<String> {
+        let chain: Vec<_> = self.presented.iter().collect();
+        let judged = self
+            .configs
+            .judge
+            .identify(&chain, Peer::Server, UnixTime::now());
+        judged.err()
     }
 }
 
@@ -66,12 +84,22 @@ pub struct ChainLink {
 pub struct Identities {
     ask: Ask,
     known: Mutex<HashMap<SpiffeId, Entry>>,
+    /// Whose pods are here; a key for anybody else is not made. `None`: everybody's.
+    present: Mutex<Option<HashSet<SpiffeId>>>,
+    trusted: Trusted,
+    vault: Option<Vault>,
+    dropped: AtomicU64,
+    not_kept: Mutex<Option<String>>,
 }
+
+type Present<'a> = MutexGuard<'a, Option<HashSet<SpiffeId>>>;
 
 struct Entry {
     /// The key of the last request; a chain must be for this one.
     pending: Option<Key>,
     state: watch::Sender<State>,
+    /// Why those who trust whom we trust would refuse what is in use.
+    doubt: Option<String>,
 }
 
 #[derive(Clone)]
@@ -86,7 +114,23 @@ impl Entry {
         Self {
             pending: None,
             state: watch::Sender::new(State::Waiting),
+            doubt: None,
         }
+    }
+
+    fn has_key(&self) -> bool {
+        self.pending.is_some() || matches!(&*self.state.borrow(), State::Ready(_))
+    }
+
+    fn unproven(&self, id: &SpiffeId) -> Option<String> {
+        let State::Ready(found) = &*self.state.borrow() else {
+            return None;
+        };
+        if found.remaining().is_zero() {
+            return Some(format!("the certificate of {id} has expired"));
+        }
+        let why = self.doubt.as_ref()?;
+        Some(format!("the certificate of {id} would be refused: {why}"))
     }
 
     fn valid(&self) -> Option<Arc<Credentials>> {
@@ -103,7 +147,34 @@ impl Identities {
         Self {
             ask,
             known: Mutex::default(),
+            present: Mutex::default(),
+            trusted: Trusted::default(),
+            vault: None,
+            dropped: AtomicU64::new(0),
+            not_kept: Mutex::default(),
         }
+    }
+
+    /// Keys of our own making survive a restart in `directory`, which must be on tmpfs.
+    pub fn with_vault(mut self, directory: &str) -> Result<Self, String> {
+        self.vault = Some(Vault::open(directory)?);
+        Ok(self)
+    }
+
+    /// Whom to believe from the next handshake on; see door 4. On error nothing changes.
+    pub fn set_trust(&self, document: &[u8]) -> Result<(), String> {
+        self.trusted.store(Arc::new(Trust::parse(document)?));
+        let ready: Vec<_> = {
+            let known = self.known();
+            known.values().filter_map(Entry::valid).collect()
+        };
+        for credentials in ready {
+            let doubt = credentials.doubt(); // signatures: not under the lock
+            if let Some(entry) = self.known().get_mut(&credentials.id) {
+                entry.doubt = doubt;
+            }
+        }
+        Ok(())
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<SpiffeId, Entry>> {
@@ -114,13 +185,22 @@ impl Identities {
     /// A fresh key, pending until its chain comes; returns its certificate request, PEM. What is in use stays in use.
     pub fn new_key(&self, identity: &SpiffeId) -> Result<String, String> {
         let key = Key::generate()?;
-        let request = key.request(identity)?;
-        let mut known = self.known();
-        known
+        let request = request(&key, identity)?;
+        let _here = self.here(identity)?;
+        self.known()
             .entry(identity.clone())
             .or_insert_with(Entry::new)
             .pending = Some(key);
         Ok(request)
+    }
+
+    /// An identity that has a pod here keeps it as long as the guard is held.
+    fn here(&self, identity: &SpiffeId) -> Result<Present<'_>, String> {
+        let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        if present.as_ref().is_some_and(|ids| !ids.contains(identity)) {
+            return Err(format!("no pod on this node has the identity {identity}"));
+        }
+        Ok(present)
     }
 
     /// Takes the CA's answer into use for new handshakes. `chain`: PEM of the leaf, the intermediates, last the roots
@@ -130,19 +210,132 @@ impl Identities {
         identity: &SpiffeId,
         chain: &[String],
     ) -> Result<(f64, f64), String> {
+        let pending = self
+            .known()
+            .get(identity)
+            .ok_or_else(|| format!("no key was made for {identity}"))?
+            .pending
+            .clone();
+        let key = pending.ok_or_else(|| format!("no request is pending for {identity}"))?;
+        let credentials = Holder::of(identity, &key, &self.trusted)?.credentials(chain)?;
+        let _here = self.here(identity)?;
+        if let Some(vault) = &self.vault {
+            // A restart without it costs a request to the CA, no more.
+            let kept = vault.keep(identity, &key, chain).err();
+            *self.not_kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+        }
+        Ok(self.take_into_use(credentials))
+    }
+
+    /// The same for key and chain from a SPIFFE Workload API: PKCS#8, and PEM as above.
+    pub fn install_svid(
+        &self,
+        identity: &SpiffeId,
+        pkcs8: Zeroizing<Vec<u8>>,
+        chain: &[String],
+    ) -> Result<(f64, f64), String> {
+        let key = key::given(pkcs8)?;
+        let public = key
+            .public_key()
+            .ok_or("the private key has no public half")?;
+        let holder = Holder {
+            identity,
+            public: public.as_ref().to_vec(),
+            key: key.clone(),
+            trusted: &self.trusted,
+        };
+        let credentials = holder.credentials(chain)?;
+        let _here = self.here(identity)?;
+        Ok(self.take_into_use(credentials))
+    }
+
+    fn take_into_use(&self, credentials: Credentials) -> (f64, f64) {
+        let validity = (credentials.not_before, credentials.not_after);
+        let doubt = credentials.doubt();
         let mut known = self.known();
         let entry = known
-            .get_mut(identity)
-            .ok_or_else(|| format!("no key was made for {identity}"))?;
-        let key = entry
-            .pending
-            .as_ref()
-            .ok_or_else(|| format!("no request is pending for {identity}"))?;
-        let credentials = Arc::new(credentials(identity, key, chain)?);
-        let validity = (credentials.not_before, credentials.not_after);
+            .entry(credentials.id.clone())
+            .or_insert_with(Entry::new);
         entry.pending = None;
-        entry.state.send_replace(State::Ready(credentials));
-        Ok(validity)
+        entry.doubt = doubt;
+        entry
+            .state
+            .send_replace(State::Ready(Arc::new(credentials)));
+        validity
+    }
+
+    /// Why the last chain was not kept for a restart, if it was not.
+    pub fn not_kept(&self) -> Option<String> {
+        self.not_kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// What was kept over a restart, into use. None: there is nothing, or nothing that can be used.
+    pub fn restore(&self, identity: &SpiffeId) -> Option<(f64, f64)> {
+        let vault = self.vault.as_ref()?;
+        let kept = vault.find(identity).ok()??;
+        let holder = Holder::of(identity, &kept.key, &self.trusted).ok()?;
+        let Ok(credentials) = holder.credentials(&kept.chain) else {
+            vault.remove(identity); // expired, most likely
+            return None;
+        };
+        let _here = self.here(identity).ok()?;
+        Some(self.take_into_use(credentials))
+    }
+
+    /// Whose pods are here from now on. Keys of all others are dropped at once; what a vault keeps of those who were never
+    /// here in this life stays until `forget_absent`.
+    pub fn set_present(&self, present: HashSet<SpiffeId>) {
+        let mut now = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<_> = {
+            let known = self.known();
+            known
+                .keys()
+                .filter(|id| !present.contains(id))
+                .cloned()
+                .collect()
+        };
+        *now = Some(present);
+        drop(now);
+        gone.iter().for_each(|id| self.forget(id));
+    }
+
+    /// A restart's end: what was kept for pods that did not come back goes.
+    pub fn forget_absent(&self) {
+        let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(vault), Some(present)) = (&self.vault, &*present) {
+            vault.remove_others(present);
+        }
+    }
+
+    /// (identities whose private key is in memory, keys dropped since the start)
+    pub fn keys(&self) -> (Vec<SpiffeId>, u64) {
+        let known = self.known();
+        let held = known.iter().filter(|(_, entry)| entry.has_key());
+        let mut held: Vec<_> = held.map(|(id, _)| id.clone()).collect();
+        held.sort();
+        (held, self.dropped.load(Ordering::Relaxed))
+    }
+
+    /// Whose certificate is over or would not be believed, and why: connections that rest on it must end.
+    pub fn unproven(&self) -> HashMap<SpiffeId, String> {
+        let known = self.known();
+        let doubted = known
+            .iter()
+            .filter_map(|(id, entry)| Some((id.clone(), entry.unproven(id)?)));
+        doubted.collect()
+    }
+
+    /// For who would not show it to anybody: is there a certificate that a peer would accept?
+    pub async fn proven(&self, identity: &SpiffeId) -> Result<(), String> {
+        self.ready(identity).await?;
+        let known = self.known();
+        let doubt = known
+            .get(identity)
+            .and_then(|entry| entry.unproven(identity));
+        doubt.map_or(Ok(()), Err)
     }
 
     /// Whoever waits for `identity` fails now; a valid chain stays in use.
@@ -157,9 +350,14 @@ impl Identities {
     /// Drops key and chain; whoever waits fails.
     pub fn forget(&self, identity: &SpiffeId) {
         if let Some(entry) = self.known().remove(identity) {
+            let had = u64::from(entry.has_key());
+            self.dropped.fetch_add(had, Ordering::Relaxed);
             entry
                 .state
                 .send_replace(State::Failed("the identity has left this node".to_owned()));
+        }
+        if let Some(vault) = &self.vault {
+            vault.remove(identity);
         }
     }
 
@@ -229,123 +427,4 @@ fn row(identity: &SpiffeId, entry: &Entry) -> CertificateInfo {
         intermediates: Vec::new(),
         roots: Vec::new(),
     }
-}
-
-fn credentials(identity: &SpiffeId, key: &Key, chain: &[String]) -> Result<Credentials, String> {
-    let (presented, roots) = split_chain(chain)?;
-    let leaf = presented.first().ok_or("the chain is empty")?;
-    let validity = check_leaf(identity, key, leaf)?;
-    let info = CertificateInfo {
-        identity: identity.clone(),
-        state: "Available".to_owned(),
-        leaf: Some(link(leaf)?),
-        intermediates: presented[1..].iter().map(link).collect::<Result<_, _>>()?,
-        roots: roots.iter().map(link).collect::<Result<_, _>>()?,
-    };
-    let mut store = RootCertStore::empty();
-    for root in roots {
-        store
-            .add(root)
-            .map_err(|why| format!("a root of the chain cannot be used: {why}"))?;
-    }
-    let (not_before, not_after) = validity;
-    let trust_domain = identity.trust_domain();
-    let configs = Configs::new(presented, key.private_der()?, Arc::new(store), trust_domain)?;
-    Ok(Credentials {
-        id: identity.clone(),
-        not_before,
-        not_after,
-        configs,
-        info,
-    })
-}
-
-type Certificates = Vec<CertificateDer<'static>>;
-
-/// What we present (leaf, intermediates) and whom we believe (the roots: everything in the last PEM string).
-fn split_chain(chain: &[String]) -> Result<(Certificates, Certificates), String> {
-    let [leaf, intermediates @ .., roots] = chain else {
-        return Err(format!(
-            "the chain has {} element(s); it needs a leaf and, last, the roots",
-            chain.len()
-        ));
-    };
-    let mut presented = certificates(leaf)?;
-    for text in intermediates {
-        presented.extend(certificates(text)?);
-    }
-    let roots = certificates(roots)?;
-    if roots.is_empty() {
-        return Err("the last element of the chain holds no root".to_owned());
-    }
-    Ok((presented, roots))
-}
-
-fn certificates(pem: &str) -> Result<Certificates, String> {
-    CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|why| format!("the chain is not PEM: {why}"))
-}
-
-fn check_leaf(identity: &SpiffeId, key: &Key, leaf: &[u8]) -> Result<(f64, f64), String> {
-    let found = leaf_identity(leaf)?;
-    if found != *identity {
-        return Err(format!(
-            "the certificate is for {found}, expected {identity}"
-        ));
-    }
-    let parsed = parse(leaf)?;
-    if parsed.public_key().raw != key.public_der()? {
-        return Err(format!(
-            "the certificate is not for the last key made for {identity}"
-        ));
-    }
-    let (not_before, not_after) = validity(&parsed);
-    if until(not_after).is_zero() {
-        return Err(format!(
-            "the certificate expired at {}",
-            parsed.validity().not_after
-        ));
-    }
-    if !until(not_before).is_zero() {
-        return Err(format!(
-            "the certificate is valid only from {}",
-            parsed.validity().not_before
-        ));
-    }
-    Ok((not_before, not_after))
-}
-
-fn validity(certificate: &x509_parser::certificate::X509Certificate<'_>) -> (f64, f64) {
-    let dates = certificate.validity();
-    (
-        dates.not_before.timestamp() as f64,
-        dates.not_after.timestamp() as f64,
-    )
-}
-
-/// How long until a certificate's last second, by the wall clock. Zero when it is over or unreadable.
-pub(crate) fn remaining(certificate: &[u8]) -> Duration {
-    parse(certificate).map_or(Duration::ZERO, |parsed| until(validity(&parsed).1))
-}
-
-/// Zero for what lies in the past.
-fn until(unix_seconds: f64) -> Duration {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Duration::try_from_secs_f64(unix_seconds - now.as_secs_f64()).unwrap_or_default()
-}
-
-fn link(certificate: &CertificateDer<'static>) -> Result<ChainLink, String> {
-    let parsed = parse(certificate)?;
-    let (not_before, not_after) = validity(&parsed);
-    let serial_number = parsed.serial.to_string();
-    let pem = crate::csr::pem("CERTIFICATE", certificate);
-    Ok(ChainLink {
-        pem,
-        serial_number,
-        not_before,
-        not_after,
-    })
 }

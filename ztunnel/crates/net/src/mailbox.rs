@@ -45,6 +45,11 @@ impl Mailbox {
         );
     }
 
+    /// From a vault, in use now; validity in Unix seconds.
+    pub fn certificate_restored(&self, identity: &str, (from, until): (f64, f64)) {
+        self.tell("certificate_restored", identity, &format!("{from} {until}"));
+    }
+
     pub fn identity_unused(&self, identity: &str) {
         self.tell("identity_unused", identity, "");
     }

@@ -219,9 +219,9 @@ async fn join(
         let why = format!("{} is not who is expected there", there.identity().as_str());
         return Err(Failure::new(flag::IDENTITY_ERROR, why));
     }
-    // Who could not prove itself in a tunnel cannot here: no certificate, or one that has expired.
+    // Who could not prove itself in a tunnel cannot here: no certificate, one that has expired or is revoked.
     for identity in [way.from.identity(), there.identity()] {
-        let ready = worker.shared.identities.ready(identity).await;
+        let ready = worker.shared.identities.proven(identity).await;
         ready.map_err(|why| Failure::new(flag::IDENTITY_ERROR, why))?;
     }
     let service = of.parties.borrow().service.clone();

@@ -311,7 +311,7 @@ impl Tunnels {
             max_streams: self.limits.streams_per_tunnel,
             ..Config::client()
         };
-        Tunnel::new(tcp, secured, config, credentials.remaining()).map_err(OpenError::Connect)
+        Tunnel::new(tcp, secured, config, &credentials).map_err(OpenError::Connect)
     }
 
     /// Serves one accepted connection until it ends; each request goes to `on_request`. Dropping the future cuts the
@@ -369,7 +369,7 @@ impl Tunnels {
                 ServeError::Tls(why)
             }
         })?;
-        Tunnel::new(tcp, secured, Config::server(), credentials.remaining()).map_err(broken)
+        Tunnel::new(tcp, secured, Config::server(), &credentials).map_err(broken)
     }
 
     fn tune(&self, tcp: &TcpStream) -> io::Result<()> {
@@ -395,6 +395,20 @@ impl Tunnels {
             .iter()
             .filter_map(std::rc::Weak::upgrade)
             .for_each(|tunnel| tunnel.leave());
+    }
+
+    /// What is trusted has changed: tunnels with peers that would be refused today are cut, in both directions.
+    pub fn judge_again(&self) {
+        for slot in self.pool.borrow().values() {
+            slot.tunnels.iter().for_each(|tunnel| tunnel.judge_again());
+        }
+        let served: Vec<_> = self
+            .served
+            .borrow()
+            .iter()
+            .filter_map(std::rc::Weak::upgrade)
+            .collect();
+        served.iter().for_each(|tunnel| tunnel.judge_again());
     }
 
     /// Cuts our tunnels to others where `which` says so (a pod has left, an identity was taken away).

@@ -1,6 +1,7 @@
 //! The worker threads: each one current_thread tokio runtime with its own tunnels, connections and counters. Owns how work
 //! gets onto a worker and that a panic ends one task only; not what the work is.
 
+use crate::account::flag;
 use crate::config::Config;
 use crate::handshakes::Handshakes;
 use crate::hits::Hits;
@@ -12,7 +13,7 @@ use crate::names::Names;
 use crate::outbound::Loads;
 use crate::pod::Pod;
 use crate::pool::{Limits, Tunnels};
-use crate::registry::Registry;
+use crate::registry::{Kind, Registry};
 use crate::scrape;
 use crate::spans::Spans;
 use arc_swap::ArcSwap;
@@ -39,6 +40,8 @@ use ztunnel_core::tables::{Tables, Workload};
 /// What the control plane is about to tell (the record of a pod that has just started, a policy that a record names) is
 /// waited for as long; Istio's figure.
 pub const KNOWN_WITHIN: Duration = Duration::from_secs(5);
+/// How soon after its certificate's end a connection within the node ends; those in tunnels end with it.
+const UNPROVEN: Duration = Duration::from_secs(1);
 /// How often a worker hands its counters over although nobody asks.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
@@ -218,6 +221,34 @@ impl Worker {
         }
     }
 
+    /// Two joined pods show each other nothing, so nothing but us ends what rests on a certificate of theirs.
+    pub fn end_unproven(&self) {
+        let unproven = self.shared.identities.unproven();
+        if unproven.is_empty() {
+            return;
+        }
+        for connection in self.registry.all() {
+            let parties = connection.parties.borrow();
+            let own = match connection.kind {
+                Kind::Outbound => &parties.source_id,
+                Kind::Stream => &parties.destination_id,
+                Kind::Plaintext | Kind::Tunnel => continue,
+            };
+            if let Some(why) = own.as_ref().and_then(|id| unproven.get(id)) {
+                connection.cut(flag::IDENTITY_ERROR, &format!("connection closed: {why}"));
+            }
+        }
+    }
+
+    async fn end_unproven_in_time(self: Rc<Self>) {
+        let mut tick = interval(UNPROVEN);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.end_unproven();
+        }
+    }
+
     async fn hand_counters_over(self: Rc<Self>) {
         let mut tick = interval(HAND_OVER);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -304,6 +335,7 @@ fn run(runtime: &Runtime, index: usize, shared: Arc<Shared>, peers: Vec<Handle>,
         let worker = Worker::new(index, shared, peers);
         task::spawn_local(worker.clone().judge_after_every_swap());
         task::spawn_local(worker.clone().hand_counters_over());
+        task::spawn_local(worker.clone().end_unproven_in_time());
         while let Some(Some(job)) = jobs.recv().await {
             // Reported by the hook; the job's reply channel is dropped, which its caller notices.
             let _: Result<(), Box<dyn Any + Send>> =

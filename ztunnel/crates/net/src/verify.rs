@@ -1,143 +1,244 @@
 //! Who a peer is: X.509 path validation (webpki) plus the rules of X.509-SVID §2 to §5 and of the Istio profile.
 //!
-//! Owns the verdict on a certificate and its wording; not which identities are wanted, nor what they may do.
+//! Owns the verdict on a peer's certificates; not which identities are wanted, nor what they may do.
 
-use std::fmt;
+mod sentences;
+mod strict;
+mod svid;
+mod trust;
+
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{
-    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error,
-    OtherError, PeerIncompatible, RootCertStore, SignatureScheme,
-};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
+use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::FromDer;
 use ztunnel_core::ids::SpiffeId;
 
-/// A refusal in the words that reach the log.
+pub(crate) use sentences::explain;
+use sentences::{refuse, sentence};
+pub(crate) use strict::parse;
+pub(crate) use svid::leaf_identity;
+pub(crate) use trust::{Bundle, Trust, Trusted};
+
+/// webpki follows at most as many (its `MAX_SUB_CA_COUNT`); and the root may be shown as well.
+const MOST_INTERMEDIATES: usize = 6;
+const MOST_CERTIFICATES: usize = 1 + MOST_INTERMEDIATES + 1;
+
+/// What the peer is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Client,
+    Server,
+}
+
+/// Judges peers for one workload of ours.
 #[derive(Debug)]
-struct Refused(String);
+pub(crate) struct Judge {
+    trusted: Trusted,
+    /// Our own trust domain.
+    own: Box<str>,
+    /// The roots that came with our certificate: they count for our own domain as long as no bundle was delivered.
+    roots: Arc<Bundle>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
 
-impl fmt::Display for Refused {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
+impl Judge {
+    pub(crate) fn new(
+        trusted: Trusted,
+        own: &str,
+        roots: Arc<Bundle>,
+        algorithms: WebPkiSupportedAlgorithms,
+    ) -> Self {
+        Self {
+            trusted,
+            own: own.into(),
+            roots,
+            algorithms,
+        }
     }
-}
 
-impl std::error::Error for Refused {}
-
-fn refuse(why: String) -> Error {
-    CertificateError::Other(OtherError(Arc::new(Refused(why)))).into()
-}
-
-/// The identity of a leaf, if it is a well-formed X.509-SVID of the Istio profile. Says nothing about who signed it.
-pub(crate) fn leaf_identity(der: &[u8]) -> Result<SpiffeId, String> {
-    let leaf = parse(der)?;
-    check_basic_constraints(&leaf)?;
-    check_key_usage(&leaf)?;
-    check_extended_key_usage(&leaf)?;
-    let uri = only_uri(&leaf)?;
-    SpiffeId::parse(uri).map_err(|why| {
-        format!("the certificate names {uri:?}, which is no identity of a mesh: {why}")
-    })
-}
-
-/// One certificate with nothing behind it.
-pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
-    match X509Certificate::from_der(der) {
-        Ok(([], certificate)) => Ok(certificate),
-        Ok(_) => Err("bytes follow the certificate".to_owned()),
-        Err(why) => Err(format!("the certificate cannot be parsed: {why}")),
+    /// Who shows `chain` (leaf first), by what is trusted at this moment. Otherwise the sentence for the log.
+    pub(crate) fn identify(
+        &self,
+        chain: &[&CertificateDer<'_>],
+        peer: Peer,
+        now: UnixTime,
+    ) -> Result<SpiffeId, String> {
+        if chain.len() > MOST_CERTIFICATES {
+            return Err(format!(
+                "the peer shows {} certificates where at most {MOST_CERTIFICATES} are followed",
+                chain.len()
+            ));
+        }
+        let parsed: Vec<X509Certificate<'_>> = chain
+            .iter()
+            .map(|der| parse(der))
+            .collect::<Result<_, _>>()?;
+        let (leaf, above) = parsed
+            .split_first()
+            .ok_or("the peer shows no certificate")?;
+        let found = svid::identity(leaf)?;
+        let trust = self.trusted.load();
+        check_life(leaf, &trust)?;
+        check_order(&parsed)?;
+        let bundle = self.bundle(&trust, &found)?;
+        for authority in above.iter().filter(|each| !is_root(each, &bundle)) {
+            strict::check_authority(authority, found.trust_domain(), false)?;
+        }
+        self.check_path(chain, &parsed, peer, now, &trust, &bundle)?;
+        Ok(found)
     }
-}
 
-fn only_uri<'a>(leaf: &X509Certificate<'a>) -> Result<&'a str, String> {
-    let names = leaf
-        .subject_alternative_name()
-        .map_err(|_| "the certificate's alternative names are malformed or occur twice".to_owned())?
-        .ok_or("the certificate carries no SPIFFE ID: it has no alternative name")?;
-    if leaf.subject().iter().next().is_none() && !names.critical {
-        return Err(
-            "the certificate has an empty subject but its alternative names are not critical"
-                .to_owned(),
-        );
+    /// The roots of that identity's own trust domain, and no others. An alias without a bundle of its own is another
+    /// name of our own domain.
+    fn bundle(&self, trust: &Trust, found: &SpiffeId) -> Result<Arc<Bundle>, String> {
+        let domain = found.trust_domain();
+        if let Some(bundle) = trust.bundle(domain) {
+            return Ok(bundle.clone());
+        }
+        if domain == &*self.own || trust.is_alias(domain) {
+            return Ok(trust.bundle(&self.own).unwrap_or(&self.roots).clone());
+        }
+        let domains = trust.domains(&self.own);
+        Err(format!(
+            "the peer is {found}, expected one of trust domain {domains}"
+        ))
     }
-    let uris: Vec<&str> = names
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => Some(*uri),
-            _ => None,
+
+    fn check_path(
+        &self,
+        chain: &[&CertificateDer<'_>],
+        parsed: &[X509Certificate<'_>],
+        peer: Peer,
+        now: UnixTime,
+        trust: &Trust,
+        bundle: &Bundle,
+    ) -> Result<(), String> {
+        let roots: Vec<_> = bundle.0.iter().filter(|root| root.is_valid(now)).collect();
+        if roots.is_empty() {
+            return Err(no_root(bundle));
+        }
+        let anchors: Vec<TrustAnchor<'_>> = roots.iter().map(|root| root.anchor()).collect();
+        let [leaf, above @ ..] = chain else {
+            return Err("the peer shows no certificate".to_owned());
+        };
+        let above: Vec<CertificateDer<'_>> = above.iter().map(|der| der.as_ref().into()).collect();
+        let leaf = EndEntityCert::try_from(*leaf).map_err(sentence)?;
+        let usage = match peer {
+            Peer::Client => KeyUsage::client_auth(),
+            Peer::Server => KeyUsage::server_auth(),
+        };
+        trust.with_revocations(|revocation| {
+            let all = self.algorithms.all;
+            let path = leaf
+                .verify_for_usage(all, &anchors, &above, now, usage, revocation, None)
+                .map_err(sentence)?;
+            let length = path.intermediate_certificates().count();
+            let root = anchors
+                .iter()
+                .position(|each| std::ptr::eq(each, path.anchor()));
+            let root = root.map(|at| roots[at]).ok_or("the path has no root")?;
+            check_key_ids(&parsed[..=length], root.key_id.as_deref())?;
+            if root.path_length.is_some_and(|most| length > most) {
+                return Err("the path is longer than its root allows".to_owned());
+            }
+            Ok(())
         })
-        .collect();
-    match uris[..] {
-        [uri] => Ok(uri),
-        [] => Err("the certificate carries no SPIFFE ID: it has no URI among its names".to_owned()),
-        _ => Err(format!(
-            "the certificate carries {} URI names where exactly one is allowed",
-            uris.len()
-        )),
+    }
+
+    /// May `found` stand where one of `want` is expected? The names of one domain and its aliases are one.
+    fn is_wanted(&self, found: &SpiffeId, want: &[SpiffeId]) -> bool {
+        let trust = self.trusted.load();
+        let ours =
+            |id: &SpiffeId| id.trust_domain() == &*self.own || trust.is_alias(id.trust_domain());
+        let account = |id: &SpiffeId| (id.namespace().to_owned(), id.service_account().to_owned());
+        want.contains(found)
+            || ours(found)
+                && want
+                    .iter()
+                    .any(|wanted| ours(wanted) && account(wanted) == account(found))
     }
 }
 
-fn check_basic_constraints(leaf: &X509Certificate<'_>) -> Result<(), String> {
-    let constraints = leaf.basic_constraints().map_err(|_| {
-        "the certificate's basic constraints are malformed or occur twice".to_owned()
-    })?;
-    match constraints {
-        Some(found) if found.value.ca => Err("a CA certificate cannot be a workload's".to_owned()),
-        _ => Ok(()),
+fn no_root(bundle: &Bundle) -> String {
+    if bundle.0.is_empty() {
+        "there is no root for the peer's trust domain".to_owned()
+    } else {
+        "every root of the peer's trust domain has expired or is not valid yet".to_owned()
     }
 }
 
-fn check_key_usage(leaf: &X509Certificate<'_>) -> Result<(), String> {
-    let usage = leaf
-        .key_usage()
-        .map_err(|_| "the certificate's key usage is malformed or occurs twice".to_owned())?
-        .ok_or("the certificate has no key usage")?;
-    if !usage.critical {
-        return Err("the certificate's key usage is not critical".to_owned());
-    }
-    if !usage.value.digital_signature() {
-        return Err("the certificate's key may not sign (no digitalSignature)".to_owned());
-    }
-    if usage.value.key_cert_sign() || usage.value.crl_sign() {
-        return Err("the certificate's key may sign certificates or revocation lists".to_owned());
+fn is_root(certificate: &X509Certificate<'_>, bundle: &Bundle) -> bool {
+    bundle
+        .0
+        .iter()
+        .any(|root| *root.der == *certificate.as_raw())
+}
+
+fn check_life(leaf: &X509Certificate<'_>, trust: &Trust) -> Result<(), String> {
+    let dates = leaf.validity();
+    let life = dates.not_after.timestamp() - dates.not_before.timestamp();
+    let longest = trust.longest_life();
+    if u64::try_from(life).is_ok_and(|life| life > longest.as_secs()) {
+        return Err(format!(
+            "the certificate lives longer than {} h, which policy does not allow",
+            longest.as_secs() / 3600
+        ));
     }
     Ok(())
 }
 
-fn check_extended_key_usage(leaf: &X509Certificate<'_>) -> Result<(), String> {
-    let usage = leaf.extended_key_usage().map_err(|_| {
-        "the certificate's extended key usage is malformed or occurs twice".to_owned()
-    })?;
-    match usage {
-        Some(found) if !(found.value.server_auth && found.value.client_auth) => {
-            Err("the certificate's extended key usage lacks serverAuth or clientAuth".to_owned())
+/// RFC 8446 §4.4.2 lets a peer shuffle; no honest one does, and a line leaves nothing to search.
+fn check_order(chain: &[X509Certificate<'_>]) -> Result<(), String> {
+    for pair in chain.windows(2) {
+        if pair[0].tbs_certificate.issuer.as_raw() != pair[1].tbs_certificate.subject.as_raw() {
+            return Err(
+                "the peer's certificates are not in order: each must be signed by the next"
+                    .to_owned(),
+            );
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
-/// The client's side: any chain to our roots whose identity is one of `want`. Host names play no part.
+/// RFC 5280 §4.2.1.1: which of several keys of one name has signed.
+fn check_key_ids(path: &[X509Certificate<'_>], root: Option<&[u8]>) -> Result<(), String> {
+    for (at, certificate) in path.iter().enumerate() {
+        let signer = path.get(at + 1).map_or(root, strict::own_key_id);
+        let (Some(said), Some(signer)) = (strict::issuer_key_id(certificate), signer) else {
+            continue;
+        };
+        if said != signer {
+            return Err(
+                "the certificate's authority key identifier is not its issuer's".to_owned(),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn chain<'a>(
+    leaf: &'a CertificateDer<'a>,
+    above: &'a [CertificateDer<'a>],
+) -> Vec<&'a CertificateDer<'a>> {
+    std::iter::once(leaf).chain(above).collect()
+}
+
+/// The client's side: whoever is one of `want`. Host names play no part.
 #[derive(Debug)]
 pub(crate) struct WantedServer {
-    pub(crate) roots: Arc<RootCertStore>,
-    pub(crate) algorithms: WebPkiSupportedAlgorithms,
+    pub(crate) judge: Arc<Judge>,
     pub(crate) want: Vec<SpiffeId>,
 }
 
 impl WantedServer {
-    fn check_identity(&self, leaf: &[u8]) -> Result<(), String> {
-        let found = leaf_identity(leaf)?;
-        if self.want.contains(&found) {
+    fn check(&self, chain: &[&CertificateDer<'_>], now: UnixTime) -> Result<(), String> {
+        let found = self.judge.identify(chain, Peer::Server, now)?;
+        if self.judge.is_wanted(&found, &self.want) {
             return Ok(());
         }
         let want: Vec<&str> = self.want.iter().map(SpiffeId::as_str).collect();
@@ -151,22 +252,13 @@ impl WantedServer {
 impl ServerCertVerifier for WantedServer {
     fn verify_server_cert(
         &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        leaf: &CertificateDer<'_>,
+        above: &[CertificateDer<'_>],
         _name: &ServerName<'_>,
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let leaf = ParsedCertificate::try_from(end_entity)?;
-        let algorithms = self.algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(
-            &leaf,
-            &self.roots,
-            intermediates,
-            now,
-            algorithms,
-        )?;
-        self.check_identity(end_entity).map_err(refuse)?;
+        self.check(&chain(leaf, above), now).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -185,47 +277,17 @@ impl ServerCertVerifier for WantedServer {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        verify_tls13_signature(message, certificate, signature, &self.judge.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
+        self.judge.algorithms.supported_schemes()
     }
 }
 
-/// The server's side: any chain to our roots whose identity is of our trust domain. A certificate is mandatory.
+/// The server's side: whoever is of a trust domain that we know. A certificate is mandatory.
 #[derive(Debug)]
-pub(crate) struct MeshClient {
-    chain: Arc<dyn ClientCertVerifier>,
-    trust_domain: String,
-}
-
-impl MeshClient {
-    pub(crate) fn new(
-        roots: Arc<RootCertStore>,
-        provider: Arc<rustls::crypto::CryptoProvider>,
-        trust_domain: &str,
-    ) -> Result<Self, String> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider)
-            .build()
-            .map_err(|why| format!("the roots cannot be used: {why}"))?;
-        Ok(Self {
-            chain,
-            trust_domain: trust_domain.to_owned(),
-        })
-    }
-
-    fn check_identity(&self, leaf: &[u8]) -> Result<(), String> {
-        let found = leaf_identity(leaf)?;
-        if found.trust_domain() == self.trust_domain {
-            return Ok(());
-        }
-        Err(format!(
-            "the peer is {found}, expected one of trust domain {}",
-            self.trust_domain
-        ))
-    }
-}
+pub(crate) struct MeshClient(pub(crate) Arc<Judge>);
 
 impl ClientCertVerifier for MeshClient {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -235,15 +297,13 @@ impl ClientCertVerifier for MeshClient {
 
     fn verify_client_cert(
         &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        leaf: &CertificateDer<'_>,
+        above: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)?;
-        self.check_identity(end_entity).map_err(refuse)?;
-        Ok(verified)
+        let judged = self.0.identify(&chain(leaf, above), Peer::Client, now);
+        judged.map_err(refuse)?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -261,48 +321,10 @@ impl ClientCertVerifier for MeshClient {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain
-            .verify_tls13_signature(message, certificate, signature)
+        verify_tls13_signature(message, certificate, signature, &self.0.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
-}
-
-/// A failed handshake as a sentence for the person on call.
-pub(crate) fn explain(error: &Error) -> String {
-    match error {
-        Error::InvalidCertificate(why) => explain_certificate(why),
-        Error::NoCertificatesPresented => "the peer presented no certificate".to_owned(),
-        Error::NoApplicationProtocol => "the peer does not offer HTTP/2 (ALPN h2)".to_owned(),
-        Error::PeerIncompatible(
-            PeerIncompatible::SupportedVersionsExtensionRequired
-            | PeerIncompatible::Tls12NotOfferedOrEnabled
-            | PeerIncompatible::ServerDoesNotSupportTls12Or13
-            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
-        )
-        | Error::AlertReceived(AlertDescription::ProtocolVersion) => {
-            "the peer does not speak TLS 1.3".to_owned()
-        }
-        Error::AlertReceived(alert) => format!("the peer refused us with alert {alert:?}"),
-        Error::InvalidMessage(_) => format!("the peer does not speak TLS: {error}"),
-        other => other.to_string(),
-    }
-}
-
-fn explain_certificate(why: &CertificateError) -> String {
-    match why {
-        CertificateError::Other(OtherError(ours)) if ours.is::<Refused>() => ours.to_string(),
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            format!("the peer's certificate has expired: {why}")
-        }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            format!("the peer's certificate is not valid yet (is a clock wrong?): {why}")
-        }
-        CertificateError::UnknownIssuer => {
-            "the peer's certificate is not signed by a root of ours".to_owned()
-        }
-        other => format!("the peer's certificate is not valid: {other}"),
+        self.0.algorithms.supported_schemes()
     }
 }

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
+use zeroize::Zeroizing;
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::Kind;
 use ztunnel_net::config::Config;
@@ -140,10 +141,44 @@ impl Core {
         chain: Vec<String>,
     ) -> PyResult<(f64, f64)> {
         self.with(py, |core| {
+            core.install_chain(&parse(identity)?, &chain)
+                .map_err(PyValueError::new_err)
+        })
+    }
+
+    fn install_svid(
+        &self,
+        py: Python<'_>,
+        identity: &str,
+        key: PyBackedBytes,
+        chain: Vec<String>,
+    ) -> PyResult<(f64, f64)> {
+        let key = Zeroizing::new(key.to_vec());
+        self.with(py, |core| {
             core.shared
                 .identities
-                .install_chain(&parse(identity)?, &chain)
+                .install_svid(&parse(identity)?, key, &chain)
                 .map_err(PyValueError::new_err)
+        })
+    }
+
+    fn set_trust(&self, py: Python<'_>, document: PyBackedBytes) -> PyResult<()> {
+        self.with(py, |core| {
+            core.set_trust(&document).map_err(PyValueError::new_err)
+        })
+    }
+
+    fn forget_absent(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |core| {
+            core.shared.identities.forget_absent();
+            Ok(())
+        })
+    }
+
+    fn keys(&self, py: Python<'_>) -> PyResult<(Vec<String>, u64)> {
+        self.with(py, |core| {
+            let (held, dropped) = core.shared.identities.keys();
+            Ok((held.iter().map(ToString::to_string).collect(), dropped))
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
-use rustls::pki_types::{IpAddr, Ipv4Addr, ServerName};
+use rustls::pki_types::{CertificateDer, IpAddr, Ipv4Addr, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{ClientConfig, CommonState, Error, ExtractedSecrets, ServerConfig};
@@ -33,8 +33,8 @@ pub(crate) struct Secured {
     pub(crate) opener: Opener,
     pub(crate) rekey: Box<dyn Rekey>,
     pub(crate) peer: SpiffeId,
-    /// The peer's leaf, DER.
-    pub(crate) peer_leaf: Vec<u8>,
+    /// As the peer showed them, leaf first.
+    pub(crate) peer_chain: Vec<CertificateDer<'static>>,
     /// What came behind the handshake: already opened, and not yet.
     pub(crate) plaintext: Vec<u8>,
     pub(crate) ciphertext: Vec<u8>,
@@ -214,16 +214,19 @@ fn finish<S: Side>(side: S, buffers: Buffers) -> Result<Secured, String> {
     if side.common().alpn_protocol() != Some(ALPN) {
         return Err("the peer does not offer HTTP/2 (ALPN h2)".to_owned());
     }
-    let leaf = side.common().peer_certificates().and_then(<[_]>::first);
-    let peer_leaf = leaf.ok_or("the peer presented no certificate")?.to_vec();
-    let peer = leaf_identity(&peer_leaf)?;
+    let chain = side.common().peer_certificates().unwrap_or_default();
+    let peer_chain: Vec<_> = chain.iter().map(|each| each.clone().into_owned()).collect();
+    let leaf = peer_chain
+        .first()
+        .ok_or("the peer presented no certificate")?;
+    let peer = leaf_identity(leaf)?;
     let (secrets, rekey) = side.into_keys().map_err(|why| why.to_string())?;
     Ok(Secured {
         sealer: Sealer::new(secrets.tx)?,
         opener: Opener::new(secrets.rx)?,
         rekey,
         peer,
-        peer_leaf,
+        peer_chain,
         plaintext: buffers.plaintext,
         ciphertext: buffers.input,
     })

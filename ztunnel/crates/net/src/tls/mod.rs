@@ -12,10 +12,9 @@ use std::sync::{Arc, OnceLock};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs as provider;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig, version::TLS13};
+use rustls::{ClientConfig, ServerConfig, version::TLS13};
 use ztunnel_core::ids::SpiffeId;
 
 pub(crate) use handshake::{PARTING, PLAINTEXT, Secured, accept, connect};
@@ -23,7 +22,7 @@ pub(crate) use record::{
     Content, MAX_PLAINTEXT, Opener, RECORD_HEADER, RECORD_TRAILER, Rekey, Sealer,
 };
 
-use crate::verify::{MeshClient, WantedServer};
+use crate::verify::{Judge, MeshClient, WantedServer};
 
 const ALPN: &[u8] = b"h2";
 
@@ -48,24 +47,17 @@ pub(crate) struct Configs {
     pub(crate) server: Arc<ServerConfig>,
     /// Without an expected identity: `client_for` adds it.
     client: ClientConfig,
-    roots: Arc<RootCertStore>,
+    pub(crate) judge: Arc<Judge>,
 }
 
 impl Configs {
-    /// `chain`: leaf first, without the roots. Fails when the key is not the leaf's.
-    pub(crate) fn new(
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-        roots: Arc<RootCertStore>,
-        trust_domain: &str,
-    ) -> Result<Self, String> {
-        let certified = CertifiedKey::from_der(chain, key, crypto())
-            .map_err(|why| format!("the certificate cannot be used with its key: {why}"))?;
+    /// `certified`: without the roots; the caller has checked that the key is the leaf's.
+    pub(crate) fn new(certified: CertifiedKey, judge: Arc<Judge>) -> Result<Self, String> {
         let certified = Arc::new(certified);
         Ok(Self {
-            server: Arc::new(server_config(&certified, &roots, trust_domain)?),
-            client: client_config(&certified, &roots)?,
-            roots,
+            server: Arc::new(server_config(&certified, &judge)?),
+            client: client_config(&certified, &judge)?,
+            judge,
         })
     }
 
@@ -74,29 +66,26 @@ impl Configs {
         let mut config = self.client.clone();
         config
             .dangerous()
-            .set_certificate_verifier(wanted(&self.roots, want));
+            .set_certificate_verifier(wanted(&self.judge, want));
         Arc::new(config)
     }
 }
 
-fn wanted(roots: &Arc<RootCertStore>, want: &[SpiffeId]) -> Arc<WantedServer> {
+fn wanted(judge: &Arc<Judge>, want: &[SpiffeId]) -> Arc<WantedServer> {
     Arc::new(WantedServer {
-        roots: roots.clone(),
-        algorithms: crypto().signature_verification_algorithms,
+        judge: judge.clone(),
         want: want.to_vec(),
     })
 }
 
 fn server_config(
     certified: &Arc<CertifiedKey>,
-    roots: &Arc<RootCertStore>,
-    trust_domain: &str,
+    judge: &Arc<Judge>,
 ) -> Result<ServerConfig, String> {
-    let verifier = MeshClient::new(roots.clone(), crypto().clone(), trust_domain)?;
     let mut config = ServerConfig::builder_with_provider(crypto().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|why| why.to_string())?
-        .with_client_cert_verifier(Arc::new(verifier))
+        .with_client_cert_verifier(Arc::new(MeshClient(judge.clone())))
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
             certified.clone(),
         )));
@@ -109,13 +98,13 @@ fn server_config(
 
 fn client_config(
     certified: &Arc<CertifiedKey>,
-    roots: &Arc<RootCertStore>,
+    judge: &Arc<Judge>,
 ) -> Result<ClientConfig, String> {
     let mut config = ClientConfig::builder_with_provider(crypto().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|why| why.to_string())?
         .dangerous()
-        .with_custom_certificate_verifier(wanted(roots, &[]))
+        .with_custom_certificate_verifier(wanted(judge, &[]))
         .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
             certified.clone(),
         )));

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 use ztunnel_core::h2::Role;
 
 use super::intake::{Over, Taken};
@@ -65,10 +65,11 @@ pub(crate) async fn drive(
     on_request: &dyn Fn(Incoming),
 ) -> Result<(), String> {
     let cut = Cut(tunnel.clone());
+    let first = (Instant::now() + PREFACE).min(tunnel.expires);
     let mut driver = Driver {
         tunnel,
         on_request,
-        timer: Box::pin(sleep(PREFACE)),
+        timer: Box::pin(sleep_until(first)),
         watch: Watch::Preface,
         role,
         pool_idle,
@@ -152,10 +153,14 @@ impl Driver<'_> {
 
     fn watch(&mut self, watch: Watch, after: Duration) {
         self.watch = watch;
-        self.timer.as_mut().reset(Instant::now() + after);
+        let next = (Instant::now() + after).min(self.tunnel.expires);
+        self.timer.as_mut().reset(next);
     }
 
     fn on_timer(&mut self) -> Result<(), Over> {
+        if let Some(why) = self.expired() {
+            return Err(Over::Broken(why));
+        }
         self.tunnel.state.borrow_mut().h2.tick();
         let heard = self.tunnel.heard.take();
         match (heard, self.watch) {
@@ -180,7 +185,14 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// A tunnel of ours that nobody uses, or whose certificates have ended, takes its leave.
+    /// Also streams that are open end with the certificates that they were opened under.
+    fn expired(&self) -> Option<String> {
+        let by_timer = Instant::now() >= self.tunnel.expires;
+        let by_calendar = self.tunnel.lease.over();
+        by_calendar.or_else(|| by_timer.then(|| "a certificate has expired".to_owned()))
+    }
+
+    /// A tunnel of ours that nobody uses takes its leave.
     fn retire(&mut self) {
         let now = Instant::now();
         if !self.tunnel.streams.borrow().is_empty() {
@@ -188,9 +200,6 @@ impl Driver<'_> {
         } else if self.role == Role::Client
             && now - *self.idle_since.get_or_insert(now) >= self.pool_idle
         {
-            self.tunnel.leave();
-        }
-        if now >= self.tunnel.expires {
             self.tunnel.leave();
         }
     }

@@ -24,8 +24,9 @@ use ztunnel_core::h2::{self, Headers, OpenRefused, StreamId};
 use ztunnel_core::ids::SpiffeId;
 
 use crate::handshakes::Crowded;
-use crate::identity;
+use crate::identity::{Credentials, Lease};
 use crate::tls::{Opener, Rekey, Secured};
+use crate::verify::Peer;
 pub(crate) use driver::drive;
 use outbox::Outbox;
 pub(crate) use stream::Failure;
@@ -94,8 +95,9 @@ pub(crate) struct Tunnel {
     pub(crate) peer: SpiffeId,
     pub(crate) peer_addr: SocketAddr,
     pub(crate) local_addr: SocketAddr,
-    /// When either certificate ends: no new streams after that.
+    /// When either certificate ends, and with it the tunnel.
     expires: Instant,
+    lease: Lease,
     state: RefCell<State>,
     streams: RefCell<HashMap<StreamId, Rc<StreamState>>>,
     /// Streams with something to send and no room in the outbox, first come first served.
@@ -148,13 +150,18 @@ impl State {
 }
 
 impl Tunnel {
-    /// `own`: what is left of our own certificate's life.
+    /// `own`: what we showed.
     pub(crate) fn new(
         tcp: TcpStream,
         secured: Secured,
         config: h2::Config,
-        own: Duration,
+        own: &Credentials,
     ) -> io::Result<(Rc<Self>, Early)> {
+        let peer = match config.role {
+            h2::Role::Client => Peer::Server,
+            h2::Role::Server => Peer::Client,
+        };
+        let lease = Lease::new(own, secured.peer_chain, peer);
         let state = State {
             h2: h2::Connection::new(config),
             outbox: Outbox::new(secured.sealer),
@@ -171,7 +178,8 @@ impl Tunnel {
             local_addr: tcp.local_addr()?,
             tcp,
             peer: secured.peer,
-            expires: Instant::now() + own.min(identity::remaining(&secured.peer_leaf)),
+            expires: Instant::now() + lease.remaining(),
+            lease,
             state: RefCell::new(state),
             streams: RefCell::default(),
             parked: RefCell::default(),
@@ -285,6 +293,13 @@ impl Tunnel {
         if !self.leaving.replace(true) {
             self.state.borrow_mut().h2.go_away(h2::code::NO_ERROR);
             self.touch();
+        }
+    }
+
+    /// What is trusted has changed: who would be refused today is cut.
+    pub(crate) fn judge_again(&self) {
+        if let Some(why) = self.lease.doubt() {
+            self.die(&why);
         }
     }
 

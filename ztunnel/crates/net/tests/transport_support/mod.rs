@@ -16,6 +16,7 @@ use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use time::{Duration, OffsetDateTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
@@ -102,6 +103,8 @@ impl Ca {
 
 fn leaf_params(uris: &[&str]) -> CertificateParams {
     let mut params = CertificateParams::default();
+    params.not_before = OffsetDateTime::now_utc() - Duration::hours(1);
+    params.not_after = OffsetDateTime::now_utc() + Duration::hours(23);
     params.distinguished_name = DistinguishedName::new();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![
@@ -145,6 +148,13 @@ impl PublicKeyData for Asked {
     fn algorithm(&self) -> &'static SignatureAlgorithm {
         &PKCS_ECDSA_P256_SHA256
     }
+}
+
+/// The SubjectPublicKeyInfo of a certificate request.
+pub fn requested_key(csr: &str) -> Vec<u8> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(csr.as_bytes()).expect("PEM");
+    let (_, request) = X509CertificationRequest::from_der(&pem.contents).expect("request");
+    request.certification_request_info.subject_pki.raw.to_vec()
 }
 
 fn requested_point(csr: &str) -> Vec<u8> {
