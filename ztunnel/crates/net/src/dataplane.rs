@@ -216,7 +216,7 @@ impl Dataplane {
         identities.retain(|number, _| served.contains(number));
         for pod in by_uid.values() {
             let found = pod
-                .workload(&tables)
+                .workload(tables)
                 .filter(|w| w.protocol == Protocol::Hbone);
             if let Some(workload) = found {
                 identities.insert(pod.number, workload.identity().clone());
