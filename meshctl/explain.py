@@ -127,9 +127,9 @@ def _route(route: Said) -> str:
             return f"tunnel to {route['dial']} ({_upstream(route)}), CONNECT {route['authority']}"
         case "joined":
             return f"within {route['node']}, without TLS, to {route['authority']} ({_upstream(route)})"
-        case "passthrough":
-            return f"plaintext to {route['dial']}: {route['because']}"
-        case "uncaptured":
+        case "lookup":
+            return f"by DNS, to {route['hostname']}: {route['because']}"
+        case "passthrough" | "uncaptured":
             return f"plaintext to {route['dial']}: {route['because']}"
         case _:
             return f"none: {route['because']}"
@@ -158,18 +158,18 @@ def _policy(policy: Said) -> Iterator[str]:
         return
     kind = f"{policy['action']}, {policy['scope']}" + (", dry run" if policy["dryRun"] else "")
     if policy["matches"]:
-        yield _line("policy", f"{policy['name']} ({kind}): rule {policy['rule']} of {policy['rules']} matches")
+        yield _line("policy", f"{policy['name']} ({kind}): rules[{policy['rule']}] matches")
         return
     reasons = policy["because"] or ["it has no rule, which never matches"]
     yield _line("policy", f"{policy['name']} ({kind}): no rule matches")
-    for number, reason in enumerate(reasons[:_SHOWN], 1):
-        yield _line("", f"  rule {number}: {reason}" if policy["because"] else f"  {reason}")
+    for number, reason in enumerate(reasons[:_SHOWN]):
+        yield _line("", f"  rules[{number}]: {reason}" if policy["because"] else f"  {reason}")
     if len(reasons) > _SHOWN:
         yield _line("", f"  … and {len(reasons) - _SHOWN} more rules")
 
 
 def _verdict(verdict: Said) -> str:
-    rule = f", rule {verdict['rule']}" if verdict.get("rule") else ""
+    rule = f", rules[{verdict['rule']}]" if verdict.get("rule") is not None else ""
     word, colour = ("ALLOWED", "green") if verdict["allowed"] else ("DENIED", "red")
     end = "" if verdict["allowed"] else f" at the {verdict['end']}"
     return _line("verdict", f"{columns.paint(word, colour)}{end}: {verdict['why']}{rule}")

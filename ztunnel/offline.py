@@ -34,6 +34,7 @@ def explain(dump: dict[str, Any], source: str, destination: str) -> bytes:
         "network": settings.get("network") or "",
         "cluster_id": settings.get("clusterId") or settings.get("cluster_id") or "Kubernetes",
         "same_node_tls": bool(settings.get("same_node_tls")),
+        "outbound_policy": settings.get("outbound_policy") or "ALLOW_ANY",
     }
     dataplane = open_core(json.dumps({**own, "workers": 1, "access_log": "off", "log_level": "error"}).encode())
     try:

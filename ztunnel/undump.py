@@ -31,6 +31,7 @@ _RANGES: Final = ("sourceIps", "notSourceIps", "destinationIps", "notDestination
 _PORTS: Final = ("destinationPorts", "notDestinationPorts")
 _SERVICES: Final = {"services": "nodemesh/service", "notServices": "nodemesh/not-service"}
 _ACCOUNTS: Final = ("serviceAccounts", "notServiceAccounts")
+_SPREADS: Final = {"LeastRequest": "least-request", "ClientAddress": "client-address"}
 _BALANCING_MODES: Final = {"Strict": "STRICT", "Failover": "FAILOVER", "Passthrough": "PASSTHROUGH"}
 _FAMILIES: Final = {"IPv4": "IPV4_ONLY", "IPv6": "IPV6_ONLY", "Dual": "DUAL"}
 
@@ -85,6 +86,8 @@ def _workload(entry: Json) -> tuple[str, Message]:
     if tunnel := entry.get("applicationTunnel"):
         made.application_tunnel.port = tunnel.get("port") or 0
         made.application_tunnel.protocol = workload.ApplicationTunnel.Protocol.Value(tunnel.get("protocol") or "NONE")
+    if outbound := entry.get("outboundPolicy"):
+        made.extensions.add(name="nodemesh/outbound-policy").config.Pack(StringValue(value=outbound))
     for policy in entry.get("egressPolicies") or []:
         made.extensions.add(name="nodemesh/egress-policy").config.Pack(StringValue(value=policy))
     _gateways(made, entry, waypoint="waypoint", network_gateway="networkGateway")
@@ -106,6 +109,8 @@ def _service(entry: Json) -> tuple[str, Message]:
         made.load_balancing.mode = workload.LoadBalancing.Mode.Value(mode)
     for scope in balancing.get("routingPreferences") or []:
         made.load_balancing.routing_preference.append(workload.LoadBalancing.Scope.Value(scope.upper()))
+    if spread := _SPREADS.get(balancing.get("spread") or ""):
+        made.extensions.add(name="nodemesh/load-balancing").config.Pack(StringValue(value=spread))
     if balancing.get("healthPolicy") == "AllowAll":
         made.load_balancing.health_policy = workload.LoadBalancing.ALLOW_ALL
     if families := _FAMILIES.get(entry.get("ipFamilies") or ""):

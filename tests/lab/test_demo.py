@@ -36,7 +36,7 @@ def test_the_demo_shows_the_main_job_and_leaves_nothing():
         "an established connection was cut after",
         "reason in the access log",
         "verdict    ALLOWED",
-        "verdict    DENIED at the destination: denied by policy shop/deny-client, rule 1",
+        "verdict    DENIED at the destination: denied by policy shop/deny-client, rules[0]",
         "throughput, 8 streams",
         "request latency, p99",
         "before and after differ in",

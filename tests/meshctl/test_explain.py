@@ -68,15 +68,15 @@ def test_an_allowed_call_is_told_hop_by_hop(explain):
         "expects    spiffe://cluster.local/ns/shop/sa/cart",
         "arrives    at shop/cart-1, 10.244.2.2:8080, from 10.244.1.1 as spiffe://cluster.local/ns/shop/sa/web",
         "mtls       PERMISSIVE: plaintext would be accepted",
-        "policy     shop/allow-web (ALLOW, namespace): rule 1 of 1 matches",
-        "verdict    ALLOWED: allowed by policy shop/allow-web, rule 1",
+        "policy     shop/allow-web (ALLOW, namespace): rules[0] matches",
+        "verdict    ALLOWED: allowed by policy shop/allow-web, rules[0]",
     ]
 
 
 def test_a_denied_call_says_where_and_what_does_not_match(explain):
     result = explain("shop/api-1", "cart.shop:80")
     assert result.exit_code == 1
-    assert "  rule 1: principal cluster.local/ns/shop/sa/api is not cluster.local/ns/shop/sa/web" in result.output
+    assert "  rules[0]: principal cluster.local/ns/shop/sa/api is not cluster.local/ns/shop/sa/web" in result.output
     assert "DENIED at the destination: no ALLOW policy matched (shop/allow-web)" in result.output
 
 

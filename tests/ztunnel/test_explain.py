@@ -5,6 +5,7 @@ import json
 import jsonschema
 import pytest
 from google.protobuf import text_format
+from google.protobuf.wrappers_pb2 import StringValue
 
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.gen.authorization_pb2 import Authorization
@@ -14,6 +15,8 @@ from ztunnel.undump import resources
 WORKLOADS = {
     "web-1": r'addresses: "\n\364\001\001" node: "node1" tunnel_protocol: HBONE',
     "api-1": r'addresses: "\n\364\002\001" node: "node2" tunnel_protocol: HBONE workload_name: "api"',
+    "shut": r"""nodemesh/outbound-policy=REGISTRY_ONLY;nodemesh/egress-policy=shop/out;
+        addresses: "\n\364\002\010" tunnel_protocol: HBONE""",
     "bare": r'addresses: "\n\364\002\011" node: "node2"',
     "cart-1": r"""addresses: "\n\364\002\002" node: "node2" tunnel_protocol: HBONE
         authorization_policies: "shop/allow-web"
@@ -28,7 +31,8 @@ WORKLOADS = {
 }
 CART = r"""name: "cart" namespace: "shop" hostname: "cart.shop.svc.cluster.local"
     ports { service_port: 80 target_port: 8080 } addresses { address: "\n\140\000\n" }"""
-ODD = r"""name: "odd" namespace: "shop" hostname: "odd.example" ports { service_port: 80 } ports { service_port: 443 }
+ODD = r"""nodemesh/load-balancing=client-address;name: "odd" namespace: "shop" hostname: "odd.example"
+    ports { service_port: 80 } ports { service_port: 443 }
     addresses { address: "\n\140\000\013" } addresses { network: "n2" address: "\n\140\001\000" length: 24 }
     subject_alt_names: "spiffe://cluster.local/ns/shop/sa/other" canonical: true visibility: NAMESPACE ip_families: DUAL
     load_balancing { mode: FAILOVER routing_preference: REGION routing_preference: ZONE health_policy: ALLOW_ALL }
@@ -39,19 +43,25 @@ DENY = r"""name: "deny" namespace: "blog" scope: NAMESPACE action: DENY dry_run:
     namespaces { prefix: "a" } not_namespaces { suffix: "b" } not_principals { presence {} }
     source_ips { address: "\n\364\000\000" length: 16 } not_destination_ips { address: "\n\364\001\001" length: 32 }
     not_destination_ports: 9 service_accounts { namespace: "shop" serviceAccount: "web" } } } }"""
+OUT = r"""name: "out" namespace: "shop" scope: WORKLOAD_SELECTOR
+    rules { clauses { matches { destination_ports: 80 } } }"""
 STRICT = r"""name: "istio_converted_static_strict" namespace: "istio-system" scope: GLOBAL action: DENY
     rules { clauses { matches { not_principals { presence {} } } } }"""
 
 
 def address(kind, text):
-    message = Address()
+    """`NAME=VALUE;` before the text: our extensions."""
+    message, (*extensions, text) = Address(), text.split(";")
     getattr(message, kind).CopyFrom(text_format.Parse(text, type(getattr(message, kind))()))
+    for name, _, value in (each.partition("=") for each in extensions):
+        getattr(message, kind).extensions.add(name=name).config.Pack(StringValue(value=value))
     return message.SerializeToString()
 
 
 def pod(name, text):
-    common = f'uid: "Kubernetes//Pod/shop/{name}" name: "{name}" namespace: "shop"'
-    return (f"Kubernetes//Pod/shop/{name}", address("workload", f'{common} service_account: "{name[:-2]}" {text}'))
+    *extensions, text = text.split(";")
+    common = f'uid: "Kubernetes//Pod/shop/{name}" name: "{name}" namespace: "shop" service_account: "{name[:-2]}"'
+    return f"Kubernetes//Pod/shop/{name}", address("workload", ";".join([*extensions, f"{common} {text}"]))
 
 
 def policy(text):
@@ -82,7 +92,7 @@ def core(new_core):
     services = [("shop/cart.shop.svc.cluster.local", CART), ("shop/odd.example", ODD)]
     addresses = [*(pod(*each) for each in WORKLOADS.items()), *((key, address("service", s)) for key, s in services)]
     assert core.apply(ADDRESS_TYPE, addresses, []) == []
-    assert core.apply(AUTHORIZATION_TYPE, [policy(ALLOW), policy(DENY)], []) == []
+    assert core.apply(AUTHORIZATION_TYPE, [policy(ALLOW), policy(DENY), policy(OUT)], []) == []
     return core
 
 
@@ -99,7 +109,7 @@ def test_an_allowed_call_names_endpoint_policy_and_rule(core, source, destinatio
     assert way["route"]["kind"] == "tunnel"
     assert (way["route"]["dial"], way["route"]["authority"]) == ("10.244.2.2:15008", "10.244.2.2:8080")
     assert way["inbound"]["target"] == "10.244.2.2:8080"
-    assert (way["verdict"]["by"], way["verdict"]["rule"]) == ("shop/allow-web", 1)
+    assert (way["verdict"]["by"], way["verdict"]["rule"]) == ("shop/allow-web", 0)
     assert [(e["workload"], e["eligible"]) for e in said["endpoints"]] == [
         ("shop/cart-1", True),
         ("shop/cart-2", False),
@@ -134,6 +144,15 @@ def test_who_shares_the_node_goes_without_tls_and_who_is_outside_in_plaintext(co
     outside = ask(core, "shop/web-1", "10.1.2.3:80")[1]
     assert (outside["route"]["kind"], outside["verdict"]["allowed"]) == ("passthrough", True)
     assert ask(core, "shop/web-1", "shop/bare:80")[1]["route"]["because"] == "the destination workload has no tunnel"
+
+
+def test_the_source_decides_too_by_its_egress_policies_and_its_outbound_policy(core):
+    said, way = ask(core, "shop/shut", "shop/api-1:81")
+    assert said["verdict"] == "denied"
+    assert (way["verdict"]["end"], way["verdict"]["why"]) == ("source", "no ALLOW policy matched (shop/out)")
+    assert ask(core, "shop/shut", "shop/api-1:80")[0]["verdict"] == "allowed"
+    outside = ask(core, "shop/shut", "10.1.2.3:80")[1]
+    assert "REGISTRY_ONLY" in outside["route"]["because"]
 
 
 @pytest.mark.parametrize(

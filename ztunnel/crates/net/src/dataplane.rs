@@ -4,7 +4,7 @@
 use crate::config::Config;
 use crate::drain;
 use crate::dump::{self, Seen};
-use crate::explain::explain;
+use crate::explain::{Own, explain};
 use crate::handshakes::{Allowed, Handshakes};
 use crate::hits::Hits;
 use crate::identity::Identities;
@@ -349,9 +349,11 @@ impl Dataplane {
     /// What would become of a connection, by this moment's snapshot. Err: a sentence about the question.
     pub fn explain(&self, source: &str, destination: &str) -> Result<Vec<u8>, String> {
         let tables = self.shared.tables.load_full();
-        let same_node_tls = self.shared.config.same_node_tls;
-        explain(&tables, same_node_tls, source, destination)
-            .map(|said| said.to_string().into_bytes())
+        let own = Own {
+            same_node_tls: self.shared.config.same_node_tls,
+            outbound: self.shared.config.outbound(),
+        };
+        explain(&tables, own, source, destination).map(|said| said.to_string().into_bytes())
     }
 
     /// Cuts everything and joins all threads.

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{
-    Action, Cidr, Clause, Destination, Endpoint, Gateway, IpFamilies, Locus, Match, Mode, Pair,
-    Policy, Port, Protocol, Refused, Scope, Service, Tables, Text, Workload, WorkloadType,
+    Action, Cidr, Clause, Destination, Endpoint, Gateway, IpFamilies, Locus, Match, Mode, Outbound,
+    Pair, Policy, Port, Protocol, Refused, Scope, Service, Spread, Tables, Text, Workload,
+    WorkloadType,
 };
 
 /// An open connection, ready to cross threads.
@@ -140,6 +141,7 @@ fn workload(of: &Workload) -> Value {
             "port": t.port,
         })),
         "authorizationPolicies": of.authorization_policies.iter().map(|key| &**key).collect::<Vec<_>>(),
+        "outboundPolicy": of.outbound.map(outbound_policy),
         "egressPolicies": of.egress_policies.iter().map(|key| &**key).collect::<Vec<_>>(),
         "status": health(of.healthy),
         "clusterId": of.cluster_id,
@@ -147,6 +149,13 @@ fn workload(of: &Workload) -> Value {
         "services": services,
         "capacity": of.capacity,
     })
+}
+
+fn outbound_policy(of: Outbound) -> &'static str {
+    match of {
+        Outbound::AllowAny => "ALLOW_ANY",
+        Outbound::RegistryOnly => "REGISTRY_ONLY",
+    }
 }
 
 fn workload_type(of: WorkloadType) -> &'static str {
@@ -244,6 +253,11 @@ fn balancing(of: &Service) -> Value {
     json!({
         "mode": mode,
         "routingPreferences": of.balancing.scopes.iter().map(scope).collect::<Vec<_>>(),
+        "spread": match of.balancing.spread {
+            Spread::Random => "Random",
+            Spread::LeastRequest => "LeastRequest",
+            Spread::ClientAddress => "ClientAddress",
+        },
         "healthPolicy": if of.balancing.unhealthy_too { "AllowAll" } else { "OnlyHealthy" },
     })
 }

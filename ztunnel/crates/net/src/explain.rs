@@ -9,19 +9,26 @@ use serde_json::{Map, Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use ztunnel_core::addr::OrigDst;
-use ztunnel_core::decide::{Route, candidates, route};
+use ztunnel_core::decide::{Circumstances, Route, candidates, choose};
 use ztunnel_core::ids::SpiffeId;
-use ztunnel_core::tables::{Protocol, Service, Tables, Workload};
+use ztunnel_core::tables::{Outbound, Protocol, Service, Tables, Workload};
 
 /// Evenly spread over the dice: everything that more than one in this many connections would get is found.
 const ROLLS: u64 = 512;
 /// More endpoints than this are counted, not listed.
 const LISTED: usize = 50;
-/// The answer for `source` calling `destination` (notation: `places`). `same_node_tls`: as configured. Err: a sentence
-/// about the question.
+
+/// What else the way depends on: the tunnel's own settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Own {
+    pub same_node_tls: bool,
+    pub outbound: Outbound,
+}
+
+/// The answer for `source` calling `destination` (notation: `places`). Err: a sentence about the question.
 pub fn explain(
     tables: &Tables,
-    same_node_tls: bool,
+    own: Own,
     source: &str,
     destination: &str,
 ) -> Result<Value, String> {
@@ -33,7 +40,7 @@ pub fn explain(
     let place = places::destination(tables, namespace, destination)?;
     let ways = match &from {
         Source::Known(workload) if workload.protocol == Protocol::Hbone => {
-            captured(tables, same_node_tls, workload, place.address)
+            captured(tables, own, workload, place.address)
         }
         _ => uncaptured(tables, &from, place.address)?,
     };
@@ -102,10 +109,15 @@ fn endpoints(tables: &Tables, from: &Source, namespace: &str, dst: SocketAddr) -
 }
 
 /// Every different way that the dice may choose, each judged at its end.
-fn captured(tables: &Tables, same_node_tls: bool, from: &Arc<Workload>, dst: SocketAddr) -> Value {
+fn captured(tables: &Tables, own: Own, from: &Arc<Workload>, dst: SocketAddr) -> Value {
     let mut ways: Vec<(Route, u64)> = Vec::new();
     for roll in 0..ROLLS {
-        let chosen = route(tables, from, OrigDst(dst), roll * (u64::MAX / ROLLS));
+        let around = Circumstances {
+            client: from.addresses.first().copied().unwrap_or(dst.ip()),
+            outbound: own.outbound,
+            ..Circumstances::first(roll * (u64::MAX / ROLLS))
+        };
+        let chosen = choose(tables, from, OrigDst(dst), &around);
         match ways.iter_mut().find(|(known, _)| *known == chosen) {
             Some((_, times)) => *times += 1,
             None => ways.push((chosen, 1)),
@@ -113,7 +125,7 @@ fn captured(tables: &Tables, same_node_tls: bool, from: &Arc<Workload>, dst: Soc
     }
     ways.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
     let judged = |(way, times): &(Route, u64)| {
-        let mut said = judge(tables, same_node_tls, from, way);
+        let mut said = judge(tables, own.same_node_tls, from, way);
         said.extend(leaving_end(tables, from, dst, way));
         said.insert("share".into(), json!(*times as f64 / ROLLS as f64));
         Value::Object(said)

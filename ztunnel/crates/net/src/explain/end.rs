@@ -158,7 +158,7 @@ fn policy_json(tables: &Tables, found: Result<&Arc<Policy>, &Arc<str>>, peer: &P
         },
         "dryRun": policy.dry_run,
         "matches": stands.is_ok(),
-        "rule": stands.as_ref().ok().map(|n| n + 1),
+        "rule": stands.as_ref().ok(),
         "rules": policy.rules.len(),
         "because": stands.err().unwrap_or_default(),
     })
@@ -171,7 +171,7 @@ fn verdict_json(verdict: &Verdict, end: &str) -> Value {
         } => (
             true,
             Some(policy),
-            Some(rule + 1),
+            Some(*rule),
             format!("allowed by policy {policy}"),
         ),
         Verdict::Allowed { by: None } => {
@@ -180,7 +180,7 @@ fn verdict_json(verdict: &Verdict, end: &str) -> Value {
         }
         Verdict::Denied { because, why } => match because {
             Because::Matched(Hit { policy, rule }) => {
-                (false, Some(policy), Some(rule + 1), why.clone())
+                (false, Some(policy), Some(*rule), why.clone())
             }
             Because::Refused(key) | Because::Unknown(key) => (false, Some(key), None, why.clone()),
             Because::NoneMatched => (false, None, None, why.clone()),
