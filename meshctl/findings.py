@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-OUR_PORTS: Final = (15001, 15006, 15008)
+OUR_PORTS: Final = (15001, 15006, 15008, 15053)
 SILENT_S: Final = 3600.0
 """A control plane that renews its stream every half hour was heard more recently."""
 _SERVED: Final = ("IN_MESH",)

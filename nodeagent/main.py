@@ -48,7 +48,7 @@ class TunnelOfNode:
 
 
 def _workload(member: Member, namespace: Namespace) -> zds.Workload:
-    return zds.Workload(member.uid, member.namespace, member.name, member.service_account, namespace)
+    return zds.Workload(member.uid, member.namespace, member.name, member.service_account, namespace, member.search)
 
 
 def _workload_of(pod: Pod) -> zds.Workload:
@@ -64,7 +64,12 @@ class Agent:
         self._bug: BaseException | None = None
         kernel = Redirection(prove_capture=settings.canary)
         self.registry = Registry(
-            settings.cluster, settings.node, FilePods(settings.pods_dir), Store(settings.state_dir), kernel
+            settings.cluster,
+            settings.node,
+            FilePods(settings.pods_dir),
+            Store(settings.state_dir),
+            kernel,
+            dns_capture=settings.dns_capture,
         )
         self._zds = zds.ZdsServer(self._snapshot, self._heard, lambda: self.registry.tell_all(m.TunnelLost))
         self.registry.use(TunnelOfNode(self._zds))

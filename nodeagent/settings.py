@@ -20,6 +20,7 @@ class Settings:
     pods_dir: Path
     zds_socket: Path
     canary: bool
+    dns_capture: bool
     log_format: str
     log_level: str
 
@@ -35,6 +36,7 @@ class Settings:
             pods_dir=env.path("NODEMESH_PODS_DIR", "/etc/nodemesh/config"),
             zds_socket=env.path("ZDS_SOCKET", "/var/run/ztunnel/ztunnel.sock"),
             canary=env.flag("NODEMESH_CANARY", True),
+            dns_capture=env.flag("AMBIENT_DNS_CAPTURE", True),
             log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
             log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
         )

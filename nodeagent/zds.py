@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,6 +26,8 @@ from nodeagent.sockets import listen_on, may_speak
 _log: Final = log.get("zds")
 
 MAX_PACKET_BYTES: Final = 1024
+_FRAME_BYTES: Final = 16
+"""More than the tags and lengths around a field or a message."""
 DEADLINE_S: Final = 5.0
 ACCEPT_PAUSE_S: Final = 1.0
 MAX_CONNECTIONS: Final = 8
@@ -43,6 +46,7 @@ class Workload:
     name: str
     service_account: str
     netns: Descriptor
+    search: tuple[str, ...] = ()
 
 
 Snapshot = Callable[[], Sequence[Workload]]
@@ -282,7 +286,14 @@ def _add(workload: Workload) -> zds_pb2.WorkloadRequest:
     info = zds_pb2.WorkloadInfo(
         name=workload.name, namespace=workload.namespace, service_account=workload.service_account
     )
+    info.search.extend(_fitting(workload.search, MAX_PACKET_BYTES - info.ByteSize() - len(workload.uid) - _FRAME_BYTES))
     return zds_pb2.WorkloadRequest(add=zds_pb2.AddWorkload(uid=workload.uid, workload_info=info))
+
+
+def _fitting(search: Sequence[str], room: int) -> list[str]:
+    """The first of them, as many as fit `room` bytes; the others only cost a question upstream."""
+    sizes = accumulate(len(domain.encode()) + _FRAME_BYTES for domain in search)
+    return [domain for domain, size in zip(search, sizes, strict=True) if size <= room]
 
 
 def _del(uid: str) -> zds_pb2.WorkloadRequest:

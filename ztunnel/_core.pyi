@@ -19,8 +19,9 @@ class Core:
     """The data path of one node: worker threads, listeners in pod namespaces, tunnels.
 
     `config`: JSON object. Keys (all optional): `network` str "", `cluster_id` str "Kubernetes", `trust_domain` str
-    "cluster.local", `node_name` str "", `workers` int (0: one per core), `packet_mark` int 0x539, `orig_src` bool true,
-    `ipv6` bool true, `same_node_tls` bool false (true: a tunnel also between two pods of this node),
+    "cluster.local", `cluster_domain` str "cluster.local", `node_name` str "",
+    `workers` int (0: one per core), `packet_mark` int 0x539, `orig_src` bool true, `ipv6` bool true,
+    `same_node_tls` bool false (true: a tunnel also between two pods of this node),
     `outbound_policy` str "ALLOW_ANY" | "REGISTRY_ONLY" (for workloads that the control plane says nothing of),
     `key_dir` str "" (where keys and chains outlive a restart: a directory of ours on tmpfs, mode 0700),
     `connect_timeout_s`, `handshake_timeout_s` float 10 / 5, `pool_idle_s` float 300,
@@ -47,8 +48,11 @@ class Core:
         istio.security.Authorization). Returns (name, why) of each refused one, whose old version stays in force.
         Open connections are then judged again. Raises ValueError: `type_url` is neither of the two."""
 
-    def enrol(self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int) -> None:
-        """Binds 15001, 15006 and 15008 inside the namespace and serves them. The descriptor is duplicated.
+    def enrol(
+        self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int, search: list[str] = ...
+    ) -> None:
+        """Binds 15001, 15006, 15008 and 15053 (loopback, UDP too) in the namespace and serves them. `search`: search
+        domains of the pod's resolver besides the cluster's and the node's. The descriptor is duplicated.
         Idempotent for the same uid and namespace; another namespace replaces the old pod.
         Raises NamespaceGone, AddressTaken, OSError."""
 

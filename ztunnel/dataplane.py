@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mesh.errors import LocalError, OperatorError
@@ -15,7 +15,9 @@ class Native(Protocol):
     def fileno(self) -> int: ...
     def take(self) -> list[tuple[str, str, str]]: ...
     def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]: ...
-    def enrol(self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int) -> None: ...
+    def enrol(
+        self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int, search: list[str] = ...
+    ) -> None: ...
     def withdraw(self, uid: str) -> None: ...
     def pods(self) -> list[str]: ...
     def new_key(self, identity: str) -> bytes: ...
@@ -56,10 +58,12 @@ class Dataplane:
         except ValueError as error:
             raise LocalError(f"the core does not know the type {type_url}") from error
 
-    async def enrol(self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int) -> None:
+    async def enrol(
+        self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int, search: Sequence[str] = ()
+    ) -> None:
         """Raises PodGone, or whatever the core says of a pod that can be tried again."""
         try:
-            await asyncio.to_thread(self.core.enrol, uid, name, namespace, service_account, netns_fd)
+            await asyncio.to_thread(self.core.enrol, uid, name, namespace, service_account, netns_fd, list(search))
         except self._namespace_gone as error:
             raise PodGone(str(error) or "its network namespace is gone") from error
 

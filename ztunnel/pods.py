@@ -26,6 +26,8 @@ class Pod:
     name: str
     namespace: str
     service_account: str
+    search: tuple[str, ...] = ()
+    """Search domains of its resolver."""
 
 
 @dataclass(slots=True)
@@ -90,7 +92,7 @@ class Pods:
 
     async def _enrol(self, pod: Pod, netns_fd: int) -> str:
         try:
-            await self._dataplane.enrol(pod.uid, pod.name, pod.namespace, pod.service_account, netns_fd)
+            await self._dataplane.enrol(pod.uid, pod.name, pod.namespace, pod.service_account, netns_fd, pod.search)
         except PodGone as error:
             os.close(netns_fd)
             self._served.pop(pod.uid, None)

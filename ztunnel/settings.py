@@ -52,6 +52,7 @@ class Settings:
     cluster_id: str
     network: str
     trust_domain: str
+    cluster_domain: str
     pod_name: str
     pod_namespace: str
     instance_ip: str
@@ -100,6 +101,7 @@ class Settings:
             cluster_id=env.text("CLUSTER_ID", env.text("ISTIO_META_CLUSTER_ID", "Kubernetes")),
             network=env.text("NETWORK", ""),
             trust_domain=env.text("TRUST_DOMAIN", "cluster.local"),
+            cluster_domain=env.text("CLUSTER_DOMAIN", "cluster.local"),
             pod_name=env.text("POD_NAME", ""),
             pod_namespace=env.text("POD_NAMESPACE", ""),
             instance_ip=env.text("INSTANCE_IP", ""),
@@ -134,9 +136,19 @@ class Settings:
 
     def core_config(self) -> bytes:
         """The core's JSON, door 4."""
-        keys = ("network", "cluster_id", "trust_domain", "node_name", "workers", "packet_mark", "ipv6", "same_node_tls")
+        keys = (
+            "network",
+            "cluster_id",
+            "trust_domain",
+            "cluster_domain",
+            "node_name",
+            "workers",
+            "packet_mark",
+            "ipv6",
+        )
         logs = ("access_log", "log_level", "log_format")
-        picked = {key: getattr(self, key) for key in (*keys, "key_dir", "outbound_policy", *logs)}
+        tls = ("same_node_tls", "key_dir")
+        picked = {key: getattr(self, key) for key in (*keys, *tls, "outbound_policy", *logs)}
         picked["trace_ratio"] = self.collector.ratio if self.collector else None
         return json.dumps(picked).encode()
 

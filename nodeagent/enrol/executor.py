@@ -37,8 +37,8 @@ class Namespace(Protocol):
 class Redirect(Protocol):
     """Every coroutine raises MeshError with a sentence."""
 
-    async def put(self, namespace: Any, *, ingress_mode: bool) -> None: ...
-    async def compare(self, namespace: Any, *, ingress_mode: bool) -> list[str]: ...
+    async def put(self, namespace: Any, *, ingress_mode: bool, dns_capture: bool) -> None: ...
+    async def compare(self, namespace: Any, *, ingress_mode: bool, dns_capture: bool) -> list[str]: ...
     async def listening(self, namespace: Any) -> list[int]: ...
     async def take_out(self, namespace: Any) -> None: ...
     async def prove(self, namespace: Any, pod_ips: Sequence[str]) -> None: ...
@@ -156,14 +156,14 @@ class Pod:
         self._hands.register.remember(self)
 
     async def _put_rules(self, _: m.Command) -> m.Event:
-        await self._hands.redirect.put(self.namespace, ingress_mode=self.member.ingress_mode)
+        await self._hands.redirect.put(self.namespace, **self.member.capture)
         return m.RulesIn(self.member.uid)
 
     async def _repair_rules(self, _: m.Command) -> m.Event:
-        different = await self._hands.redirect.compare(self.namespace, ingress_mode=self.member.ingress_mode)
+        different = await self._hands.redirect.compare(self.namespace, **self.member.capture)
         if different:
             _log.warning("rules differ and are replaced", uid=self.member.uid, why="; ".join(different))
-            await self._hands.redirect.put(self.namespace, ingress_mode=self.member.ingress_mode)
+            await self._hands.redirect.put(self.namespace, **self.member.capture)
         return m.RulesIn(self.member.uid)
 
     async def _start_serving(self, _: m.Command) -> m.Event:

@@ -21,6 +21,7 @@ from mesh.membership import is_document, is_hidden, is_member
 _log: Final = log.get("pods")
 
 INGRESS_ANNOTATION: Final = "ambient.istio.io/bypass-inbound-capture"
+DNS_ANNOTATION: Final = "ambient.istio.io/dns-capture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,16 @@ class PodSpec:
     host_network: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    search: tuple[str, ...] = ()
+    """`dnsConfig.searches`."""
 
     @property
     def ingress_mode(self) -> bool:
         return self.annotations.get(INGRESS_ANNOTATION) == "true"
+
+    def dns_capture(self, default: bool) -> bool:
+        """The pod's own word goes before the node's setting; any other word is none, as in Istio."""
+        return {"true": True, "false": False}.get(self.annotations.get(DNS_ANNOTATION, ""), default)
 
 
 class UnknownYet(LookupError):
@@ -161,7 +168,13 @@ def _pod_spec(document: _Document) -> PodSpec:
         host_network=spec.get("hostNetwork") is True,
         labels=_strings(document.content, "metadata", "labels"),
         annotations=_strings(document.content, "metadata", "annotations"),
+        search=_search(spec.get("dnsConfig")),
     )
+
+
+def _search(dns_config: Any) -> tuple[str, ...]:
+    searches = dns_config.get("searches") if isinstance(dns_config, dict) else None
+    return tuple(each for each in searches if isinstance(each, str)) if isinstance(searches, list) else ()
 
 
 def _strings(content: Mapping[str, Any], *path: str) -> Mapping[str, str]:

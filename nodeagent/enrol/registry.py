@@ -41,7 +41,11 @@ class Kernel(Redirect, Protocol):
 class Registry:
     """Not thread-safe: owned by the agent's event loop."""
 
-    def __init__(self, cluster: str, node: str, source: PodSource, store: Store, kernel: Kernel) -> None:
+    def __init__(
+        self, cluster: str, node: str, source: PodSource, store: Store, kernel: Kernel, *, dns_capture: bool = True
+    ) -> None:
+        """`dns_capture`: of pods that do not say themselves."""
+        self._dns_capture = dns_capture
         self._cluster, self._node, self._source, self._store, self._kernel = cluster, node, source, store, kernel
         self._pods: dict[Uid, Pod] = {}
         self._remembered: dict[Uid, Member] = {}
@@ -124,7 +128,7 @@ class Registry:
                 raise CniError(m.ENROLMENT_FAILED, f"pod {_name(request)} is not enrolled")
             return
         try:
-            different = await self._kernel.compare(pod.namespace, ingress_mode=pod.member.ingress_mode)
+            different = await self._kernel.compare(pod.namespace, **pod.member.capture)
             if not different:
                 await self._kernel.prove(pod.namespace, pod.member.ips)
         except (MeshError, OSError, ValueError) as error:
@@ -140,7 +144,7 @@ class Registry:
         found = {"uid": pod.member.uid, "namespace": pod.member.namespace, "name": pod.member.name}
         found["state"] = pod.state.name
         try:
-            different = await self._kernel.compare(pod.namespace, ingress_mode=pod.member.ingress_mode)
+            different = await self._kernel.compare(pod.namespace, **pod.member.capture)
             listening = await self._kernel.listening(pod.namespace)
         except (MeshError, OSError, ValueError) as error:
             return {**found, "error": str(error), "differences": [], "listening": []}
@@ -209,6 +213,8 @@ class Registry:
             identity=namespace.identity,
             ips=request.ips,
             ingress_mode=spec.ingress_mode,
+            dns_capture=spec.dns_capture(self._dns_capture),
+            search=spec.search,
         )
         return member, namespace
 
@@ -260,6 +266,7 @@ def describe(pod: Pod) -> dict[str, Any]:
         "netns_identity": member.identity,
         "container_id": member.container_id,
         "since": pod.since,
+        "dns_capture": member.dns_capture,
         "last_error": pod.last_error,
         "add_ms": pod.add_ms,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +34,14 @@ class Member:
     identity: str
     ips: tuple[str, ...]
     ingress_mode: bool
+    dns_capture: bool = False
+    search: tuple[str, ...] = ()
+    """Search domains of its resolver besides the cluster's and the node's."""
+
+    @property
+    def capture(self) -> dict[str, bool]:
+        """What its rules depend on."""
+        return {"ingress_mode": self.ingress_mode, "dns_capture": self.dns_capture}
 
 
 class StoreError(MeshError):
@@ -75,8 +83,9 @@ class Store:
 
 
 def _member(entry: dict[str, Any]) -> Member:
-    known = {field.name: entry[field.name] for field in fields(Member)}
-    return Member(**known | {"ips": tuple(known["ips"])})
+    """An older agent's entry lacks what that agent did not do, which has a default."""
+    known = {f.name: entry[f.name] for f in fields(Member) if f.default is MISSING or f.name in entry}
+    return Member(**known | {"ips": tuple(known["ips"]), "search": tuple(known.get("search", ()))})
 
 
 def _boot_id() -> str:

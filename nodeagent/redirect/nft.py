@@ -5,7 +5,19 @@ from __future__ import annotations
 from itertools import chain as concatenated
 from typing import Final
 
-from nodeagent.redirect.plan import CONNECTION_MARK, MARK_MASK, TABLE, Action, Chain, Field, Match, Plan, Rule, Verb
+from nodeagent.redirect.plan import (
+    CONNECTION_MARK,
+    MARK_MASK,
+    QUERY_ZONE,
+    TABLE,
+    Action,
+    Chain,
+    Field,
+    Match,
+    Plan,
+    Rule,
+    Verb,
+)
 
 # `table` creates it if it is missing, so that `delete table` cannot fail: together, whatever was there is gone.
 REMOVAL: Final = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
@@ -43,5 +55,7 @@ def _render_action(action: Action) -> str:
             return f"ct mark set ct mark & {_KEEP_OTHER_BITS:#x} | {CONNECTION_MARK:#x}"
         case Verb.RESTORE:
             return "meta mark set ct mark"
+        case Verb.SEPARATE:
+            return f"ct zone set {QUERY_ZONE}"
         case Verb.ACCEPT:
             return "accept"

@@ -1,8 +1,9 @@
-"""Which of a pod's TCP goes to the tunnel, as one value: `nft.py` writes it, `verify.py` reads it back. Door 5.
+"""Which of a pod's TCP and DNS goes to the tunnel, as one value: `nft.py` writes it, `verify.py` reads it back. Door 5.
 
 Istio ambient's in-pod rules, rule for rule (istio/istio cni/pkg/iptables, cni/pkg/nftables), so that either agent can
-take the other's pods over. Two deliberate differences: all of 127.0.0.0/8 counts as loopback, and every rule that
-names an address stands twice, for IPv4 and IPv6, in one table, so that no family is ever captured without the other.
+take the other's pods over. Three deliberate differences: all of 127.0.0.0/8 counts as loopback; every rule that names
+an address stands twice, for IPv4 and IPv6, in one table, so that no family is ever captured without the other; and a
+pod that asks its own address for a name reaches itself, as with every other port.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from typing import Final
 OUTBOUND_PORT: Final = 15001
 INBOUND_PLAIN_PORT: Final = 15006
 HBONE_PORT: Final = 15008
+DNS_CAPTURE_PORT: Final = 15053
+DNS_PORT: Final = 53
 
 MARK_MASK: Final = 0xFFF
 TUNNEL_MARK: Final = 0x539
 """On every packet of the tunnel's own sockets; without this exemption the tunnel would capture itself."""
 CONNECTION_MARK: Final = 0x111
 """Remembers connections that the tunnel opened towards the application with the client's source address."""
+
+QUERY_ZONE: Final = 1
+"""Conntrack zone of the tunnel's own questions to name servers (Istio's number)."""
 
 ROUTE_TABLE: Final = 100
 RULE_PREFERENCE: Final = 32764
@@ -33,6 +39,8 @@ PROBE_SOURCES: Final = ("169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:fff
 class Chain(Enum):
     """A base chain: name, type, hook, priority. Output marks need type `route`: the packet is routed again."""
 
+    RAW_IN = ("raw-prerouting", "filter", "prerouting", -300)
+    RAW_OUT = ("raw-output", "filter", "output", -300)
     MANGLE_IN = ("mangle-prerouting", "filter", "prerouting", -150)
     MANGLE_OUT = ("mangle-output", "route", "output", -150)
     NAT_IN = ("nat-prerouting", "nat", "prerouting", -100)
@@ -43,7 +51,7 @@ class Chain(Enum):
 
 
 class Field(Enum):
-    """What a rule looks at. Marks are compared under MARK_MASK; a DPORT implies TCP."""
+    """What a rule looks at. Marks are compared under MARK_MASK; a DPORT implies TCP, UDP_ ports imply UDP."""
 
     PROTOCOL = "meta l4proto"
     OUT_INTERFACE = "oifname"
@@ -52,6 +60,8 @@ class Field(Enum):
     DESTINATION_4 = "ip daddr"
     DESTINATION_6 = "ip6 daddr"
     DPORT = "tcp dport"
+    UDP_DPORT = "udp dport"
+    UDP_SPORT = "udp sport"
     MARK = "meta mark"
     CONNECTION_MARK = "ct mark"
 
@@ -68,6 +78,7 @@ class Verb(Enum):
     REDIRECT = "redirect"
     REMEMBER = "connection mark := CONNECTION_MARK"
     RESTORE = "packet mark := connection mark"
+    SEPARATE = "conntrack zone := QUERY_ZONE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +98,12 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Options:
     """A pod's variant. `ingress_mode`: plaintext that comes in is not captured, HBONE is (a gateway's pod).
-    `exempt_probes`: connections from PROBE_SOURCES pass by; only where the node translates the kubelet's address."""
+    `exempt_probes`: connections from PROBE_SOURCES pass by; only where the node translates the kubelet's address.
+    `dns_capture`: the tunnel answers what the pod asks on port 53."""
 
     ingress_mode: bool = False
     exempt_probes: bool = False
+    dns_capture: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +125,28 @@ _NOT_LOOPBACK: Final = (
 
 def make_plan(options: Options) -> Plan:
     inbound = () if options.ingress_mode else (*_probes(options, Chain.NAT_IN), *_capture_inbound())
-    outbound = (*_probes(options, Chain.NAT_OUT), *_leave_outbound(), *_capture_outbound())
-    return Plan((*_keep_replies(), *inbound, *outbound))
+    dns = _capture_dns() if options.dns_capture else ()
+    outbound = (*_probes(options, Chain.NAT_OUT), *_leave_outbound(), *dns, *_capture_outbound())
+    queries = _separate_queries() if options.dns_capture else ()
+    return Plan((*queries, *_keep_replies(), *inbound, *outbound))
+
+
+def _separate_queries() -> tuple[Rule, ...]:
+    """The tunnel asks the very server that the pod asked. When its port is one that the pod used a moment ago, the
+    kernel would take its packet for one more of the pod's redirected ones and send it back to the tunnel."""
+    ours = (Match(Field.UDP_DPORT, DNS_PORT), Match(Field.MARK, TUNNEL_MARK))
+    answers = (Match(Field.UDP_SPORT, DNS_PORT), _NOT_TUNNEL)
+    return (
+        Rule(Chain.RAW_IN, answers, Action(Verb.SEPARATE)),
+        Rule(Chain.RAW_OUT, ours, Action(Verb.SEPARATE)),
+    )
+
+
+def _capture_dns() -> tuple[Rule, ...]:
+    """Before everything else goes to 15001. A server on a loopback address is the pod's own affair."""
+    catch = Action(Verb.REDIRECT, DNS_CAPTURE_PORT)
+    ports = (Match(Field.UDP_DPORT, DNS_PORT), Match(Field.DPORT, DNS_PORT))
+    return tuple(Rule(Chain.NAT_OUT, (here, port, _NOT_TUNNEL), catch) for port in ports for here in _NOT_LOOPBACK)
 
 
 def _keep_replies() -> tuple[Rule, ...]:

@@ -22,13 +22,13 @@ class Redirection:
         """Raises NamespaceError."""
         return Namespace.open(path)
 
-    async def put(self, namespace: Namespace, *, ingress_mode: bool) -> None:
-        plan = make_plan(Options(ingress_mode))
+    async def put(self, namespace: Namespace, *, ingress_mode: bool, dns_capture: bool) -> None:
+        plan = make_plan(Options(ingress_mode, dns_capture=dns_capture))
         await namespace.run(lambda: kernel.put(self._nft, plan))
 
-    async def compare(self, namespace: Namespace, *, ingress_mode: bool) -> list[str]:
+    async def compare(self, namespace: Namespace, *, ingress_mode: bool, dns_capture: bool) -> list[str]:
         """What differs from the plan, one phrase each."""
-        plan = make_plan(Options(ingress_mode))
+        plan = make_plan(Options(ingress_mode, dns_capture=dns_capture))
         return await namespace.run(lambda: differences(plan, kernel.observe(self._nft)))
 
     async def listening(self, namespace: Namespace) -> list[int]:

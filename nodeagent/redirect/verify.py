@@ -12,6 +12,7 @@ from typing import Any, Final
 from nodeagent.redirect.plan import (
     CONNECTION_MARK,
     MARK_MASK,
+    QUERY_ZONE,
     ROUTE_TABLE,
     RULE_PREFERENCE,
     TABLE,
@@ -34,11 +35,14 @@ _FIELDS: Final[dict[str, Field]] = {
     '{"payload": {"field": "daddr", "protocol": "ip"}}': Field.DESTINATION_4,
     '{"payload": {"field": "daddr", "protocol": "ip6"}}': Field.DESTINATION_6,
     '{"payload": {"field": "dport", "protocol": "tcp"}}': Field.DPORT,
+    '{"payload": {"field": "dport", "protocol": "udp"}}': Field.UDP_DPORT,
+    '{"payload": {"field": "sport", "protocol": "udp"}}': Field.UDP_SPORT,
     f'{{"&": [{{"meta": {{"key": "mark"}}}}, {MARK_MASK}]}}': Field.MARK,
     f'{{"&": [{{"ct": {{"key": "mark"}}}}, {MARK_MASK}]}}': Field.CONNECTION_MARK,
 }
 _CT_MARK: Final = {"ct": {"key": "mark"}}
 _META_MARK: Final = {"meta": {"key": "mark"}}
+_CT_ZONE: Final = {"ct": {"key": "zone"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,8 @@ def _read_action(statement: dict[str, Any]) -> Action | None:
             return Action(Verb.REDIRECT, port)
         case {"mangle": {"key": key, "value": value}} if key == _META_MARK and value == _CT_MARK:
             return Action(Verb.RESTORE)
+        case {"mangle": {"key": key, "value": zone}} if key == _CT_ZONE and zone == QUERY_ZONE:
+            return Action(Verb.SEPARATE)
         case {"mangle": {"key": key, "value": {"|": [{"&": [field, int(mask)]}, bits]}}} if (
             key == field == _CT_MARK and bits == CONNECTION_MARK and mask & ~bits == 0xFFFFFFFF & ~MARK_MASK
         ):

@@ -21,6 +21,7 @@ KEYS = {
     "network",
     "cluster_id",
     "trust_domain",
+    "cluster_domain",
     "node_name",
     "workers",
     "packet_mark",
@@ -60,6 +61,7 @@ class FakeCore:
         self.tables: dict[str, dict[str, bytes]] = {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}}
         self.enrolled: dict[str, tuple[int, int]] = {}
         self.keys_held: dict[str, ec.EllipticCurvePrivateKey] = {}
+        self.searches: dict[str, list[str]] = {}
         self.chains: dict[str, list[str]] = {}
         self.trust: list[dict[str, Any]] = []
         self.dropped = 0
@@ -102,12 +104,15 @@ class FakeCore:
                 table[name] = data
         return refused
 
-    def enrol(self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int) -> None:
+    def enrol(
+        self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int, search: list[str] | None = None
+    ) -> None:
         self._alive()
         if uid in self.refuses_pods:
             raise self.refuses_pods[uid]
         status = os.fstat(netns_fd)
         self.enrolled[uid] = (status.st_dev, status.st_ino)
+        self.searches[uid] = search or []
 
     def withdraw(self, uid: str) -> None:
         self._alive()

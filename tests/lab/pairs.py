@@ -50,6 +50,16 @@ class Place:
             yield listener
 
     @contextmanager
+    def datagrams(self, version=4, address="", port=0, mark=0):
+        """A UDP socket."""
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        with self.run(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
+            sock.settimeout(WAIT_S)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            sock.bind((address, port))
+            yield sock
+
+    @contextmanager
     def connected(self, target, port, mark=0, source=None):
         """`source` may be anybody's address, as the tunnel does it."""
         version = 6 if ":" in target else 4

@@ -221,7 +221,7 @@ def test_a_check_names_what_somebody_deleted(node, tunnel):
     pod.add()
     netns.run(*netns.inside(pod.netns), "nft", "flush", "chain", "inet", "nodemesh", "nat-output")
     error = pod.call("CHECK").error
-    assert (error["code"], error["msg"]) == (100, "pod shop/web-1: chain nat-output lacks 5 of its 5 rules")
+    assert (error["code"], error["msg"]) == (100, "pod shop/web-1: chain nat-output lacks 9 of its 9 rules")
 
 
 def test_an_agent_that_was_killed_finds_its_pods_and_does_not_touch_them(node, tunnel):

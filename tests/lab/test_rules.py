@@ -15,6 +15,7 @@ pytestmark = pytest.mark.lab
 GOLDEN = Path(__file__).parents[1] / "nodeagent/redirect/golden"
 BOTH = pytest.mark.parametrize("version", [4, 6])
 TUNNEL_MARK = 0x539
+DEFAULT = {"ingress_mode": False, "dns_capture": True}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,68 @@ def test_what_comes_in_comes_to_15006_with_its_destination(pod, neighbour, versi
             assert peer == NEIGHBOUR[version]
             if port != 15006:
                 assert original_destination(sock) == (POD[version], port)
+
+
+@BOTH
+def test_what_the_pod_asks_on_port_53_comes_to_15053_and_the_answer_looks_like_the_servers(pod, version):
+    loopback = {4: "127.0.0.1", 6: "::1"}[version]
+    with pod.datagrams(version, loopback, 15053) as tunnel, pod.datagrams(version) as client:
+        client.sendto(b"question", (NEIGHBOUR[version], 53))
+        question, peer = tunnel.recvfrom(100)
+        tunnel.sendto(question.upper(), peer)
+        assert (peer[0], client.recvfrom(100)) == (POD[version], (b"QUESTION", server_address(version)))
+    with pod.listening(15053, version) as tunnel, pod.connected(NEIGHBOUR[version], 53):
+        sock, _ = accepted(tunnel)
+        with sock:
+            assert original_destination(sock) == (NEIGHBOUR[version], 53)
+
+
+def server_address(version):
+    return (NEIGHBOUR[version], 53) if version == 4 else (NEIGHBOUR[version], 53, 0, 0)
+
+
+@BOTH
+def test_the_tunnels_question_goes_out_even_from_the_port_that_the_pod_asked_from(pod, neighbour, version):
+    """Else conntrack would take it for the pod's and send it back to the tunnel."""
+    loopback = {4: "127.0.0.1", 6: "::1"}[version]
+    with neighbour.datagrams(version, "", 53) as server, pod.datagrams(version, loopback, 15053) as tunnel:
+        with pod.datagrams(version, "", 5353) as client:
+            client.sendto(b"question", (NEIGHBOUR[version], 53))
+            tunnel.recvfrom(100)
+        with pod.datagrams(version, "", 5353, mark=TUNNEL_MARK) as query:
+            query.sendto(b"onward", (NEIGHBOUR[version], 53))
+            question, peer = server.recvfrom(100)
+            server.sendto(b"answer", peer)
+            assert (question, peer[0], query.recvfrom(100)[0]) == (b"onward", POD[version], b"answer")
+
+
+@BOTH
+def test_without_capture_of_dns_questions_reach_their_server(places, version):
+    pod, neighbour = places
+    put(pod, Options(dns_capture=False))
+    with neighbour.datagrams(version, "", 53) as server, pod.datagrams(version) as client:
+        client.sendto(b"question", (NEIGHBOUR[version], 53))
+        assert server.recvfrom(100)[1][0] == POD[version]
+    pod.run(lambda: kernel.take_out(kernel.find_nft()))
+
+
+@BOTH
+def test_without_a_tunnel_a_question_fails_at_once(pod, neighbour, version):
+    with neighbour.datagrams(version, "", 53), pod.datagrams(version) as client:
+        client.connect((NEIGHBOUR[version], 53))
+        client.send(b"question")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(100)
+
+
+@BOTH
+def test_a_name_server_on_the_pods_own_addresses_is_left_alone(pod, version):
+    for address in ({4: "127.0.0.1", 6: "::1"}[version], POD[version]):
+        with pod.datagrams(version, address, 53) as server, pod.datagrams(version) as client:
+            client.sendto(b"question", (address, 53))
+            question, peer = server.recvfrom(100)
+            server.sendto(question, peer)
+            assert client.recvfrom(100)[0] == b"question"
 
 
 @BOTH
@@ -144,7 +207,7 @@ def test_a_connection_under_way_outlives_the_rules_being_replaced(pod, neighbour
             assert original_destination(sock) == (NEIGHBOUR[version], 80)
 
 
-@pytest.mark.parametrize("name", ["default", "ingress-mode", "probes", "ingress-mode-probes", "removal"])
+@pytest.mark.parametrize("name", ["default", "no-dns", "ingress-mode", "probes", "ingress-mode-probes", "removal"])
 def test_every_golden_file_is_taken_by_nft(places, name):
     pod, _ = places
     pod.command("nft", "-f", str(GOLDEN / f"{name}.nft"))
@@ -161,10 +224,10 @@ def test_the_rules_come_and_go_without_a_trace_however_often(places):
     redirection = Redirection(prove_capture=True)
 
     async def story():
-        assert len(await redirection.compare(pod.namespace, ingress_mode=False)) == 9
+        assert len(await redirection.compare(pod.namespace, **DEFAULT)) == 11
         for _ in range(2):
-            await redirection.put(pod.namespace, ingress_mode=False)
-            assert await redirection.compare(pod.namespace, ingress_mode=False) == []
+            await redirection.put(pod.namespace, **DEFAULT)
+            assert await redirection.compare(pod.namespace, **DEFAULT) == []
         for _ in range(2):
             await redirection.take_out(pod.namespace)
 
@@ -174,13 +237,15 @@ def test_the_rules_come_and_go_without_a_trace_however_often(places):
 
 
 DRIFTS = {
-    "nft flush chain inet nodemesh nat-output": ["chain nat-output lacks 5 of its 5 rules"],
+    "nft flush chain inet nodemesh nat-output": ["chain nat-output lacks 9 of its 9 rules"],
     "nft delete table inet nodemesh": [
         "the chains of table inet nodemesh are not ours",
+        "chain raw-prerouting lacks 1 of its 1 rules",
+        "chain raw-output lacks 1 of its 1 rules",
         "chain mangle-prerouting lacks 1 of its 1 rules",
         "chain mangle-output lacks 1 of its 1 rules",
         "chain nat-prerouting lacks 2 of its 2 rules",
-        "chain nat-output lacks 5 of its 5 rules",
+        "chain nat-output lacks 9 of its 9 rules",
     ],
     "nft insert rule inet nodemesh nat-output accept": ["chain nat-output has foreign rules or another order"],
     "ip -6 rule del pref 32764": ["the IPv6 rule 32764 for mark 0x111 is missing"],
@@ -194,9 +259,9 @@ def test_what_somebody_changed_is_named_and_repaired(pod, change):
     pod.command(*change.split())
 
     async def story():
-        assert await redirection.compare(pod.namespace, ingress_mode=False) == DRIFTS[change]
-        await redirection.put(pod.namespace, ingress_mode=False)
-        assert await redirection.compare(pod.namespace, ingress_mode=False) == []
+        assert await redirection.compare(pod.namespace, **DEFAULT) == DRIFTS[change]
+        await redirection.put(pod.namespace, **DEFAULT)
+        assert await redirection.compare(pod.namespace, **DEFAULT) == []
 
     asyncio.run(story())
 

@@ -19,7 +19,7 @@ HEALTHY = {
     "certificates": {"expiries": {"spiffe://x/ns/a/sa/b": NOW + 3600}, "troubles": {}},
 }
 POD = {"uid": "u1", "namespace": "shop", "name": "web", "state": "IN_MESH", "error": "", "differences": []}
-LISTENING = [15001, 15006, 15008]
+LISTENING = [15001, 15006, 15008, 15053]
 
 
 def said(found):
@@ -56,7 +56,7 @@ def test_what_is_wrong_with_a_tunnel_is_a_sentence(part, change, sentence):
     [
         ({"state": "CUT_OFF"}, "pod shop/web is CUT_OFF"),
         ({"differences": ["chain output lacks 1 of its 5 rules"]}, "pod shop/web: chain output lacks 1"),
-        ({"listening": [15001, 15008]}, "nobody listens on 15006"),
+        ({"listening": [15001, 15008, 15053]}, "nobody listens on 15006"),
         ({"error": "gone"}, "its namespace cannot be looked at: gone"),
         ({"uid": "u2"}, "pod shop/web is not served by the tunnel"),
     ],

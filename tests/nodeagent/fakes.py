@@ -35,10 +35,10 @@ class FakeKernel:
         if what in self.broken:
             raise MeshError(f"{what} failed")
 
-    async def put(self, namespace, *, ingress_mode):
-        self._do("put rules for ingress" if ingress_mode else "put rules")
+    async def put(self, namespace, *, ingress_mode, dns_capture):
+        self._do("put rules" + " for ingress" * ingress_mode + " without DNS" * (not dns_capture))
 
-    async def compare(self, namespace, *, ingress_mode):
+    async def compare(self, namespace, *, ingress_mode, dns_capture):
         namespace.fileno()
         self._do("compare")
         return self.different

@@ -15,6 +15,7 @@ def test_the_defaults_are_those_of_the_architecture():
     assert str(settings.state_dir) == "/var/lib/nodemesh"
     assert str(settings.pods_dir) == "/etc/nodemesh/config"
     assert settings.canary
+    assert settings.dns_capture
     assert settings.cluster == "Kubernetes"
 
 

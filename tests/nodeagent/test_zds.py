@@ -162,6 +162,17 @@ def test_the_workload_is_described_as_istio_does(tmp_path):
     run(tmp_path, story, "a")
 
 
+def test_search_domains_are_told_as_far_as_they_fit_the_packet():
+    long = tuple(f"{n}.{'x' * 60}.example" for n in range(32))
+    search = ("corp.example", *long)
+    workload = zds.Workload("u" * 300, "n" * 63, "p" * 253, "s" * 253, Namespace("netns"), search)
+    request = zds._add(workload)
+    told = list(request.add.workload_info.search)
+    assert told == list(search[: len(told)])
+    assert "corp.example" in told
+    assert request.ByteSize() <= zds.MAX_PACKET_BYTES
+
+
 def test_a_refusal_in_the_snapshot_is_heard_and_the_rest_goes_on(tmp_path):
     async def story(stage):
         tunnel = await stage.tunnel(refuse={"uid-a": "port 15001 is taken"})

@@ -31,6 +31,7 @@ def test_the_core_gets_only_keys_it_knows():
         "network": "n1",
         "cluster_id": "Kubernetes",
         "trust_domain": "cluster.local",
+        "cluster_domain": "cluster.local",
         "node_name": "",
         "workers": 2,
         "packet_mark": 1337,

@@ -63,6 +63,29 @@ def test_a_pods_document(tmp_path):
     assert FilePods(tmp_path).pod("shop", "web-1") == expected
 
 
+@pytest.mark.parametrize(
+    ("annotation", "setting", "captured"),
+    [(None, True, True), (None, False, False), ("false", True, False), ("true", False, True), ("yes", False, False)],
+)
+def test_a_pods_own_word_on_dns_goes_before_the_nodes(annotation, setting, captured):
+    annotations = {"ambient.istio.io/dns-capture": annotation} if annotation else {}
+    assert PodSpec("shop", "web", annotations=annotations).dns_capture(setting) is captured
+
+
+@pytest.mark.parametrize(
+    ("dns_config", "search"),
+    [
+        ("{searches: [corp.example, lab.example]}", ("corp.example", "lab.example")),
+        ("{}", ()),
+        ("5", ()),
+        ("{searches: 5}", ()),
+    ],
+)
+def test_a_pods_search_domains(tmp_path, dns_config, search):
+    (tmp_path / "a.yaml").write_text(POD.replace("hostNetwork: false", f"dnsConfig: {dns_config}"))
+    assert FilePods(tmp_path).pod("shop", "web-1").search == search
+
+
 def test_what_a_document_leaves_out(tmp_path):
     (tmp_path / "a.yml").write_text("apiVersion: v1\nkind: Pod\nmetadata: {name: web-1}\n")
     assert FilePods(tmp_path).pod("default", "web-1") == PodSpec("default", "web-1", "default")

@@ -106,6 +106,18 @@ def test_a_gateways_pod_gets_the_ingress_rules(tmp_path):
     run(tmp_path, story)
 
 
+def test_a_node_that_does_not_capture_dns_puts_other_rules(tmp_path):
+    async def story(node):
+        node.registry = Registry(
+            "Kubernetes", "node-1", FilePods(tmp_path / "pods"), node.store, node.kernel, dns_capture=False
+        )
+        node.registry.use(node.tunnel)
+        await node.registry.add(request())
+        assert node.said[0] == "put rules without DNS"
+
+    run(tmp_path, story)
+
+
 @pytest.mark.parametrize(
     ("name", "refused"),
     [

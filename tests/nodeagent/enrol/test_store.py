@@ -7,13 +7,36 @@ import pytest
 from mesh.errors import OperatorError
 from nodeagent.enrol.store import Member, Store
 
-WEB = Member("c//Pod/shop/web", "shop", "web", "sa", "c1", "/ns/web", "cookie:7", ("10.0.0.5", "fd00::5"), True)
+WEB = Member(
+    "c//Pod/shop/web",
+    "shop",
+    "web",
+    "sa",
+    "c1",
+    "/ns/web",
+    "cookie:7",
+    ("10.0.0.5", "fd00::5"),
+    True,
+    True,
+    ("corp.example",),
+)
 
 
 def test_what_was_saved_is_loaded(tmp_path):
     Store(tmp_path / "state").save([WEB])
     assert Store(tmp_path / "state").load() == [WEB]
     assert (tmp_path / "state/enrolled.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_an_older_agent_saved_keeps_the_rules_that_it_made(tmp_path):
+    store = Store(tmp_path)
+    store.save([WEB])
+    path = tmp_path / "enrolled.json"
+    content = json.loads(path.read_text())
+    del content["members"][0]["dns_capture"], content["members"][0]["search"]
+    path.write_text(json.dumps(content))
+    (found,) = store.load()
+    assert (found.uid, found.dns_capture, found.search) == (WEB.uid, False, ())
 
 
 def test_nothing_was_saved_yet(tmp_path):

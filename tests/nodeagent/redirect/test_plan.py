@@ -12,6 +12,7 @@ from nodeagent.redirect.verify import FAMILIES, Observed, differences, read_tabl
 HERE = Path(__file__).parent / "golden"
 VARIANTS = {
     "default": Options(),
+    "no-dns": Options(dns_capture=False),
     "ingress-mode": Options(ingress_mode=True),
     "probes": Options(exempt_probes=True),
     "ingress-mode-probes": Options(ingress_mode=True, exempt_probes=True),
@@ -41,6 +42,15 @@ def test_no_rule_can_send_the_tunnels_own_packets_back_to_it(variant):
     for rule in make_plan(VARIANTS[variant]).rules:
         if rule.then.verb is Verb.REDIRECT:
             assert Match(Field.MARK, 0x539, equal=False) in rule.when
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_dns_is_captured_over_both_protocols_before_everything_else_is_or_not_at_all(variant):
+    catches = [
+        r for r in make_plan(VARIANTS[variant]).rules if r.chain is Chain.NAT_OUT and r.then.verb is Verb.REDIRECT
+    ]
+    ports = [rule.then.port for rule in catches]
+    assert ports == ([15001] * 2 if variant == "no-dns" else [15053] * 4 + [15001] * 2)
 
 
 LISTING = json.loads((HERE / "default.listing.json").read_text())
@@ -86,7 +96,7 @@ def test_a_foreign_rule_and_another_order_are_seen():
     foreign = json.loads(json.dumps(LISTING))
     entry = next(e for e in foreign["nftables"] if "rule" in e and e["rule"]["chain"] == Chain.NAT_OUT.label)
     entry["rule"]["expr"].insert(0, {"limit": {"rate": 1, "per": "second"}})
-    assert differences(DEFAULT, observed(foreign)) == ["chain nat-output lacks 1 of its 5 rules"]
+    assert differences(DEFAULT, observed(foreign)) == ["chain nat-output lacks 1 of its 9 rules"]
     swapped = json.loads(json.dumps(LISTING))
     entries = swapped["nftables"]
     entries[-1], entries[-2] = entries[-2], entries[-1]

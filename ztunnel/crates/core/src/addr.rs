@@ -8,6 +8,8 @@ pub const OUTBOUND_PORT: u16 = 15001;
 pub const INBOUND_PORT: u16 = 15006;
 /// HBONE: HTTP/2 CONNECT inside mutual TLS.
 pub const HBONE_PORT: u16 = 15008;
+/// DNS of a pod's applications, UDP and TCP.
+pub const DNS_PORT: u16 = 15053;
 
 /// Ports of the tunnel itself (Istio's numbers): a target with one of them would be a loop or an admin door.
 /// Admin, outbound, inbound, HBONE, metrics, readiness, DNS, SOCKS5. Sorted.
@@ -18,7 +20,7 @@ pub const ILLEGAL_PORTS: [u16; 8] = [
     HBONE_PORT,
     15020,
     15021,
-    15053,
+    DNS_PORT,
     15080,
 ];
 

@@ -12,6 +12,7 @@ pub use inbound::{Refused, Target, Unfit, inbound_target};
 use crate::addr::{self, DialAddr, HBONE_PORT, OrigDst};
 use crate::ids::SpiffeId;
 use crate::tables::{Gateway, Key, Mode, Outbound, Protocol, Service, Tables, Word, Workload};
+pub(crate) use pick::target_port;
 use pick::{Nobody, Picked, Place, Want, Whom, pick};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -8,6 +8,7 @@
 pub mod addr;
 pub mod authz;
 pub mod decide;
+pub mod dns;
 pub mod h2;
 pub mod hbone;
 pub mod ids;

@@ -173,6 +173,11 @@ impl Tables {
         nearest(self.index.by_host.get(hostname).iter(), client_namespace)
     }
 
+    /// Every service of a hostname, by key. `hostname` is lower case.
+    pub fn services_by_host(&self, hostname: &str) -> &[Arc<Service>] {
+        self.index.by_host.get(hostname)
+    }
+
     /// Endpoints of a service by their uid, healthy or not, whether the service has arrived or not.
     pub fn endpoints(&self, service: &str) -> impl Iterator<Item = &Endpoint> + Clone {
         self.index
@@ -263,7 +268,7 @@ impl Tables {
 }
 
 /// Of the visible ones: the client's own namespace, then the canonical one, then the first by key.
-fn nearest<'a>(
+pub(crate) fn nearest<'a>(
     services: impl Iterator<Item = &'a Arc<Service>>,
     client_namespace: &str,
 ) -> Option<&'a Arc<Service>> {

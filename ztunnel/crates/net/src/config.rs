@@ -19,6 +19,8 @@ pub struct Config {
     pub network: String,
     pub cluster_id: String,
     pub trust_domain: String,
+    /// Below `svc.` of it are the names of the cluster's services.
+    pub cluster_domain: String,
     pub node_name: String,
     /// 0: one per core; see `worker_count`.
     pub workers: usize,
@@ -50,6 +52,7 @@ impl Default for Config {
             network: String::new(),
             cluster_id: "Kubernetes".into(),
             trust_domain: "cluster.local".into(),
+            cluster_domain: "cluster.local".into(),
             node_name: String::new(),
             workers: 0,
             packet_mark: 0x539,

@@ -2,6 +2,7 @@
 //! workers are told; every method may be called from any thread and none touches a connection's bytes.
 
 use crate::config::Config;
+use crate::dns;
 use crate::drain;
 use crate::dump::{self, Seen};
 use crate::explain::{Own, explain};
@@ -42,6 +43,8 @@ pub struct Who {
     pub name: String,
     pub namespace: String,
     pub service_account: String,
+    /// Search domains of its resolver besides the cluster's and the node's.
+    pub search: Vec<String>,
 }
 
 #[derive(Default)]
@@ -90,6 +93,7 @@ impl Dataplane {
             log: Log::start(&config.access_log, format, level)?,
             totals: Mutex::new(Totals::new(MOST_SERIES)),
             spans: Spans::new(config.trace_ratio),
+            dns: dns::meter::Meter::default(),
             accept_failures: AtomicU64::new(0),
             handshakes: Handshakes::new(Allowed::default()),
             turned_away: TurnedAway::default(),
@@ -146,8 +150,8 @@ impl Dataplane {
             Some(_) => self.take_out(&mut pods, &who.uid),
             None => {}
         }
-        let pod = Arc::new(Pod::new(pods.started, who, netns));
-        let listeners = listeners_of(&pod, self.shared.config.ipv6)?;
+        let pod = Arc::new(Pod::new(pods.started, who, netns, &self.shared.config));
+        let (listeners, dns) = sockets_of(&pod, self.shared.config.ipv6)?;
         pods.started += 1;
         pods.by_uid.insert(pod.uid.clone(), pod.clone());
         self.show(&pods);
@@ -155,7 +159,7 @@ impl Dataplane {
         let owner =
             &self.workers.handles[(pod.number % self.workers.handles.len() as u64) as usize];
         self.learn_identities(&mut pods, &self.shared.tables.load());
-        owner.submit(move |worker| pod::serve(worker, &pod, listeners));
+        owner.submit(move |worker| pod::serve(worker, &pod, listeners, dns));
         Ok(())
     }
 
@@ -300,6 +304,7 @@ impl Dataplane {
         self.shared
             .hits
             .render(&mut text, &self.shared.tables.load());
+        text.push_str(&self.shared.dns.render());
         text.into_bytes()
     }
 
@@ -386,18 +391,21 @@ impl Dataplane {
     }
 }
 
+type Sockets = (Vec<(Side, TcpListener)>, dns::Sockets);
+
 /// On a thread of its own that ends afterwards: it is the only one that is ever in the pod's namespace for longer than a
 /// socket takes.
-fn listeners_of(pod: &Arc<Pod>, ipv6: bool) -> Result<Vec<(Side, TcpListener)>, EnrolError> {
+fn sockets_of(pod: &Arc<Pod>, ipv6: bool) -> Result<Sockets, EnrolError> {
     let inside = pod.clone();
     let make = move || {
         inside
             .netns
             .enter(|| {
-                Ok(SIDES
-                    .iter()
+                let sides = SIDES.iter();
+                let listeners: Result<_, EnrolError> = sides
                     .map(|&(side, port)| listener(port, ipv6).map(|l| (side, l)))
-                    .collect())
+                    .collect();
+                Ok(listeners.and_then(|listeners| Ok((listeners, dns::Sockets::open(ipv6)?))))
             })
             .map_err(EnrolError::NamespaceGone)?
     };

@@ -84,6 +84,7 @@ fn empty_state(pod: &Pod, trust_domain: &str) -> Value {
     json!({
         "state": "Up",
         "connections": { "inbound": [], "outbound": [] },
+        "dns": pod.dns.json(),
         "info": { "name": pod.name, "namespace": pod.namespace, "trustDomain": trust_domain,
                   "serviceAccount": pod.service_account },
     })

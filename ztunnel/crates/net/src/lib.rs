@@ -7,6 +7,7 @@ pub mod account;
 pub mod config;
 mod csr;
 pub mod dataplane;
+pub mod dns;
 pub mod drain;
 pub mod dump;
 pub mod explain;

@@ -1,7 +1,9 @@
 //! A pod that is served here, and the accept loops of its listeners. Owns who accepts and which worker gets the
 //! connection; not what is done with it (`outbound`, `inbound`).
 
+use crate::config::Config;
 use crate::dataplane::Who;
+use crate::dns;
 use crate::log::{Level, Line};
 use crate::netns::{self, NetNs};
 use crate::runtime::{Load, Worker};
@@ -36,17 +38,21 @@ pub struct Pod {
     pub netns: NetNs,
     /// Set before its connections are cut: what is still on its way to a worker must not begin.
     pub gone: AtomicBool,
+    /// Search domains of its resolver, besides those that the cluster gives.
+    pub search: Vec<Box<str>>,
+    pub dns: dns::Status,
     /// An address that the namespace was seen to have.
     address: OnceLock<IpAddr>,
 }
 
 impl Pod {
-    pub fn new(number: u64, who: Who, netns: NetNs) -> Self {
+    pub fn new(number: u64, who: Who, netns: NetNs, config: &Config) -> Self {
         let Who {
             uid,
             name,
             namespace,
             service_account,
+            search,
         } = who;
         Self {
             number,
@@ -56,6 +62,8 @@ impl Pod {
             service_account,
             netns,
             gone: AtomicBool::new(false),
+            search: dns::resolv::search(&search, &config.cluster_domain),
+            dns: dns::Status::default(),
             address: OnceLock::new(),
         }
     }
@@ -133,9 +141,15 @@ impl Accepted {
 }
 
 /// Begins to serve the pod; this worker owns its listeners from now on.
-pub fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, listeners: Vec<(Side, TcpListener)>) {
+pub fn serve(
+    worker: &Rc<Worker>,
+    pod: &Arc<Pod>,
+    listeners: Vec<(Side, TcpListener)>,
+    dns: dns::Sockets,
+) {
     let begin = |(side, listener)| spawn_local(accept(worker.clone(), pod.clone(), side, listener));
-    let accepting = listeners.into_iter().map(begin).collect();
+    let mut accepting: Vec<_> = listeners.into_iter().map(begin).collect();
+    accepting.extend(dns::serve(worker, pod, dns));
     worker.accepting.borrow_mut().insert(pod.number, accepting);
 }
 

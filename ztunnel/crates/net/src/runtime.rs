@@ -3,6 +3,7 @@
 
 use crate::account::flag;
 use crate::config::Config;
+use crate::dns;
 use crate::handshakes::Handshakes;
 use crate::hits::Hits;
 use crate::identity::Identities;
@@ -58,6 +59,7 @@ pub struct Shared {
     pub log: Log,
     pub totals: Mutex<Totals>,
     pub spans: Spans,
+    pub dns: dns::meter::Meter,
     pub accept_failures: AtomicU64,
     pub handshakes: Arc<Handshakes>,
     pub turned_away: TurnedAway,
@@ -401,6 +403,7 @@ mod tests {
                 .expect("a thread"),
             totals: Mutex::new(Totals::new(MOST_SERIES)),
             spans: Spans::default(),
+            dns: dns::meter::Meter::default(),
             accept_failures: AtomicU64::new(0),
             handshakes: Handshakes::new(Allowed::default()),
             turned_away: TurnedAway::default(),

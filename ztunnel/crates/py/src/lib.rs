@@ -90,6 +90,8 @@ impl Core {
         self.with(py, |core| Ok(core.apply(kind, &upserts, &removed)))
     }
 
+    #[pyo3(signature = (uid, name, namespace, service_account, netns_fd, search=Vec::new()))]
+    #[allow(clippy::too_many_arguments)] // what Python calls by keyword
     fn enrol(
         &self,
         py: Python<'_>,
@@ -98,6 +100,7 @@ impl Core {
         namespace: String,
         service_account: String,
         netns_fd: RawFd,
+        search: Vec<String>,
     ) -> PyResult<()> {
         if netns_fd < 0 {
             return Err(NamespaceGone::new_err("the descriptor is negative"));
@@ -109,6 +112,7 @@ impl Core {
             name,
             namespace,
             service_account,
+            search,
         };
         self.with(py, |core| core.enrol(who, fd).map_err(enrol_error))
     }

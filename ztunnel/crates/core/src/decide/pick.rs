@@ -321,7 +321,7 @@ fn target(want: Want<'_>, endpoint: &Endpoint) -> Option<u16> {
 }
 
 /// The endpoint's mapping goes before the service's; None: neither knows a number for it.
-pub(super) fn target_port(own: &[Port], of_service: &[Port], port: u16) -> Option<u16> {
+pub(crate) fn target_port(own: &[Port], of_service: &[Port], port: u16) -> Option<u16> {
     number(own, port).or_else(|| number(of_service, port))
 }
 

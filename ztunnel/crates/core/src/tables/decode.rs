@@ -300,6 +300,7 @@ fn service(message: pb::Service) -> Result<Service, Unusable> {
         hostname: message.hostname.into(),
         vips: each(message.addresses, vip)?,
         ports: ports(message.ports)?,
+        port_names: port_names(&message.extensions),
         waypoint: maybe(message.waypoint, |g| gateway("waypoint", g))?,
         weighted_waypoints: each(message.weighted_waypoints, weighted)?,
         balancing: balancing(message.load_balancing.unwrap_or_default(), spread)?,
@@ -307,6 +308,23 @@ fn service(message: pb::Service) -> Result<Service, Unusable> {
         canonical: message.canonical,
         namespace_only: matches!(visibility, pb::service::Visibility::Namespace),
     })
+}
+
+/// Our control plane's extension: a `google.protobuf.Struct` of name → number. What is no such thing names no port:
+/// nothing is routed or judged by it.
+const PORT_NAMES: &str = "nodemesh/port-names";
+
+fn port_names(extensions: &[pb::Extension]) -> Box<[(Box<str>, u16)]> {
+    use prost_types::{Struct, value::Kind};
+    let mut configs = extensions.iter().filter(|each| each.name == PORT_NAMES);
+    let config = configs.find_map(|each| each.config.as_ref());
+    let told = config.and_then(|any| Struct::decode(&*any.value).ok());
+    let numbers = told.unwrap_or_default().fields.into_iter();
+    let named = numbers.filter_map(|(name, value)| match value.kind {
+        Some(Kind::NumberValue(port)) => Some((name.into(), port as u16)),
+        _ => None,
+    });
+    named.collect()
 }
 
 fn vip(message: pb::NetworkAddress) -> Result<Vip, Unusable> {

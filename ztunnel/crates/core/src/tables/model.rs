@@ -137,6 +137,8 @@ pub struct Service {
     /// Empty: headless.
     pub vips: Box<[Vip]>,
     pub ports: Arc<[Port]>,
+    /// Name → service port, as far as the control plane tells (Istio's does not); only DNS reads it.
+    pub port_names: Box<[(Box<str>, u16)]>,
     /// Accepted besides the endpoint's own; what is no identity of the Istio profile was left out (narrower).
     pub subject_alt_names: Box<[SpiffeId]>,
     pub waypoint: Option<Gateway>,
@@ -148,6 +150,16 @@ pub struct Service {
     pub canonical: bool,
     /// Visible only to clients of its own namespace.
     pub namespace_only: bool,
+}
+
+impl Service {
+    /// The service port of that name.
+    pub fn port_named(&self, name: &str) -> Option<u16> {
+        let mut names = self.port_names.iter();
+        names
+            .find(|(known, _)| **known == *name)
+            .map(|(_, port)| *port)
+    }
 }
 
 /// A virtual IP, or a range of them.
