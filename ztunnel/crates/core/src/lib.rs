@@ -12,6 +12,7 @@ pub mod dns;
 pub mod h2;
 pub mod hbone;
 pub mod ids;
+pub mod proxy;
 pub mod tables;
 
 #[cfg(test)]

@@ -9,16 +9,19 @@ use crate::runtime::{Load, Worker};
 use crate::tunnel::{Incoming, ServeError};
 use crate::verdict::{Asked, ask};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::select;
 use tokio::task::spawn_local;
+use tokio::time::timeout;
 use ztunnel_core::addr::{canonical, is_illegal};
 use ztunnel_core::decide::inbound_target;
 use ztunnel_core::hbone::{baggage, parse_forwarded_host, parse_traceparent};
 use ztunnel_core::ids::SpiffeId;
+use ztunnel_core::proxy;
 use ztunnel_core::tables::{Service, Tables, Workload};
 
 /// One tunnel, as long as it lives; its streams are connections of their own.
@@ -159,7 +162,7 @@ pub async fn admit_request(
         of,
         &tables,
         &me,
-        target.service.or(addressed),
+        target.service.clone().or(addressed),
         Some(request.identity.clone()),
     );
     of.parties.borrow_mut().original_dst = target.addr;
@@ -174,10 +177,47 @@ pub async fn admit_request(
     ask(worker, of, asked)
         .await
         .map_err(|failure| (401, failure))?;
-    let app = to_application(worker, of, request.client, target.addr)
-        .await
-        .map_err(|failure| (503, failure))?;
+    let opened = match target.proxied {
+        None => to_application(worker, of, request.client, target.addr).await,
+        Some(asked) => {
+            let service = target.service.as_ref().map(|service| &*service.hostname);
+            let client = of.parties.borrow().src;
+            let header = proxy::header(client, asked, request.identity, service);
+            introduced(worker, of, target.addr, &header).await
+        }
+    };
+    let app = opened.map_err(|failure| (503, failure))?;
     Ok((me, app))
+}
+
+/// An application that wants a PROXY header gets it on its loopback address, where nobody but the tunnel connects, and
+/// learns from it who the client is.
+async fn introduced(
+    worker: &Worker,
+    of: &Entered,
+    to: SocketAddr,
+    header: &[u8],
+) -> Result<TcpStream, Failure> {
+    let loopback = match to.ip() {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::LOCALHOST),
+    };
+    let to = SocketAddr::new(loopback, to.port());
+    let mut app = to_application(worker, of, loopback, to).await?;
+    let written = timeout(
+        worker.shared.config.connect_timeout(),
+        app.write_all(header),
+    )
+    .await;
+    let broken = |why: &dyn std::fmt::Display| {
+        let why = format!("the PROXY header to the application at {to}: {why}");
+        Failure::new(flag::CONNECT, why)
+    };
+    match written {
+        Ok(Ok(())) => Ok(app),
+        Ok(Err(why)) => Err(broken(&why)),
+        Err(late) => Err(broken(&late)),
+    }
 }
 
 pub async fn handle_plaintext(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {

@@ -103,21 +103,16 @@ async fn attempt(
             plain(worker, of, client, dial.0).await
         }
         Route::Tunnel {
-            beyond: Some(_), ..
-        } => Err(Failure::new(
-            flag::CONNECT,
-            "the destination is in another network",
-        )),
-        Route::Tunnel {
             dial,
             authority,
             want,
             upstream,
             service,
-            beyond: None,
+            beyond,
         } => {
             let here = upstream
                 .as_ref()
+                .filter(|_| beyond.is_none())
                 .and_then(|workload| worker.served_here(workload, dial.0.ip()));
             name_destination(of, dial.0, upstream, service);
             let source = of.parties.borrow().src.ip();
@@ -131,6 +126,7 @@ async fn attempt(
                     source,
                 },
                 authority,
+                beyond: beyond.map(|beyond| beyond.want),
             };
             match here {
                 Some(pod) => hand_over(worker, of, client, way, pod).await,
@@ -249,6 +245,8 @@ struct Way {
     from: Arc<Workload>,
     key: Key,
     authority: String,
+    /// Who is behind the gateway that `key` leads to.
+    beyond: Option<Vec<SpiffeId>>,
 }
 
 async fn tunnel(
@@ -261,6 +259,7 @@ async fn tunnel(
         from,
         key,
         authority,
+        beyond,
     } = way;
     let dial = key.dial;
     let dialer = || {
@@ -274,11 +273,19 @@ async fn tunnel(
         .map(|(name, value)| (*name, value.as_str()))
         .collect();
     of.parties.borrow_mut().hbone = Some(authority.clone());
-    let opened = worker
-        .tunnels
-        .open(key, &dialer, &authority, &headers)
-        .await
-        .map_err(|e| explain(&e, dial))?;
+    let tunnels = &worker.tunnels;
+    let opened = match &beyond {
+        None => tunnels.open(key, &dialer, &authority, &headers).await,
+        Some(want) => {
+            let network = ("x-forwarded-network", &*worker.shared.config.network);
+            let inner: Vec<_> = headers.iter().copied().chain([network]).collect();
+            let both = (&*headers, &*inner);
+            tunnels
+                .open_beyond(key, &dialer, &authority, both, want)
+                .await
+        }
+    };
+    let opened = opened.map_err(|e| explain(&e, dial))?;
     proved(worker, of, &opened.peer)?;
     name_identities(of, &from, opened.peer);
     established(worker, of);

@@ -120,8 +120,8 @@ struct Slot {
 
 /// Every tunnel of one worker. Not `Send`: all of it runs on one `LocalSet`.
 pub struct Tunnels {
-    identities: Arc<Identities>,
-    limits: Limits,
+    pub(crate) identities: Arc<Identities>,
+    pub(crate) limits: Limits,
     pool: RefCell<HashMap<Key, Slot>>,
     served: RefCell<Vec<std::rc::Weak<Tunnel>>>,
     handshakes: Arc<Handshakes>,
@@ -377,7 +377,8 @@ impl Tunnels {
         SockRef::from(tcp).set_tcp_user_timeout(Some(self.limits.unread))
     }
 
-    fn remember(&self, tunnel: &Rc<Tunnel>) {
+    /// One that no key leads to, so that it is drained and judged with the others.
+    pub(crate) fn remember(&self, tunnel: &Rc<Tunnel>) {
         let mut served = self.served.borrow_mut();
         if served.len() == served.capacity() {
             served.retain(|tunnel| tunnel.strong_count() > 0); // amortised: only when the list would grow

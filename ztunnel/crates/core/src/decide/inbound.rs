@@ -4,7 +4,7 @@
 use super::pick::target_port;
 use super::waypoint;
 use crate::addr;
-use crate::tables::{ApplicationTunnel, Key, Service, Tables, Workload};
+use crate::tables::{ApplicationTunnel, Key, Service, Tables, Vip, Workload};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ pub struct Target {
     pub addr: SocketAddr,
     /// When the authority was a hostname.
     pub service: Option<Arc<Service>>,
+    /// The application wants a PROXY protocol header, on its loopback address; this is what the client addressed.
+    pub proxied: Option<SocketAddr>,
 }
 
 /// The answer to a CONNECT that is not delivered.
@@ -41,8 +43,10 @@ pub enum Unfit {
     NoPort { service: Key, port: u16 },
     #[error("{0} is a port of the tunnel itself: a loop")]
     SelfCall(u16),
-    #[error("the application wants a PROXY protocol header, which is not spoken")]
-    ProxyProtocol,
+    #[error(
+        "the application wants a PROXY protocol header, and service {0} has no virtual address to be told in it"
+    )]
+    NoVirtualAddress(Key),
 }
 
 impl From<Unfit> for Refused {
@@ -65,11 +69,19 @@ pub fn inbound_target(
 ) -> Result<Target, Refused> {
     let own = connected.ip().to_canonical();
     let (host, asked) = parse(authority).ok_or(Unfit::Authority)?;
+    let wants_header = local.application_tunnel.is_some_and(|tunnel| tunnel.proxy);
+    let mut proxied = None;
     let (port, service) = match host {
-        Host::Ip(ip) => (address_port(tables, local, own, ip, asked)?, None),
+        Host::Ip(ip) => {
+            proxied = Some(SocketAddr::new(ip, asked));
+            (address_port(tables, local, own, ip, asked)?, None)
+        }
         Host::Name(name) => {
             let found = tables.service_by_host(&name, &local.namespace);
             let service = found.ok_or_else(|| Unfit::NoHostname(name.into_string()))?;
+            if wants_header {
+                proxied = Some(SocketAddr::new(virtual_ip(tables, service)?, asked));
+            }
             (
                 service_port(tables, local, service, asked)?,
                 Some(service.clone()),
@@ -79,13 +91,19 @@ pub fn inbound_target(
     if addr::is_illegal(port) {
         return Err(Unfit::SelfCall(port).into());
     }
-    if local.application_tunnel.is_some_and(|tunnel| tunnel.proxy) {
-        return Err(Unfit::ProxyProtocol.into());
-    }
     Ok(Target {
         addr: SocketAddr::new(own, port),
         service,
+        proxied: proxied.filter(|_| wants_header),
     })
+}
+
+/// IPv4 goes first, as with Istio.
+fn virtual_ip(tables: &Tables, service: &Service) -> Result<IpAddr, Unfit> {
+    let here = |vip: &&Vip| *vip.network == *tables.network() && vip.range.is_host();
+    let all = service.vips.iter().filter(here).map(|vip| vip.range.ip);
+    all.min_by_key(|ip| !ip.is_ipv4())
+        .ok_or_else(|| Unfit::NoVirtualAddress(service.key.clone()))
 }
 
 fn address_port(

@@ -350,7 +350,7 @@ const SPREAD: &str = "nodemesh/load-balancing";
 
 fn spread(extensions: &[pb::Extension]) -> Result<Spread, Unusable> {
     Ok(match text(extensions, SPREAD)?.as_deref() {
-        None => Spread::Random,
+        None | Some("random") => Spread::Random,
         Some("least-request") => Spread::LeastRequest,
         Some("client-address") => Spread::ClientAddress,
         Some(other) => return Err(Unusable::Setting(SPREAD, other.to_owned())),

@@ -50,7 +50,8 @@ fn a_connection_that_came_to_a_mapped_address_is_a_v4_one() {
         target,
         Target {
             addr: "10.0.0.1:80".parse().unwrap(),
-            service: None
+            service: None,
+            proxied: None,
         }
     );
     let target = asked_on(&shop(), "[fd00::1]:15008", "[fd00:0::1]:80").unwrap();
@@ -274,14 +275,16 @@ fn an_application_tunnel_has_its_own_port_but_takes_no_foreign_address() {
 }
 
 #[test]
-fn an_application_that_wants_the_proxy_protocol_is_not_given_less() {
-    let tables = push(
-        &shop(),
-        &tunnelled(pb::application_tunnel::Protocol::Proxy, 7000),
-    );
+fn an_application_that_wants_the_proxy_protocol_is_told_what_was_addressed() {
+    let web = tunnelled(pb::application_tunnel::Protocol::Proxy, 7000);
+    let tables = push(&shop(), &web);
+    let told = |authority: &str| {
+        let target = asked_on(&tables, OWN, authority).unwrap();
+        (target.addr.to_string(), target.proxied.unwrap().to_string())
+    };
     assert_eq!(
-        asked(&tables, "10.0.0.1:80"),
-        "503 the application wants a PROXY protocol header, which is not spoken"
+        told("10.0.0.1:8080"),
+        ("10.0.0.1:7000".into(), "10.0.0.1:8080".into())
     );
 }
 
