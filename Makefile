@@ -25,6 +25,13 @@ test: root setup ## every test: Rust, Python, lab
 	cargo test --release --locked -q
 	$(PY) -m pytest
 
+FUZZ_SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: setup ## every parser on generated input, FUZZ_SECONDS=60 for each; `make test` runs a fixed part of it
+	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked -q -p ztunnel-core -p ztunnel-net fuzz_ -- --test-threads=2
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest -q tests/fuzz
+
 .PHONY: check
 check: setup ## lint, types, unit tests: the quick round
 	cargo fmt --all --check

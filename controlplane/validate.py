@@ -51,8 +51,10 @@ class Finding:
     level: Level = Level.ERROR
 
     def __str__(self) -> str:
+        """One line, whatever the document calls itself."""
         subject = f"{self.kind} {self.name}: " if self.kind or self.name else ""
-        return f"{self.file}:{self.line}: {self.level}: {subject}{self.why}"
+        line = f"{self.file}:{self.line}: {self.level}: {subject}{self.why}"
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 
 @dataclass(frozen=True, slots=True)

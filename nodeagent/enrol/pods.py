@@ -150,7 +150,9 @@ def _read_documents(loaded: Iterable[Any]) -> Iterator[_Document]:
         for item in items if isinstance(items, list) else []:
             if _is_kind(item, "Pod") or _is_kind(item, "Namespace"):
                 named = {"namespace": "default", "name": ""} | dict(_strings(item, "metadata"))
-                yield _Document(item["kind"], named["namespace"], named["name"], item)
+                document = _Document(item["kind"], named["namespace"], named["name"], item)
+                _pod_spec(document)  # what cannot be read is found out here, where the last good content stays
+                yield document
 
 
 def _is_kind(content: Any, kind: str) -> bool:
@@ -163,8 +165,8 @@ def _pod_spec(document: _Document) -> PodSpec:
     return PodSpec(
         namespace=document.namespace,
         name=document.name,
-        service_account=str(spec.get("serviceAccountName") or "default"),
-        node=str(spec.get("nodeName") or ""),
+        service_account=_scalar(spec.get("serviceAccountName")) or "default",
+        node=_scalar(spec.get("nodeName")),
         host_network=spec.get("hostNetwork") is True,
         labels=_strings(document.content, "metadata", "labels"),
         annotations=_strings(document.content, "metadata", "annotations"),
@@ -181,4 +183,9 @@ def _strings(content: Mapping[str, Any], *path: str) -> Mapping[str, str]:
     value: Any = content
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
-    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
+    return {str(k): _scalar(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def _scalar(value: Any) -> str:
+    """Empty for what is none: as text, nested aliases would fill the memory. ValueError: a number of 4300 digits."""
+    return "" if value is None or isinstance(value, (dict, list, tuple, set)) else str(value)

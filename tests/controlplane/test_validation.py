@@ -125,3 +125,10 @@ def test_nesting_without_end_is_a_finding_and_not_the_end_of_the_process(text):
 def test_snake_case_names_are_read_as_protobuf_does():
     text = istio("PeerAuthentication", "  selector: {match_labels: {a: b}}\n  port_level_mtls: {80: {mode: STRICT}}")
     assert findings_of(text) == []
+
+
+def test_a_finding_is_one_line_whatever_the_document_calls_itself():
+    """Found by fuzzing: a name could write lines of its own into the log."""
+    found = findings_of('apiVersion: v1\nkind: "Pod\\nforged: line\\e[31m"\nmetadata: {name: a}')
+    assert found
+    assert all(finding.isprintable() for finding in found), found

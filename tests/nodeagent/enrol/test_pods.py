@@ -139,3 +139,20 @@ def test_strange_documents_name_no_pod(tmp_path, content):
 def test_a_directory_that_is_missing_knows_no_pod(tmp_path):
     with pytest.raises(UnknownYet):
         FilePods(tmp_path / "nowhere").namespace_labels("shop")
+
+
+LAUGHS = "{a: &a [x, x, x, x, x, x, x, x, x], " + ", ".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize("value", ["0x" + "f" * 5000, LAUGHS + "}"], ids=["a huge number", "aliases of aliases"])
+@pytest.mark.parametrize("place", ["serviceAccountName: web", "{app: web, weight: 5}"])
+def test_a_value_that_is_no_text_neither_breaks_nor_fills_the_agent(tmp_path, place, value):
+    """Found by fuzzing: the number raised out of `pod`, and the aliases were written out, 9^10 times."""
+    path = tmp_path / "pods.yaml"
+    path.write_text(POD)
+    source = FilePods(tmp_path)
+    assert source.pod("shop", "web-1").node == "node-1"
+    path.write_text(POD.replace(place, place.split(":")[0] + ": " + value if place[0] != "{" else value) + "# changed")
+    assert source.pod("shop", "web-1").node == "node-1"

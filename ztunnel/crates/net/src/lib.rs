@@ -37,3 +37,6 @@ pub mod tunnel;
 mod vault;
 pub mod verdict;
 mod verify;
+
+#[cfg(test)]
+mod fuzz;
