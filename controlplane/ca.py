@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,9 @@ from mesh.errors import OperatorError, PeerError
 from mesh.ids import SpiffeId
 from mesh.model import World
 
+ROOT_KEY, ROOT = "root-key.pem", "root-cert.pem"
+NEXT_KEY, NEXT = "next-key.pem", "next-cert.pem"
+PREVIOUS: Final = "previous-cert.pem"
 BACKDATED: Final = timedelta(minutes=2)
 ROOT_LIFETIME: Final = timedelta(days=3650)
 SHORTEST, LONGEST = timedelta(hours=1), timedelta(hours=24)
@@ -49,20 +53,52 @@ class KeyPair:
     not_after: datetime
 
 
-class Authority:
-    """Made by `load_authority`."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What STATE/ca says at one moment. `others`: roots that are trusted and do not sign: the next, the previous."""
 
-    def __init__(self, key: ec.EllipticCurvePrivateKey, root: x509.Certificate, now: Callable[[], datetime]) -> None:
-        self._key = key
-        self._root = root
+    key: ec.EllipticCurvePrivateKey
+    root: x509.Certificate
+    others: tuple[x509.Certificate, ...]
+    stamp: tuple[tuple[str, int, int], ...]
+
+
+class Authority:
+    """Made by `load_authority`. A rotation (`rotation.py`) takes effect with the next call, without a restart."""
+
+    def __init__(self, directory: Path, load: Callable[[], Held], now: Callable[[], datetime]) -> None:
+        self._directory = directory
+        self._load = load
+        self._held = load()
         self.now = now
-        self.root_pem = root.public_bytes(serialization.Encoding.PEM)
+        self.trouble = ""
+        """Why the files of now are not in force, if they are not."""
+
+    @property
+    def root_pem(self) -> bytes:
+        """Of the root that signs."""
+        return self._held.root.public_bytes(serialization.Encoding.PEM)
+
+    @property
+    def trusted(self) -> list[x509.Certificate]:
+        """Every root to believe in at this moment, the one that signs first."""
+        return [self._held.root, *self._held.others]
+
+    def refresh(self) -> None:
+        """Reads the files again if they have changed; what cannot be used leaves the last state in force."""
+        if _stamp(self._directory) == self._held.stamp:
+            return
+        try:
+            self._held, self.trouble = self._load(), ""
+        except OperatorError as error:
+            self.trouble = str(error)
 
     def issue(self, csr_pem: str, identity: SpiffeId, ttl: timedelta | None = None) -> list[str]:
         """The chain for this identity, PEM: leaf, then the root. Raises PeerError: the request is not acceptable.
 
         `ttl` None or zero: 24 hours; otherwise clamped to 1 to 24 hours.
         """
+        self.refresh()
         request = _load_csr(csr_pem)
         public = _checked_key(request)
         if _requested(request) != [str(identity)]:
@@ -70,7 +106,8 @@ class Authority:
         lifetime = min(max(ttl, SHORTEST), LONGEST) if ttl else LONGEST
         san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(identity))])
         leaf = self._leaf(public, x509.Name([]), san, lifetime)
-        return [leaf.public_bytes(serialization.Encoding.PEM).decode(), self.root_pem.decode()]
+        roots = "".join(root.public_bytes(serialization.Encoding.PEM).decode() for root in self.trusted)
+        return [leaf.public_bytes(serialization.Encoding.PEM).decode(), roots]
 
     def server_certificate(self, names: Iterable[str]) -> KeyPair:
         """For our own door; the key never touches the disk."""
@@ -84,19 +121,19 @@ class Authority:
     def _leaf(
         self, public: PublicKey, subject: x509.Name, san: x509.SubjectAlternativeName, lifetime: timedelta
     ) -> x509.Certificate:
-        now = self.now()
+        now, issuer = self.now(), self._held
         both = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         return (
-            _builder(subject, self._root.subject, public)
+            _builder(subject, issuer.root.subject, public)
             .not_valid_before(now - BACKDATED)
-            .not_valid_after(min(now + lifetime, self._root.not_valid_after_utc))
+            .not_valid_after(min(now + lifetime, issuer.root.not_valid_after_utc))
             .add_extension(san, critical=not list(subject))  # RFC 5280, 4.2.1.6
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(digital_signature=True), critical=True)
             .add_extension(both, critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key()), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .sign(self._key, hashes.SHA256())
+            .sign(issuer.key, hashes.SHA256())
         )
 
 
@@ -104,14 +141,60 @@ def load_authority(state: Path, trust_domain: str, now: Callable[[], datetime] =
     """The root of STATE/ca; made at the first start. Raises OperatorError: it cannot be trusted or used."""
     directory = state / "ca"
     private_directory(directory)
-    key_path, root_path = directory / "root-key.pem", directory / "root-cert.pem"
+    return Authority(directory, lambda: _load(directory, trust_domain, now()), now)
+
+
+def _load(directory: Path, trust_domain: str, now: datetime) -> Held:
+    stamp = _stamp(directory)
+    complete_activation(directory)
+    key_path, root_path = directory / ROOT_KEY, directory / ROOT
     if not key_path.exists() and not root_path.exists():
         write_private(key_path, _key_pem(ec.generate_private_key(ec.SECP256R1())), replace=False)
     key = _load_key(key_path)
     if not root_path.exists():
         # Whoever comes second reads what the first one wrote: two starts at once agree on one root.
-        write_private(root_path, _self_signed(key, trust_domain, now()), replace=False, mode=0o644)
-    return Authority(key, _load_root(root_path, key, trust_domain, now()), now)
+        write_private(root_path, _self_signed(key, trust_domain, now), replace=False, mode=0o644)
+    others = (directory / NEXT, directory / PREVIOUS)
+    trusted = tuple(_load_trusted(path, trust_domain) for path in others if path.exists())
+    return Held(key, _load_root(root_path, key, trust_domain, now), trusted, stamp)
+
+
+def new_root(directory: Path, trust_domain: str, now: datetime) -> None:
+    """The next root beside the one that signs: its key first, so that a certificate without its key is never there."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    write_private(directory / NEXT_KEY, _key_pem(key), replace=True)
+    write_private(directory / NEXT, _self_signed(key, trust_domain, now), replace=True, mode=0o644)
+
+
+def complete_activation(directory: Path) -> None:
+    """Key and certificate change places one after the other; who died in between is helped over it."""
+    if not (directory / NEXT).exists() or (directory / NEXT_KEY).exists() or not (directory / PREVIOUS).exists():
+        return
+    with suppress(FileNotFoundError):  # a running control plane and the command line: one of them was first
+        (directory / NEXT).replace(directory / ROOT)
+
+
+def _stamp(directory: Path) -> tuple[tuple[str, int, int], ...]:
+    """Changes whenever one of the files does."""
+    found: list[tuple[str, int, int]] = []
+    for name in (ROOT_KEY, ROOT, NEXT_KEY, NEXT, PREVIOUS):
+        with suppress(FileNotFoundError):
+            status = (directory / name).stat()
+            found.append((name, status.st_ino, status.st_mtime_ns))
+    return tuple(found)
+
+
+def _load_trusted(path: Path, trust_domain: str) -> x509.Certificate:
+    try:
+        root = x509.load_pem_x509_certificate(path.read_bytes())
+        names = _uris(root)
+    except OSError as error:
+        raise OperatorError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    except ValueError:
+        raise OperatorError("is not the certificate of an authority in PEM", where=str(path)) from None
+    if names not in ([], [f"spiffe://{trust_domain}"]):
+        raise OperatorError(f"is not for the trust domain {trust_domain}", where=str(path))
+    return root
 
 
 def entitlement(world: World, node: str, identity: SpiffeId, trust_domain: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import click
 
-from controlplane import admin, server
+from controlplane import admin, rotation, server
 from controlplane.attest import Tokens
 from controlplane.ca import load_authority
 from controlplane.push import Board
@@ -61,6 +61,9 @@ def check(directory: Path) -> None:
     counts = ", ".join(f"{number} {kind}" for kind, number in store.counts.items()) or "nothing"
     click.echo(f"{counts} accepted; {errors} errors, {len(store.findings) - errors} warnings")
     raise SystemExit(1 if errors else 0)
+
+
+cli.add_command(rotation.commands, "ca")
 
 
 @cli.group()
@@ -110,8 +113,9 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
     gc.freeze()  # what is in force lives long: not to be looked through again and again
     discovery = server.Discovery(board, tokens)
     certificates = server.Certificates(authority, tokens, board, settings.mesh.trust_domain)
+    bundles = server.Bundles(authority, tokens, settings.mesh.trust_domain)
     certificate = server.ServerCertificate(authority, (*server.NAMES, *settings.sans))
-    grpc_server, port = server.listen(settings.address, certificate, discovery, certificates)
+    grpc_server, port = server.listen(settings.address, certificate, discovery, certificates, bundles)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(grpc_server.stop, STOP_GRACE_S)
         socket = settings.run_dir / SOCKET

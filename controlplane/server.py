@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from controlplane.attest import Tokens
 from controlplane.ca import SERVER_LIFETIME, Authority, KeyPair, entitlement
@@ -21,6 +22,8 @@ from mesh import log
 from mesh.errors import OperatorError, PeerError
 from mesh.gen.ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from mesh.gen.ca_pb2_grpc import IstioCertificateServiceServicer, add_IstioCertificateServiceServicer_to_server
+from mesh.gen.spiffe_pb2 import X509BundlesRequest, X509BundlesResponse
+from mesh.gen.spiffe_pb2_grpc import SpiffeWorkloadAPIServicer, add_SpiffeWorkloadAPIServicer_to_server
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from mesh.gen.xds_pb2_grpc import AggregatedDiscoveryServiceServicer, add_AggregatedDiscoveryServiceServicer_to_server
 from mesh.ids import SpiffeId
@@ -29,6 +32,9 @@ NAMES: Final = ("controlplane", "istiod.istio-system.svc", "localhost", "127.0.0
 IMPERSONATED: Final = "ImpersonatedIdentity"
 # Longer than a source needs to notice a change.
 NEWS_S: Final = 0.3
+SPIFFE_HEADER: Final = "workload.spiffe.io"
+# How soon after a rotation's step every tunnel is told.
+BUNDLES_S: Final = 1.0
 MAX_LIFETIME_S: Final = 10 * 365 * 86400
 # A tunnel that resumes names every resource it holds: 5 MB for 50,000 pods.
 MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
@@ -175,6 +181,34 @@ class Certificates(IstioCertificateServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
 
+class Bundles(SpiffeWorkloadAPIServicer):
+    """Roots apart from leaves: the part of SPIFFE's Workload API that is about trust, for whoever has a join token."""
+
+    def __init__(self, authority: Authority, tokens: Tokens, trust_domain: str) -> None:
+        self._authority = authority
+        self._tokens = tokens
+        self._key = f"spiffe://{trust_domain}"
+
+    async def FetchX509Bundles(
+        self, _request: X509BundlesRequest, context: Context
+    ) -> AsyncIterator[X509BundlesResponse]:
+        """The state at once, then every change."""
+        await _caller(context, self._tokens)
+        if dict(context.invocation_metadata() or ()).get(SPIFFE_HEADER) != "true":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"metadata {SPIFFE_HEADER}: true is required")
+        sent, complained = None, ""
+        while True:
+            self._authority.refresh()
+            if self._authority.trouble != complained:
+                complained = self._authority.trouble
+                _log.error("the authority's files are not in force", why=complained)
+            roots = b"".join(root.public_bytes(Encoding.DER) for root in self._authority.trusted)
+            if roots != sent:
+                sent = roots
+                yield X509BundlesResponse(bundles={self._key: roots})
+            await asyncio.sleep(BUNDLES_S)
+
+
 async def _caller(context: Context, tokens: Tokens) -> str:
     """The node that calls; ends the call otherwise."""
     metadata = dict(context.invocation_metadata() or ())
@@ -195,7 +229,7 @@ async def _write(context: Context, responses: Iterable[DeltaDiscoveryResponse]) 
 
 
 class ServerCertificate:
-    """The door's own certificate; a new one for handshakes after half the old one's life."""
+    """The door's own certificate; a new one for handshakes after half the old one's life, and under a new root."""
 
     def __init__(self, authority: Authority, names: Iterable[str]) -> None:
         self._authority = authority
@@ -205,7 +239,9 @@ class ServerCertificate:
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """For each handshake, on a thread of gRPC's; None leaves the last one in use."""
-        if self._current.not_after - self._authority.now() > SERVER_LIFETIME / 2:
+        self._authority.refresh()
+        same_root = self._current.chain.endswith(self._authority.root_pem)
+        if same_root and self._current.not_after - self._authority.now() > SERVER_LIFETIME / 2:
             return None
         self._current = self._authority.server_certificate(self._names)
         self.configuration = _configuration(self._current)
@@ -217,12 +253,17 @@ def _configuration(pair: KeyPair) -> grpc.ServerCertificateConfiguration:
 
 
 def listen(
-    address: tuple[str, int], certificate: ServerCertificate, discovery: Discovery, certificates: Certificates
+    address: tuple[str, int],
+    certificate: ServerCertificate,
+    discovery: Discovery,
+    certificates: Certificates,
+    bundles: Bundles,
 ) -> tuple[grpc.aio.Server, int]:
     """A server that is bound but not started, and its port. Raises OperatorError: the address cannot be taken."""
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
     add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)  # type: ignore[no-untyped-call]
     add_IstioCertificateServiceServicer_to_server(certificates, server)  # type: ignore[no-untyped-call]
+    add_SpiffeWorkloadAPIServicer_to_server(bundles, server)  # type: ignore[no-untyped-call]
     renewed: Any = certificate.renewed  # the stubs do not know that it may return None
     credentials = grpc.dynamic_ssl_server_credentials(certificate.configuration, renewed)
     host, port = address

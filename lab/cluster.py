@@ -369,6 +369,8 @@ def down(layout: Layout) -> bool:
     spaces = [name for name in netns.names() if layout.owns_netns(name)]
     for space in spaces:
         netns.delete(space)
+    for keys in layout.keys.parent.glob(f"{layout.keys.name}-*"):
+        shutil.rmtree(keys, ignore_errors=True)
     existed = layout.dir.is_dir()
     shutil.rmtree(layout.dir, ignore_errors=True)
     _leave_the_machine_as_it_was()

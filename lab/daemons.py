@@ -61,6 +61,7 @@ def tunnel_settings(layout: Layout, node: str) -> dict[str, str]:
         "AUTH_TOKEN": str(token_path(layout, node)),
         "INPOD_UDS": str(zds_socket(layout, node)),
         "NODEMESH_ACCESS_LOG": str(layout.access_log(node)),
+        "NODEMESH_KEY_DIR": f"{layout.keys}-{node}",
         "ZTUNNEL_WORKER_THREADS": os.environ.get("ZTUNNEL_WORKER_THREADS", "0"),
     }
 

@@ -54,6 +54,11 @@ class Layout:
         return ROOT / self.name
 
     @property
+    def keys(self) -> Path:
+        """How the directories of the tunnels' keys begin: on tmpfs, which the rest of a lab need not be."""
+        return Path(f"/dev/shm/nodemesh-lab-{self.name}")
+
+    @property
     def config(self) -> Path:
         """What the control plane and the agents watch."""
         return self.dir / "config"

@@ -83,6 +83,7 @@ def _files(layout: Layout) -> Iterator[str]:
         for path in _tree(Path(top)):
             if own.match(path) or not (_OTHER_LAB.match(path) or _SERVICE_MANAGER.search(path)):
                 yield path
+    yield from map(str, layout.keys.parent.glob(f"{layout.keys.name}-*"))
     for top in ("/var/lib", "/tmp", "/opt/cni"):
         yield from (p for p in _tree(Path(top), depth=2) if _OURS.search(p))
 

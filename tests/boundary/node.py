@@ -62,6 +62,8 @@ class Node:
         given = {"workers": 2, "access_log": str(access_log), "log_level": "info", **config}
         self.core = core.Core(json.dumps(given).encode())
         self.authority = authority or Authority()
+        self.answers = True
+        """Whether the authority does."""
         self.events: queue.Queue[tuple[str, str, str]] = queue.Queue()
         self._stop_reading, self._stop = os.pipe()
         self._bell = threading.Thread(target=self._listen)
@@ -83,7 +85,7 @@ class Node:
         while self._stop_reading not in select.select([bell, self._stop_reading], [], [])[0]:
             for event in self.core.take():
                 kind, who, _ = event
-                if kind == "need_certificate":
+                if kind == "need_certificate" and self.answers:
                     with contextlib.suppress(ValueError):  # the last pod with it has left since
                         self.core.install_chain(who, self.authority.chain(who, self.core.new_key(who).decode()))
                 self.events.put(event)

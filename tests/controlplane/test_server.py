@@ -37,8 +37,12 @@ class ControlPlane:
         self.discovery = server.Discovery(self.board, self.tokens)
         self.certificates = server.Certificates(self.authority, self.tokens, self.board, "cluster.local")
         self.certificate = server.ServerCertificate(self.authority, server.NAMES)
-        self.server, self.port = server.listen(("127.0.0.1", 0), self.certificate, self.discovery, self.certificates)
+        self.bundles = server.Bundles(self.authority, self.tokens, "cluster.local")
+        self.server, self.port = self.listen(0)
         self.token = self.tokens.create("node1", 3600)
+
+    def listen(self, port):
+        return server.listen(("127.0.0.1", port), self.certificate, self.discovery, self.certificates, self.bundles)
 
     def channel(self):
         credentials = grpc.ssl_channel_credentials(self.authority.root_pem)
@@ -242,6 +246,6 @@ def test_an_occupied_port_is_one_sentence(tmp_path):
     async def play():
         async with running(tmp_path) as control:
             with pytest.raises(OperatorError, match=rf"cannot listen on 127\.0\.0\.1:{control.port}"):
-                server.listen(("127.0.0.1", control.port), control.certificate, control.discovery, control.certificates)
+                control.listen(control.port)
 
     asyncio.run(play())

@@ -267,6 +267,22 @@ def test_without_the_control_plane_everything_goes_on(mesh, pods, version):
             mesh.start_controlplane()
 
 
+def test_without_the_control_plane_a_restarted_tunnel_serves_from_what_it_kept(mesh, pods, version):
+    source, target = pods["web-1"], pods["web-2"]
+    wait_until("they talk", lambda: mesh.reaches(source, target, version), SOON_S)
+    # What is new is written two seconds later; a tunnel that is told to end writes it before it goes.
+    daemons.stop(mesh.daemons["controlplane"])
+    try:
+        daemons.stop(mesh.daemons["ztunnel-node1"])
+        mesh.start_tunnel("node1")
+        wait_until("its pods are served again", lambda: mesh.reaches(source, target, version), SOON_S)
+        status = mesh.ask("ztunnel-node1", "/status")
+        assert (status["xds"]["connected"], status["certificates"]["troubles"]) == (False, {})
+        assert source.identity in status["certificates"]["expiries"]
+    finally:
+        mesh.start_controlplane()
+
+
 def test_after_the_control_plane_is_back_changes_arrive_again(mesh, pods):
     mesh.apply("strict", documents.strict("shop"))
     wait_until("STRICT arrives", lambda: not mesh.reaches(pods["plain-1"], pods["web-2"]), 30.0)

@@ -6,11 +6,13 @@ import select
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.gen.workload_pb2 import Address, Workload
 from tests.fakes import core as fakes
-from tests.ztunnel.authority import Authority
+from tests.ztunnel.authority import Authority, pem
 
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
 ADDRESS = Address(
@@ -124,3 +126,26 @@ def test_a_closed_core_answers_nothing(core):
     core.close()
     with pytest.raises(RuntimeError):
         core.pods()
+
+
+def test_trust_is_taken_as_a_whole_or_not_at_all(core):
+    root = pem(Authority().root)
+    core.set_trust(json.dumps({"bundles": {"cluster.local": root, "partner.org": ""}, "aliases": ["old"]}).encode())
+    for bad in ({"bundels": {}}, {"bundles": {"td": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}}):
+        with pytest.raises(ValueError, match=r"."):
+            core.set_trust(json.dumps(bad).encode())
+
+
+def test_a_key_from_outside_is_installed_with_its_chain_and_counted_until_it_is_forgotten(core):
+    authority, key = Authority(), ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    chain = authority.chain(WEB, request.public_bytes(serialization.Encoding.PEM).decode())
+    pkcs8 = key.private_bytes(
+        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    not_before, not_after = core.install_svid(WEB, pkcs8, chain)
+    assert not_after - not_before == 24 * 3600
+    assert core.keys() == ([WEB], 0)
+    core.forget_identity(WEB)
+    assert core.keys() == ([], 1)
+    core.forget_absent()

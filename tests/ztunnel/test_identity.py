@@ -101,3 +101,11 @@ def test_a_leaf_must_carry_exactly_the_name_asked_for(core, names, why):
 def test_what_is_no_chain_is_the_cas_fault(chain):
     with pytest.raises(PeerError, match="the CA's answer"):
         check_chain(WEB, chain)
+
+
+def test_what_a_restart_left_is_in_use_and_renewed_when_its_time_comes(make, core):
+    certificates = make(Authority())
+    now = certificates._clock()
+    certificates.restored(WEB, f"{now - 10} {now + 1000}")
+    assert certificates.rotation.due(now + 1) == []
+    assert certificates.rotation.due(now + 500) == [WEB]
