@@ -75,8 +75,8 @@ impl Default for Config {
 impl Config {
     /// One sentence for the operator when a key is unknown, of a wrong type or out of range.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
-        let config: Self =
-            serde_json::from_slice(json).map_err(|e| format!("the core's configuration: {e}"))?;
+        let config: Self = serde_json::from_slice(json)
+            .map_err(|e| one_line(&format!("the core's configuration: {e}")))?;
         config
             .check()
             .map_err(|why| format!("the core's configuration: {why}"))?;
@@ -147,6 +147,11 @@ impl Config {
     }
 }
 
+/// The parser repeats unknown keys as they are.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,6 +179,7 @@ mod tests {
             (br#"{"access_log": ""}"#, "access_log"),
             (br#"{"outbound_policy": "DENY_ALL"}"#, "DENY_ALL"),
             (b"[]x", "configuration"),
+            (b"{\"a\\nb\": 1}", "a\u{fffd}b"),
         ] {
             let why = Config::parse(json).expect_err("refused");
             assert!(!why.contains('\n'), "{why}");
