@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import apps, daemons, documents, needs, netns, processes
+from lab import apps, cgroups, daemons, documents, needs, netns, processes
 from lab.documents import PodSpec
 from lab.layout import (
     MADE_NETNS,
@@ -233,6 +233,7 @@ class Cluster:
         document = documents.pod(spec, sandbox.uid)
         self.apply(f"pod-{spec.namespace}-{spec.name}", document)
         netns.create(sandbox.netns, netns.AT_ONCE)
+        cgroups.create(sandbox.netns)
         try:
             before_cni()
             added = Runtime(self.layout, spec.node).add(sandbox)
@@ -269,6 +270,7 @@ class Cluster:
     def _forget(self, namespace: str, name: str, sandbox: Sandbox) -> None:
         self._end_all_in(sandbox.netns)
         netns.delete(sandbox.netns)
+        cgroups.delete(sandbox.netns)
         self.remove(f"pod-{namespace}-{name}")
 
     def _end_all_in(self, space: str) -> None:
@@ -371,7 +373,7 @@ def down(layout: Layout) -> bool:
         netns.delete(space)
     for keys in layout.keys.parent.glob(f"{layout.keys.name}-*"):
         shutil.rmtree(keys, ignore_errors=True)
-    existed = layout.dir.is_dir()
+    existed = cgroups.delete_all(layout) or layout.dir.is_dir()
     shutil.rmtree(layout.dir, ignore_errors=True)
     _leave_the_machine_as_it_was()
     return bool(found or spaces or existed)

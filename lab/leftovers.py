@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from lab import processes
+from lab import cgroups, processes
 from lab.layout import MADE_NETNS, NETNS, ROOT, Layout
 from lab.needs import search_path
 
@@ -43,7 +43,7 @@ def snapshot(layout: Layout) -> Snapshot:
     seen["namespaces"] = {name for name in os.listdir(NETNS) if layout.owns_netns(name)} if NETNS.is_dir() else set()
     seen["processes"] = {f"{p.name} ({p.pid})" for p in processes.all_of(layout)}
     groups = _tree(Path("/sys/fs/cgroup"), only_directories=True)
-    seen["control groups"] = {path for path in groups if not _SERVICE_MANAGER.search(path) and not _in_use(path)}
+    seen["control groups"] = {path for path in groups if not _is_foreign(layout, path)}
     seen["files"] = set(_files(layout))
     return seen
 
@@ -54,7 +54,7 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
     for kind in before:
         came, went = after[kind] - before[kind], before[kind] - after[kind]
         lines += [f"{kind}: left behind: {thing}" for thing in sorted(came) if thing not in _COMMON or not _others()]
-        # A control group that went was somebody else's, whose processes ended: the lab makes none.
+        # A control group that went was somebody else's, whose processes ended.
         lines += [f"{kind}: gone: {thing}" for thing in sorted(went - _COMMON) if kind != "control groups"]
     return lines
 
@@ -67,6 +67,10 @@ def _others() -> bool:
 def _lines(command: list[str]) -> set[str]:
     done = subprocess.run(command, capture_output=True, text=True, env={"PATH": search_path()})
     return {re.sub(r"\b(expires|valid_lft|preferred_lft) \S+", "", line).strip() for line in done.stdout.splitlines()}
+
+
+def _is_foreign(layout: Layout, group: str) -> bool:
+    return bool(_SERVICE_MANAGER.search(group)) or cgroups.is_other_labs(layout, group) or _in_use(group)
 
 
 def _in_use(group: str) -> bool:

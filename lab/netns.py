@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterable
 
+from lab import cgroups
 from lab.layout import NETNS, UNDERLAY, Layout, pod_range, underlay_address
 from lab.needs import search_path
 from mesh.errors import OperatorError
@@ -30,8 +31,9 @@ def batch(netns: str, lines: Iterable[str]) -> None:
 
 
 def inside(netns: str) -> list[str]:
-    """What to put before a command so that it runs in the namespace; the pid stays that of the command."""
-    return ["nsenter", f"--net={NETNS / netns}", "--"]
+    """What to put before a command so that it runs in the namespace and its control group; the pid stays that of the
+    command."""
+    return [*cgroups.inside(netns), "nsenter", f"--net={NETNS / netns}", "--"]
 
 
 def names() -> list[str]:
@@ -69,6 +71,7 @@ def plug_in(layout: Layout, netns: str, port: str, number: int) -> None:
 def create_host(layout: Layout, netns: str, port: str, number: int) -> None:
     # rp_filter off as every CNI guide asks: replies to preserved source addresses come in by another way.
     quiet = ["net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0"]
+    cgroups.create(netns)
     create(netns, [*quiet, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", *AT_ONCE])
     plug_in(layout, netns, port, number)
 

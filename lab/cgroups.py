@@ -1,0 +1,74 @@
+"""Control groups of a lab: one per host and per pod, as a service manager and a container runtime make them.
+
+What captures by the workload's group, and what exempts the tunnel by its own, finds here what it finds on a real node.
+A group is known by the name of its network namespace, so that `netns.inside` needs no other word.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from lab.layout import Layout
+from mesh.errors import OperatorError
+
+_PREFIX: Final = "nodemesh-lab-"
+_ENTER: Final = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
+
+
+@cache
+def mount() -> Path:
+    """Where the unified hierarchy is: below /sys/fs/cgroup on hybrid machines. Raises OperatorError: nowhere."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, place, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(place)
+    raise OperatorError("this machine has no cgroup v2 mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+def of(space: str) -> Path:
+    """The group of a host, of a pod, or (`HOST/NAME`) of a workload on a host."""
+    return mount() / f"{_PREFIX}{space.partition('-')[0]}" / space
+
+
+def create(space: str) -> Path:
+    path = of(space)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def delete(space: str) -> None:
+    """Its processes have ended. Nothing happens when there is none."""
+    _remove(of(space))
+
+
+def inside(space: str) -> list[str]:
+    """What to put before a command so that it lives in the group; nothing when there is none."""
+    path = of(space)
+    return ["sh", "-c", _ENTER, str(path)] if path.is_dir() else []
+
+
+def delete_all(layout: Layout) -> bool:
+    """False: there was none."""
+    top = mount() / f"{_PREFIX}{layout.name}"
+    existed = top.is_dir()
+    _remove(top)
+    return existed
+
+
+def is_other_labs(layout: Layout, path: str) -> bool:
+    """Whether it is a group of a lab that is not this one."""
+    top = str(mount() / _PREFIX)
+    return path.startswith(top) and path != top + layout.name and not path.startswith(f"{top}{layout.name}/")
+
+
+def _remove(path: Path) -> None:
+    if not path.is_dir():
+        return
+    for child in [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]:
+        _remove(child)
+    with suppress(FileNotFoundError):
+        path.rmdir()
