@@ -54,7 +54,7 @@ impl Credentials {
             .configs
             .judge
             .identify(&chain, Peer::Server, UnixTime::now());
-        judged.err()
+        judged.err().map(|refusal| refusal.why)
     }
 }
 

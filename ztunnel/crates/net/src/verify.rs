@@ -18,7 +18,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::certificate::X509Certificate;
 use ztunnel_core::ids::SpiffeId;
 
-pub(crate) use sentences::explain;
+pub(crate) use sentences::{Refusal, explain};
 use sentences::{refuse, sentence};
 pub(crate) use strict::parse;
 pub(crate) use svid::leaf_identity;
@@ -67,12 +67,13 @@ impl Judge {
         chain: &[&CertificateDer<'_>],
         peer: Peer,
         now: UnixTime,
-    ) -> Result<SpiffeId, String> {
+    ) -> Result<SpiffeId, Refusal> {
         if chain.len() > MOST_CERTIFICATES {
             return Err(format!(
                 "the peer shows {} certificates where at most {MOST_CERTIFICATES} are followed",
                 chain.len()
-            ));
+            )
+            .into());
         }
         let parsed: Vec<X509Certificate<'_>> = chain
             .iter()
@@ -95,7 +96,7 @@ impl Judge {
 
     /// The roots of that identity's own trust domain, and no others. An alias without a bundle of its own is another
     /// name of our own domain.
-    fn bundle(&self, trust: &Trust, found: &SpiffeId) -> Result<Arc<Bundle>, String> {
+    fn bundle(&self, trust: &Trust, found: &SpiffeId) -> Result<Arc<Bundle>, Refusal> {
         let domain = found.trust_domain();
         if let Some(bundle) = trust.bundle(domain) {
             return Ok(bundle.clone());
@@ -104,9 +105,9 @@ impl Judge {
             return Ok(trust.bundle(&self.own).unwrap_or(&self.roots).clone());
         }
         let domains = trust.domains(&self.own);
-        Err(format!(
+        Err(Refusal::unknown_authority(format!(
             "the peer is {found}, expected one of trust domain {domains}"
-        ))
+        )))
     }
 
     fn check_path(
@@ -117,14 +118,14 @@ impl Judge {
         now: UnixTime,
         trust: &Trust,
         bundle: &Bundle,
-    ) -> Result<(), String> {
+    ) -> Result<(), Refusal> {
         let roots: Vec<_> = bundle.0.iter().filter(|root| root.is_valid(now)).collect();
         if roots.is_empty() {
-            return Err(no_root(bundle));
+            return Err(Refusal::unknown_authority(no_root(bundle)));
         }
         let anchors: Vec<TrustAnchor<'_>> = roots.iter().map(|root| root.anchor()).collect();
         let [leaf, above @ ..] = chain else {
-            return Err("the peer shows no certificate".to_owned());
+            return Err("the peer shows no certificate".into());
         };
         let above: Vec<CertificateDer<'_>> = above.iter().map(|der| der.as_ref().into()).collect();
         let leaf = EndEntityCert::try_from(*leaf).map_err(sentence)?;
@@ -144,7 +145,7 @@ impl Judge {
             let root = root.map(|at| roots[at]).ok_or("the path has no root")?;
             check_key_ids(&parsed[..=length], root.key_id.as_deref())?;
             if root.path_length.is_some_and(|most| length > most) {
-                return Err("the path is longer than its root allows".to_owned());
+                return Err("the path is longer than its root allows".into());
             }
             Ok(())
         })
@@ -236,16 +237,13 @@ pub(crate) struct WantedServer {
 }
 
 impl WantedServer {
-    fn check(&self, chain: &[&CertificateDer<'_>], now: UnixTime) -> Result<(), String> {
+    fn check(&self, chain: &[&CertificateDer<'_>], now: UnixTime) -> Result<(), Refusal> {
         let found = self.judge.identify(chain, Peer::Server, now)?;
         if self.judge.is_wanted(&found, &self.want) {
             return Ok(());
         }
         let want: Vec<&str> = self.want.iter().map(SpiffeId::as_str).collect();
-        Err(format!(
-            "the peer is {found}, expected {}",
-            want.join(" or ")
-        ))
+        Err(format!("the peer is {found}, expected {}", want.join(" or ")).into())
     }
 }
 

@@ -121,10 +121,11 @@ async fn shake<S: Side>(tcp: &mut TcpStream, mut side: S) -> Result<Secured, Str
     loop {
         let step = advance(&mut side, &mut buffers);
         if let Err(why) = &step {
+            let said = explain(why);
             queue_alert(&mut side, &mut buffers);
             // The peer learns the reason if it still listens; ours is the one that is reported.
             let _ = tcp.write_all(&buffers.output).await;
-            return Err(explain(why));
+            return Err(said);
         }
         tcp.write_all(&buffers.output)
             .await

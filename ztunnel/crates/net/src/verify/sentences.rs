@@ -1,28 +1,92 @@
-//! A refusal in the words that reach the log: what is wrong, for the person on call.
+//! A refusal: what is wrong, in words for our log and as the alert that the peer hears (RFC 8446 §6.2).
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::{AlertDescription, CertificateError, Error, OtherError, PeerIncompatible};
+use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 
-/// Travels through rustls, which sends an alert and hands it back.
+/// Why a peer's certificates are not accepted. Whatever says so in words alone is `certificate_unknown`: some other issue.
 #[derive(Debug)]
-struct Refused(String);
+pub(crate) struct Refusal {
+    pub(crate) why: String,
+    kind: CertificateError,
+}
 
-impl fmt::Display for Refused {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
+impl Refusal {
+    pub(super) fn new(kind: CertificateError, why: impl Into<String>) -> Self {
+        let why = why.into();
+        Self { why, kind }
+    }
+
+    /// No root of ours stands above the peer.
+    pub(super) fn unknown_authority(why: impl Into<String>) -> Self {
+        Self::new(CertificateError::UnknownIssuer, why)
     }
 }
 
-impl std::error::Error for Refused {}
+impl<T: Into<String>> From<T> for Refusal {
+    fn from(why: T) -> Self {
+        Self::new(
+            CertificateError::Other(rustls::OtherError(Arc::new(Unspecific))),
+            why,
+        )
+    }
+}
 
-pub(super) fn refuse(why: String) -> Error {
-    CertificateError::Other(OtherError(Arc::new(Refused(why)))).into()
+impl fmt::Display for Refusal {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.why)
+    }
+}
+
+#[derive(Debug)]
+struct Unspecific;
+
+impl fmt::Display for Unspecific {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the peer's certificate is not acceptable")
+    }
+}
+
+impl std::error::Error for Unspecific {}
+
+thread_local! {
+    /// rustls' errors choose the alert but carry no words. Between our verdict and [`explain`] nothing else runs on the
+    /// thread: both happen within one call into rustls and the line after it.
+    static SAID: Cell<Option<String>> = const { Cell::new(None) };
+}
+
+pub(super) fn refuse(refusal: Refusal) -> Error {
+    SAID.set(Some(refusal.why));
+    refusal.kind.into()
 }
 
 /// What webpki says of a path.
-pub(super) fn sentence(why: webpki::Error) -> String {
+pub(super) fn sentence(why: webpki::Error) -> Refusal {
+    let words = words(&why);
+    match kind(&why) {
+        Some(kind) => Refusal::new(kind, words),
+        None => words.into(),
+    }
+}
+
+fn kind(why: &webpki::Error) -> Option<CertificateError> {
+    use webpki::Error as E;
+    Some(match why {
+        E::CertExpired { .. } => CertificateError::Expired,
+        E::CertNotValidYet { .. } => CertificateError::NotValidYet,
+        E::CertRevoked => CertificateError::Revoked,
+        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        // "corrupt, contained signatures that did not verify correctly, etc."
+        E::InvalidSignatureForPublicKey | E::BadDer | E::BadDerTime | E::TrailingData(_) => {
+            CertificateError::BadEncoding
+        }
+        _ => return None,
+    })
+}
+
+fn words(why: &webpki::Error) -> String {
     use webpki::Error as E;
     match why {
         E::CertExpired { .. } => format!("the peer's certificate has expired: {why}"),
@@ -68,18 +132,16 @@ pub(super) fn sentence(why: webpki::Error) -> String {
     }
 }
 
-/// A failed handshake.
+/// A failed handshake, at once after it failed.
 pub(crate) fn explain(error: &Error) -> String {
+    let said = SAID.take();
     match error {
-        Error::InvalidCertificate(CertificateError::Other(OtherError(ours)))
-            if ours.is::<Refused>() =>
-        {
-            ours.to_string()
-        }
         Error::InvalidCertificate(CertificateError::BadSignature) => {
             "the peer does not hold the key of the certificate it shows".to_owned()
         }
-        Error::InvalidCertificate(other) => format!("the peer's certificate is not valid: {other}"),
+        Error::InvalidCertificate(other) => {
+            said.unwrap_or_else(|| format!("the peer's certificate is not valid: {other}"))
+        }
         Error::NoCertificatesPresented => "the peer presented no certificate".to_owned(),
         Error::NoApplicationProtocol
         | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
@@ -100,5 +162,41 @@ pub(crate) fn explain(error: &Error) -> String {
         }
         Error::InvalidMessage(_) => format!("the peer does not speak TLS: {error}"),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alert(refusal: Refusal) -> AlertDescription {
+        match refuse(refusal) {
+            Error::InvalidCertificate(kind) => kind.into(),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn the_peer_hears_what_rfc_8446_section_6_2_has_for_it() {
+        use AlertDescription as A;
+        use webpki::Error as E;
+        for (why, heard) in [
+            (E::UnknownIssuer, A::UnknownCA),
+            (E::CertRevoked, A::CertificateRevoked),
+            (E::InvalidSignatureForPublicKey, A::BadCertificate),
+            (E::BadDer, A::BadCertificate),
+            (E::PathLenConstraintViolated, A::CertificateUnknown),
+        ] {
+            assert_eq!(alert(sentence(why)), heard);
+        }
+        assert_eq!(alert(Refusal::unknown_authority("no root")), A::UnknownCA);
+        assert_eq!(alert("not the one".into()), A::CertificateUnknown);
+    }
+
+    #[test]
+    fn the_log_hears_a_sentence_and_each_only_once() {
+        let error = refuse(Refusal::unknown_authority("no root of theirs"));
+        assert_eq!(explain(&error), "no root of theirs");
+        assert!(explain(&error).contains("UnknownIssuer"));
     }
 }

@@ -17,7 +17,7 @@ use webpki::{
 };
 use ztunnel_core::ids::SpiffeId;
 
-use super::strict;
+use super::{Refusal, strict};
 
 /// What is trusted now; a new value takes effect with the next handshake.
 pub(crate) type Trusted = Arc<ArcSwap<Trust>>;
@@ -220,12 +220,12 @@ impl Trust {
     /// refusal, and so is a list whose time is over.
     pub(crate) fn with_revocations<T>(
         &self,
-        verify: impl FnOnce(Option<RevocationOptions<'_>>) -> Result<T, String>,
-    ) -> Result<T, String> {
+        verify: impl FnOnce(Option<RevocationOptions<'_>>) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         let lists = match &self.revocations {
             Revocations::Off => return verify(None),
             Revocations::Unusable(why) => {
-                return Err(format!("revocation cannot be checked: {why}"));
+                return Err(format!("revocation cannot be checked: {why}").into());
             }
             Revocations::Lists(lists) => lists.iter().collect::<Vec<_>>(),
         };
