@@ -61,6 +61,9 @@ class Register(Protocol):
     def remember(self, pod: Pod) -> None: ...
     def forget(self, pod: Pod) -> None: ...
 
+    def noted(self, pod: Pod) -> None:
+        """Its state is another one now."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hands:
@@ -138,6 +141,7 @@ class Pod:
         self.since = time.time()
         say = _log.warning if self.state is m.State.CUT_OFF else _log.debug
         say("pod changed state", uid=self.member.uid, state=self.state.name, before=before.name, why=self.last_error)
+        self._hands.register.noted(self)
 
     async def _carry_out(self, command: m.Command) -> m.Event | None:
         """The event that the command ends in. Only commands that report may fail."""

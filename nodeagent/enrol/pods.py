@@ -1,10 +1,12 @@
 """Which pods there are and which of them are meant for the mesh (`mesh.membership`). Knows nothing of enrolment.
 
-`PodSource` is the border: files today. A source is asked at each ADD, so that the answer is never older than the pod.
+`PodSource` is the border: files here, the API server in `api_pods.py`. A source is asked at each ADD, so that the
+answer is never older than the pod.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +22,7 @@ from mesh.membership import is_document, is_hidden, is_member
 
 _log: Final = log.get("pods")
 
+_POLL_S: Final = 0.25
 INGRESS_ANNOTATION: Final = "ambient.istio.io/bypass-inbound-capture"
 DNS_ANNOTATION: Final = "ambient.istio.io/dns-capture"
 
@@ -37,6 +40,11 @@ class PodSpec:
     annotations: Mapping[str, str] = field(default_factory=dict)
     search: tuple[str, ...] = ()
     """`dnsConfig.searches`."""
+    uid: str = ""
+    """The object's own, not the mesh's; "" where nobody gave it one."""
+    ips: tuple[str, ...] = ()
+    finished: bool = False
+    """All its containers have ended for good; its namespace is gone or about to go."""
 
     @property
     def ingress_mode(self) -> bool:
@@ -47,11 +55,27 @@ class PodSpec:
         return {"true": True, "false": False}.get(self.annotations.get(DNS_ANNOTATION, ""), default)
 
 
+FINISHED: Final = ("Succeeded", "Failed")
+"""Phases."""
+
+
 class UnknownYet(LookupError):
     """The source has not heard of it, which may change: the runtime shall try again. Its text is a sentence."""
 
 
 class PodSource(Protocol):
+    """Never waits but in `prepare` and `changed`. What it cannot know at the moment, it knows as before."""
+
+    async def prepare(self, namespace: str, name: str, uid: str) -> None:
+        """Before the two questions below are asked for a pod that starts: they are then answered as of now. `uid` "":
+        not known. Raises UnknownYet."""
+
+    async def changed(self) -> None:
+        """Returns when an answer may be another one than at the last return."""
+
+    def pods(self) -> list[PodSpec]:
+        """All that it knows; those of other nodes may be among them."""
+
     def pod(self, namespace: str, name: str) -> PodSpec:
         """Raises UnknownYet."""
 
@@ -85,6 +109,22 @@ class FilePods:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._parsed: dict[str, tuple[tuple[int, ...], list[_Document]]] = {}
+        self._told: dict[str, tuple[int, ...]] | None = None
+
+    async def prepare(self, namespace: str, name: str, uid: str) -> None:
+        pass
+
+    async def changed(self) -> None:
+        while True:
+            self._refresh()
+            now = {path: version for path, (version, _) in self._parsed.items()}
+            if now != self._told:
+                self._told = now
+                return
+            await asyncio.sleep(_POLL_S)
+
+    def pods(self) -> list[PodSpec]:
+        return [_pod_spec(document) for document in self._documents("Pod")]
 
     def pod(self, namespace: str, name: str) -> PodSpec:
         for document in self._documents("Pod"):
@@ -171,7 +211,18 @@ def _pod_spec(document: _Document) -> PodSpec:
         labels=_strings(document.content, "metadata", "labels"),
         annotations=_strings(document.content, "metadata", "annotations"),
         search=_search(spec.get("dnsConfig")),
+        uid=_strings(document.content, "metadata").get("uid", ""),
+        ips=_ips(document.content.get("status")),
+        finished=_strings(document.content, "status").get("phase") in FINISHED,
     )
+
+
+def _ips(status: Any) -> tuple[str, ...]:
+    """Each once, the first one first, as far as they are addresses."""
+    listed = status.get("podIPs") if isinstance(status, dict) else None
+    given = [status.get("podIP")] if isinstance(status, dict) else []
+    given += [each.get("ip") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return tuple(dict.fromkeys(each for each in given if isinstance(each, str) and each))
 
 
 def _search(dns_config: Any) -> tuple[str, ...]:

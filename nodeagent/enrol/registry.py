@@ -50,6 +50,8 @@ class Registry:
         self._pods: dict[Uid, Pod] = {}
         self._remembered: dict[Uid, Member] = {}
         self._hands: Hands | None = None
+        self.moved: Callable[[Pod], None] = lambda _: None
+        """Called with each pod that changed its state."""
 
     def use(self, tunnel: Tunnel) -> None:
         """Before the first pod; the tunnel's server needs `snapshot` of this registry first."""
@@ -87,6 +89,10 @@ class Registry:
     async def add(self, request: Attachment) -> None:
         """Returns when the pod is in the mesh or not meant for it. Raises CniError."""
         began = time.monotonic()
+        try:
+            await self._source.prepare(request.pod_namespace, request.pod_name, request.pod_uid)
+        except UnknownYet as error:
+            raise CniError(TRY_AGAIN_LATER, str(error)) from None
         spec = self._find(request)
         if spec is None:
             return
@@ -183,6 +189,9 @@ class Registry:
         self._pods.pop(pod.member.uid, None)
         if self._remembered.pop(pod.member.uid, None) is not None:
             self._store.save(self._remembered.values())
+
+    def noted(self, pod: Pod) -> None:
+        self.moved(pod)
 
     def _find(self, request: Attachment) -> PodSpec | None:
         """None: not meant for the mesh. Raises CniError."""

@@ -1,5 +1,6 @@
 """Which pods are meant for the mesh, and how their documents are found."""
 
+import asyncio
 import os
 
 import pytest
@@ -84,6 +85,37 @@ def test_a_pods_own_word_on_dns_goes_before_the_nodes(annotation, setting, captu
 def test_a_pods_search_domains(tmp_path, dns_config, search):
     (tmp_path / "a.yaml").write_text(POD.replace("hostNetwork: false", f"dnsConfig: {dns_config}"))
     assert FilePods(tmp_path).pod("shop", "web-1").search == search
+
+
+STATUS = "status: {phase: PHASE, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}, 5, {}]}"
+
+
+@pytest.mark.parametrize(("phase", "finished"), [("Running", False), ("Succeeded", True), ("Failed", True)])
+def test_what_a_running_pods_document_says(tmp_path, phase, finished):
+    given = POD.replace("web-1,", "web-1, uid: u-1,") + STATUS.replace("PHASE", phase)
+    (tmp_path / "a.yaml").write_text(given)
+    (found,) = FilePods(tmp_path).pods()
+    assert (found.uid, found.ips, found.finished) == ("u-1", ("10.0.0.1", "fd00::1"), finished)
+
+
+@pytest.mark.parametrize("status", ["5", "[]", "{podIPs: 5}", "{podIP: 5, podIPs: [[]]}"])
+def test_a_status_that_is_none_gives_no_address(tmp_path, status):
+    (tmp_path / "a.yaml").write_text(POD + f"status: {status}")
+    assert FilePods(tmp_path).pod("shop", "web-1").ips == ()
+
+
+def test_whoever_waits_for_a_change_hears_of_it(tmp_path):
+    async def story():
+        pods = FilePods(tmp_path)
+        await pods.changed()
+        waiting = asyncio.ensure_future(pods.changed())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        (tmp_path / "a.yaml").write_text(POD)
+        await waiting
+        assert [each.name for each in pods.pods()] == ["web-1"]
+
+    asyncio.run(story())
 
 
 def test_what_a_document_leaves_out(tmp_path):
