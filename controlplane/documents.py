@@ -16,7 +16,9 @@ import yaml
 from controlplane.validate import NULL, Field, Finding, Problem
 
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
-CLUSTER_SCOPED: Final = frozenset({"Namespace", "Node"})
+CLUSTER_SCOPED: Final = frozenset({"Namespace", "Node", "GatewayClass"})
+# A kind of two groups: in the mesh's configuration Istio's goes by its full name.
+ISTIO_GATEWAY: Final = "Gateway.networking.istio.io"
 _MAX_DEPTH: Final = 64
 # libyaml composes recursively on the C stack without a limit: deeper than some 50,000 levels it kills the process.
 _SAFE_DEPTH: Final = 10_000
@@ -166,6 +168,8 @@ def _document(file: str, node: yaml.Node) -> Document:
     metadata = root.get("metadata").required()
     api_version = root.get("apiVersion").required().string()
     kind = root.get("kind").required().string()
+    if kind == "Gateway" and api_version.startswith("networking.istio.io/"):
+        kind = ISTIO_GATEWAY
     name = metadata.get("name").required().name()
     namespace = "" if kind in CLUSTER_SCOPED else metadata.get("namespace").label("default")
     return Document(file, root.line, api_version, Key(kind, namespace, name), root, header_ok=not root.problems)

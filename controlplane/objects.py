@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from mesh.model import (
     Action,
@@ -152,13 +153,15 @@ class WorkloadEntry:
 
 @dataclass(frozen=True, slots=True)
 class KubernetesGateway:
-    """`addresses`: as its status says, else its spec; `hostnames` likewise. `port`: of its HBONE listener."""
+    """`addresses`: as its status says, else its spec; `hostnames` likewise. `port`: of its HBONE listener. `spec`: as a
+    `Resource` has it."""
 
     meta: Meta
     gateway_class: str
     addresses: tuple[IPAddress, ...]
     hostnames: tuple[str, ...]
     port: int
+    spec: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Resolution(StrEnum):
@@ -213,6 +216,29 @@ class PeerAuthentication:
     port_modes: Mapping[int, MtlsMode]
 
 
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A document of layer 7. `spec`: what is present, by the field tables (`schema/decode.py`); not to be changed."""
+
+    kind: str
+    meta: Meta
+    spec: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        return f"{self.meta.namespace}/{self.meta.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """PEM, "" what it does not hold."""
+
+    meta: Meta
+    chain: str
+    key: str = field(repr=False)
+    ca: str = ""
+
+
 Object = (
     Namespace
     | Node
@@ -225,4 +251,6 @@ Object = (
     | ServiceEntry
     | AuthorizationPolicy
     | PeerAuthentication
+    | Resource
+    | Secret
 )

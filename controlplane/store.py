@@ -16,7 +16,7 @@ from typing import Any, Final
 from controlplane import conditions
 from controlplane.documents import CLUSTER_SCOPED, Document, Key, Parsed
 from controlplane.objects import Mesh, Object
-from controlplane.translate import authorization, istio, kubernetes, world
+from controlplane.translate import authorization, istio, kubernetes, resources, world
 from controlplane.translate.policies import closed
 from controlplane.validate import Field, Finding, Level, Problem
 from mesh.model import World
@@ -26,7 +26,6 @@ CLOSED: Final = (
 )
 Reader = Callable[[Field], Object]
 _NETWORKING: Final = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
-_GATEWAY: Final = ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1")
 _SECURITY: Final = ("security.istio.io/v1", "security.istio.io/v1beta1")
 
 
@@ -284,9 +283,9 @@ def _readers(root_namespace: str) -> dict[str, tuple[tuple[str, ...], Reader]]:
         "Pod": (("v1",), kubernetes.pod),
         "Service": (("v1",), kubernetes.service),
         "EndpointSlice": (("discovery.k8s.io/v1",), kubernetes.endpoint_slice),
-        "Gateway": (_GATEWAY, kubernetes.gateway),
         "ServiceEntry": (_NETWORKING, istio.service_entry),
         "WorkloadEntry": (_NETWORKING, istio.workload_entry),
         "AuthorizationPolicy": (_SECURITY, authorization.authorization_policy),
         "PeerAuthentication": (_SECURITY, partial(istio.peer_authentication, root_namespace=root_namespace)),
+        **resources.readers(root_namespace),
     }

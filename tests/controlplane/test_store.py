@@ -121,7 +121,7 @@ def test_an_object_goes_when_its_document_or_its_file_goes(config):
 
 
 def test_a_document_of_a_strange_kind_beside_it_does_not_keep_a_deleted_object(config):
-    strange = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: deny, namespace: shop}\n"
+    strange = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: deny, namespace: shop}\n"
     config.write("a.yaml", DENY + NODE + strange)
     assert config.write("a.yaml", NODE + strange).counts == {"Node": 1}
 
