@@ -81,8 +81,8 @@ class Pod:
 class Cluster:
     """One lab that is up or on its way. Not for two processes at once."""
 
-    def __init__(self, layout: Layout, say: Say = lambda _: None) -> None:
-        self.layout, self.say = layout, say
+    def __init__(self, layout: Layout, say: Say = lambda _: None, capture: str = daemons.AUTO) -> None:
+        self.layout, self.say, self.capture = layout, say, capture
         self.nodes: list[str] = []
         self.pods: dict[str, Pod] = {}
         self.daemons: dict[str, Process] = {}
@@ -92,12 +92,15 @@ class Cluster:
     # Up and down ----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def up(cls, name: str, nodes: int = 2, pods: int = 2, say: Say = lambda _: None) -> Cluster:
-        """A working mesh with pods `web-1`… spread over the nodes. Raises OperatorError; then nothing is left."""
+    def up(
+        cls, name: str, nodes: int = 2, pods: int = 2, say: Say = lambda _: None, capture: str = daemons.AUTO
+    ) -> Cluster:
+        """A working mesh with pods `web-1`… spread over the nodes; its agents capture with `capture`. Raises
+        OperatorError; then nothing is left."""
         needs.require_all()
         if not 1 <= nodes <= MOST_NODES or not 0 <= pods <= MOST_PODS:
             raise OperatorError(f"a lab has 1 to {MOST_NODES} nodes and 0 to {MOST_PODS} pods")
-        cluster = cls(Layout(name), say)
+        cluster = cls(Layout(name), say, capture)
         _claim(cluster.layout)
         try:
             cluster._build(nodes, pods)
@@ -117,6 +120,7 @@ class Cluster:
         except PermissionError:
             needs.require_root()
             raise
+        cluster.capture = state["capture"]
         cluster.nodes, cluster.vips, cluster.vips6 = state["nodes"], state["vips"], state["vips6"]
         cluster.pods = {key: Pod(**{**pod, "sandbox": Sandbox(**pod["sandbox"])}) for key, pod in state["pods"].items()}
         latest = {p.name: p for p in processes.recorded(cluster.layout)}
@@ -162,7 +166,7 @@ class Cluster:
 
     def _start_nodes(self) -> None:
         for node in self.nodes:
-            self._record(daemons.start_agent(self.layout, node))
+            self._record(daemons.start_agent(self.layout, node, self.capture))
         for node in self.nodes:
             daemons.issue_token(self.layout, node)
             self._record(daemons.start_tunnel(self.layout, node))
@@ -172,7 +176,7 @@ class Cluster:
             self._wait_ready(node)
 
     def start_agent(self, node: str) -> None:
-        self._started(daemons.start_agent(self.layout, node))
+        self._started(daemons.start_agent(self.layout, node, self.capture))
 
     def start_tunnel(self, node: str) -> None:
         self._started(daemons.start_tunnel(self.layout, node))
@@ -327,6 +331,7 @@ class Cluster:
     def _save(self) -> None:
         state = {
             "name": self.layout.name,
+            "capture": self.capture,
             "nodes": self.nodes,
             "run_dirs": {owner: str(self.layout.run_dir(owner)) for owner in [*self.nodes, daemons.CONTROL]},
             "vips": self.vips,

@@ -22,6 +22,9 @@ from lab.processes import Process, environment, start
 from mesh.errors import OperatorError, PeerError
 
 CONTROL: Final = "control"
+CAPTURES: Final = ("auto", "bpf", "nft", "iptables")
+"""What the agents may be told to capture with."""
+AUTO: Final = CAPTURES[0]
 _START_S: Final = 20.0
 
 
@@ -38,12 +41,13 @@ def control_settings(layout: Layout) -> dict[str, str]:
     }
 
 
-def agent_settings(layout: Layout, node: str) -> dict[str, str]:
+def agent_settings(layout: Layout, node: str, capture: str) -> dict[str, str]:
     return {
         **_common(layout, node),
         "NODE_NAME": node,
         "NODEMESH_PODS_DIR": str(layout.config),
         "ZDS_SOCKET": str(zds_socket(layout, node)),
+        "NODEMESH_CAPTURE": capture,
     }
 
 
@@ -113,10 +117,9 @@ def start_controlplane(layout: Layout, directory: Path | None = None) -> Process
     return start(layout, "controlplane", layout.control, command("controlplane", "run"), settings)
 
 
-def start_agent(layout: Layout, node: str) -> Process:
-    return start(
-        layout, f"nodeagent-{node}", layout.node_netns(node), command("nodeagent", "run"), agent_settings(layout, node)
-    )
+def start_agent(layout: Layout, node: str, capture: str = AUTO) -> Process:
+    settings = agent_settings(layout, node, capture)
+    return start(layout, f"nodeagent-{node}", layout.node_netns(node), command("nodeagent", "run"), settings)
 
 
 def start_tunnel(layout: Layout, node: str) -> Process:

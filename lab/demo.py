@@ -16,7 +16,7 @@ from lab.watchdog import Guard
 from mesh.errors import MeshError, OperatorError
 
 
-def run(name: str) -> int:
+def run(name: str, capture: str) -> int:
     """Exit code: 0 when every check held, 1 otherwise. Raises OperatorError: the machine lacks something."""
     needs.require_all()
     layout = Layout(name)
@@ -27,7 +27,7 @@ def run(name: str) -> int:
     report = Report()
     guard = Guard(layout)
     try:
-        _play(report, name)
+        _play(report, name, capture)
     finally:
         began = time.monotonic()
         cluster.down(layout)
@@ -37,11 +37,11 @@ def run(name: str) -> int:
     return report.summary()
 
 
-def _play(report: Report, name: str) -> None:
+def _play(report: Report, name: str, capture: str) -> None:
     report.title("A mesh on two nodes")
     began = time.monotonic()
     try:
-        stage = demo_parts.bring_up(report, name)
+        stage = demo_parts.bring_up(report, name, capture)
     except MeshError as error:
         report.check("the mesh comes up", str(error), False, "two nodes, pods in the mesh")
         return

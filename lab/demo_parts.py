@@ -6,6 +6,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,13 +49,20 @@ class Stage:
         return wait_until(what, true, EFFECT_S)
 
 
-def bring_up(report: Report, name: str) -> Stage:
+def bring_up(report: Report, name: str, capture: str) -> Stage:
     """Two nodes, four servers, one client; and a pod on each node that stays outside the mesh."""
-    cluster = Cluster.up(name, nodes=2, pods=4, say=report.note)
+    cluster = Cluster.up(name, nodes=2, pods=4, say=report.note, capture=capture)
     client = cluster.add_pod(PodSpec("client", "node1"))
     report.note("2 pods that stay outside the mesh (istio.io/dataplane-mode: none)")
     plain = [cluster.add_pod(PodSpec(f"plain-{n}", f"node{n}", labels=documents.OUT_OF_MESH)) for n in (1, 2)]
     return Stage(report, cluster, client, cluster.pods["web-2"], plain[0], plain[1], cluster.vips["web"])
+
+
+def captured(cluster: Cluster) -> str:
+    """Which backend each agent chose, and why."""
+    pods = [pod for node in cluster.nodes for pod in cluster.ask(f"nodeagent-{node}", "/pods")]
+    chosen = Counter((pod["capture"], pod["capture_why"]) for pod in pods)
+    return "; ".join(f"{backend} ({count} pods: {why})" for (backend, why), count in chosen.items())
 
 
 def enrolment(stage: Stage) -> None:
@@ -65,6 +73,7 @@ def enrolment(stage: Stage) -> None:
     }
     inside = [pod for pod in meshed if pod.uid in served[pod.node]]
     stage.report.equal("pods enrolled", f"{len(inside)} of {len(meshed)}", f"{len(meshed)} of {len(meshed)}")
+    stage.report.note(f"     captured by {captured(stage.cluster)}")
     for pod in meshed:
         parts = ", ".join(f"{plugin} {ms(took)}" for plugin, took in pod.took_s.items())
         stage.report.note(

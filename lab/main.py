@@ -11,9 +11,17 @@ import click
 
 from lab import cluster, needs, netns, processes
 from lab.cluster import Cluster
+from lab.daemons import AUTO, CAPTURES
 from lab.layout import DEFAULT_NAME, Layout
 
 _name = click.option("--name", default=DEFAULT_NAME, show_default=True, help="Which lab; several may be up.")
+_capture = click.option(
+    "--capture",
+    type=click.Choice(CAPTURES),
+    default=AUTO,
+    show_default=True,
+    help="How pods are captured; auto: the first that can.",
+)
 
 
 @click.group()
@@ -25,10 +33,11 @@ def lab() -> None:
 @_name
 @click.option("--nodes", default=2, show_default=True, help="How many nodes.")
 @click.option("--pods", default=2, show_default=True, help="How many pods, spread over the nodes.")
-def up(name: str, nodes: int, pods: int) -> None:
+@_capture
+def up(name: str, nodes: int, pods: int, capture: str) -> None:
     """Brings a mesh up: control plane, nodes, pods web-1…, Service web."""
     began = time.monotonic()
-    made = Cluster.up(name, nodes, pods, lambda line: click.echo(f"  {line}", err=True))
+    made = Cluster.up(name, nodes, pods, lambda line: click.echo(f"  {line}", err=True), capture)
     click.echo(f"lab {name} is up after {time.monotonic() - began:.1f} s; configuration: {made.layout.config}")
 
 
@@ -83,8 +92,9 @@ def scale(workloads: int, services: int, output: str) -> None:
 
 @lab.command()
 @click.option("--name", default=None, help="The demo's own lab; by default a name that nobody else has.")
-def demo(name: str | None) -> None:
+@_capture
+def demo(name: str | None, capture: str) -> None:
     """The main job, shown working: every line is measured now. Exit code 1 when one is not as it should be."""
     from lab import demo as show
 
-    raise SystemExit(show.run(name or f"demo{os.getpid()}"))
+    raise SystemExit(show.run(name or f"demo{os.getpid()}", capture))

@@ -54,6 +54,8 @@ def _ask(owner: str, daemon: str, path: Path) -> dict[str, Any]:
 def _text(found: list[dict[str, Any]]) -> str:
     rows = [[r["node"], r["daemon"], r["state"], _summary(r["details"])] for r in found]
     lines = [columns.table(("NODE", "DAEMON", "STATE", "DETAILS"), rows)]
+    if captures := [line for report in found for line in _capture(report)]:
+        lines += ["", *captures]
     for report in found:
         lines += [
             columns.paint(f"{report['node']} {report['daemon']}: {each}", "red") for each in _errors(report["details"])
@@ -61,10 +63,22 @@ def _text(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _capture(report: dict[str, Any]) -> Iterator[str]:
+    """An agent's: which backends it may use, whether each can be used here, how many pods each has."""
+    capture = dict(report["details"].get("capture") or {})
+    used = report["details"].get("captured_by") or {}
+    if capture:
+        setting = capture.pop("setting", "")
+        ways = (f"{name} ({f'{used[name]} pods' if name in used else why})" for name, why in capture.items())
+        yield f"{report['node']} captures with {', '.join(ways)}; NODEMESH_CAPTURE={setting}"
+
+
 def _summary(details: dict[str, Any]) -> str:
     """Numbers and words as they are, lists by their length, counts by their sum, what is in objects behind a dot."""
     shown: list[str] = []
     for key, value in details.items():
+        if key in ("capture", "captured_by"):
+            continue  # a line of its own
         inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
         plain = {k: _number(v) if isinstance(v, (list, dict)) else v for k, v in inner.items()}
         shown += [f"{k}={v}" for k, v in plain.items() if v not in ("", None) and k != "xds.error"]

@@ -20,8 +20,10 @@ _dumps = partial(json.dumps, indent=1)
 
 
 class Admin:
-    def __init__(self, node: str, registry: Registry, tunnels: Callable[[], int]) -> None:
-        self._node, self._registry, self._tunnels = node, registry, tunnels
+    def __init__(
+        self, node: str, registry: Registry, tunnels: Callable[[], int], capture: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._node, self._registry, self._tunnels, self._capture = node, registry, tunnels, capture
         self._runner: web.AppRunner | None = None
 
     async def start(self, path: Path) -> None:
@@ -49,4 +51,6 @@ class Admin:
     def status(self) -> dict[str, Any]:
         """`ready`: an ADD would be served."""
         states = Counter(pod.state.name for pod in self._registry.pods)
-        return {"node": self._node, "ready": self._tunnels() > 0, "tunnels": self._tunnels(), "pods": dict(states)}
+        captured = Counter(pod.member.backend for pod in self._registry.pods)
+        said = {"node": self._node, "ready": self._tunnels() > 0, "tunnels": self._tunnels(), "pods": dict(states)}
+        return {**said, "capture": self._capture(), "captured_by": dict(captured)}

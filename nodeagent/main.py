@@ -19,13 +19,13 @@ from mesh.errors import LocalError, MeshError, OperatorError
 from mesh.ids import Uid
 from nodeagent import zds
 from nodeagent.admin import Admin
+from nodeagent.capture import Capture
 from nodeagent.enrol import machine as m
 from nodeagent.enrol.executor import Namespace, NoTunnel, Pod
 from nodeagent.enrol.plugin_server import PluginServer
 from nodeagent.enrol.pods import FilePods
 from nodeagent.enrol.registry import Registry
 from nodeagent.enrol.store import Member, Store
-from nodeagent.redirect.redirection import Redirection
 from nodeagent.settings import Settings
 
 _log: Final = log.get("nodeagent")
@@ -62,18 +62,18 @@ class Agent:
         self._settings = settings
         self._over = asyncio.Event()
         self._bug: BaseException | None = None
-        kernel = Redirection(prove_capture=settings.canary)
+        self._capture = Capture(settings.capture, prove_capture=settings.canary, cgroup_root=settings.cgroup_root)
         self.registry = Registry(
             settings.cluster,
             settings.node,
             FilePods(settings.pods_dir),
             Store(settings.state_dir),
-            kernel,
+            self._capture,
             dns_capture=settings.dns_capture,
         )
         self._zds = zds.ZdsServer(self._snapshot, self._heard, lambda: self.registry.tell_all(m.TunnelLost))
         self.registry.use(TunnelOfNode(self._zds))
-        self._admin = Admin(settings.node, self.registry, lambda: self._zds.connected)
+        self._admin = Admin(settings.node, self.registry, lambda: self._zds.connected, self._capture.describe)
         self._plugin = PluginServer(self.registry, lambda: self._zds.connected > 0)
 
     async def run(self) -> None:

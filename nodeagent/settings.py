@@ -21,6 +21,8 @@ class Settings:
     zds_socket: Path
     canary: bool
     dns_capture: bool
+    capture: str
+    cgroup_root: Path | None
     log_format: str
     log_level: str
 
@@ -37,6 +39,8 @@ class Settings:
             zds_socket=env.path("ZDS_SOCKET", "/var/run/ztunnel/ztunnel.sock"),
             canary=env.flag("NODEMESH_CANARY", True),
             dns_capture=env.flag("AMBIENT_DNS_CAPTURE", True),
+            capture=env.choice("NODEMESH_CAPTURE", "auto", ("auto", "bpf", "nft", "iptables")),
+            cgroup_root=Path(root) if (root := env.text("NODEMESH_CGROUP_ROOT", "")) else None,
             log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
             log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
         )

@@ -10,6 +10,12 @@ from tests.corpus import TOLD
 _WHEN_PYTEST_IS_GONE = 'read -r _; rm -rf -- "$0"'
 
 
+def pytest_addoption(parser):
+    ways = ["auto", "bpf", "nft", "iptables"]
+    # Not --capture, which is pytest's own.
+    parser.addoption("--mesh-capture", choices=ways, default="auto", help="how the lab's agents capture pods")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """Before pytest chooses a place itself. Who wants to look at the files afterwards gives --basetemp."""

@@ -37,10 +37,10 @@ class Namespace(Protocol):
 class Redirect(Protocol):
     """Every coroutine raises MeshError with a sentence."""
 
-    async def put(self, namespace: Any, *, ingress_mode: bool, dns_capture: bool) -> None: ...
-    async def compare(self, namespace: Any, *, ingress_mode: bool, dns_capture: bool) -> list[str]: ...
+    async def put(self, member: Member, namespace: Any) -> None: ...
+    async def compare(self, member: Member, namespace: Any) -> list[str]: ...
+    async def take_out(self, member: Member, namespace: Any) -> None: ...
     async def listening(self, namespace: Any) -> list[int]: ...
-    async def take_out(self, namespace: Any) -> None: ...
     async def prove(self, namespace: Any, pod_ips: Sequence[str]) -> None: ...
 
 
@@ -160,14 +160,14 @@ class Pod:
         self._hands.register.remember(self)
 
     async def _put_rules(self, _: m.Command) -> m.Event:
-        await self._hands.redirect.put(self.namespace, **self.member.capture)
+        await self._hands.redirect.put(self.member, self.namespace)
         return m.RulesIn(self.member.uid)
 
     async def _repair_rules(self, _: m.Command) -> m.Event:
-        different = await self._hands.redirect.compare(self.namespace, **self.member.capture)
+        different = await self._hands.redirect.compare(self.member, self.namespace)
         if different:
             _log.warning("rules differ and are replaced", uid=self.member.uid, why="; ".join(different))
-            await self._hands.redirect.put(self.namespace, **self.member.capture)
+            await self._hands.redirect.put(self.member, self.namespace)
         return m.RulesIn(self.member.uid)
 
     async def _start_serving(self, _: m.Command) -> m.Event:
@@ -183,7 +183,7 @@ class Pod:
         await self._best_effort("tunnel not told", self._hands.tunnel.remove(self.member.uid))
 
     async def _take_rules_out(self, _: m.Command) -> None:
-        await self._best_effort("rules not taken out", self._hands.redirect.take_out(self.namespace))
+        await self._best_effort("rules not taken out", self._hands.redirect.take_out(self.member, self.namespace))
 
     async def _forget(self, _: m.Command) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from mesh import log
@@ -36,6 +37,9 @@ class CniError(MeshError):
 class Kernel(Redirect, Protocol):
     def open(self, path: str) -> Namespace:
         """Raises MeshError."""
+
+    def choose(self, member: Member, namespace: Any) -> tuple[str, str]:
+        """(backend, why): how the pod is going to be captured. Raises MeshError: not at all."""
 
 
 class Registry:
@@ -134,7 +138,7 @@ class Registry:
                 raise CniError(m.ENROLMENT_FAILED, f"pod {_name(request)} is not enrolled")
             return
         try:
-            different = await self._kernel.compare(pod.namespace, **pod.member.capture)
+            different = await self._kernel.compare(pod.member, pod.namespace)
             if not different:
                 await self._kernel.prove(pod.namespace, pod.member.ips)
         except (MeshError, OSError, ValueError) as error:
@@ -148,9 +152,9 @@ class Registry:
 
     async def _verify(self, pod: Pod) -> dict[str, Any]:
         found = {"uid": pod.member.uid, "namespace": pod.member.namespace, "name": pod.member.name}
-        found["state"] = pod.state.name
+        found |= {"state": pod.state.name, "capture": pod.member.backend}
         try:
-            different = await self._kernel.compare(pod.namespace, **pod.member.capture)
+            different = await self._kernel.compare(pod.member, pod.namespace)
             listening = await self._kernel.listening(pod.namespace)
         except (MeshError, OSError, ValueError) as error:
             return {**found, "error": str(error), "differences": [], "listening": []}
@@ -224,8 +228,14 @@ class Registry:
             ingress_mode=spec.ingress_mode,
             dns_capture=spec.dns_capture(self._dns_capture),
             search=spec.search,
+            pod_uid=request.pod_uid,
         )
-        return member, namespace
+        try:
+            backend, why = self._kernel.choose(member, namespace)
+        except MeshError as error:
+            namespace.close()
+            raise CniError(m.ENROLMENT_FAILED, f"pod {_name(request)} is not in the mesh: {error}") from None
+        return replace(member, backend=backend, backend_why=why), namespace
 
     def _begin(self, member: Member, namespace: Namespace) -> Pod:
         assert self._hands is not None
@@ -276,6 +286,8 @@ def describe(pod: Pod) -> dict[str, Any]:
         "container_id": member.container_id,
         "since": pod.since,
         "dns_capture": member.dns_capture,
+        "capture": member.backend,
+        "capture_why": member.backend_why,
         "last_error": pod.last_error,
         "add_ms": pod.add_ms,
     }

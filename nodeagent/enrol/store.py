@@ -37,11 +37,11 @@ class Member:
     dns_capture: bool = False
     search: tuple[str, ...] = ()
     """Search domains of its resolver besides the cluster's and the node's."""
-
-    @property
-    def capture(self) -> dict[str, bool]:
-        """What its rules depend on."""
-        return {"ingress_mode": self.ingress_mode, "dns_capture": self.dns_capture}
+    pod_uid: str = ""
+    """Of the Pod object."""
+    backend: str = "nft"
+    """What captures it, for as long as it lives."""
+    backend_why: str = ""
 
 
 class StoreError(MeshError):

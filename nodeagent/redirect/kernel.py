@@ -18,8 +18,9 @@ from typing import Any, Final
 from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from mesh.errors import MeshError, OperatorError
+from mesh.errors import OperatorError
 from nodeagent.redirect import nft
+from nodeagent.redirect.backend import RedirectError
 from nodeagent.redirect.plan import CONNECTION_MARK, MARK_MASK, ROUTE_TABLE, RULE_PREFERENCE, TABLE, Plan
 from nodeagent.redirect.verify import Observed, read_table
 
@@ -35,10 +36,6 @@ _NAMES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ESRCH})
 _PRESENT: Final = frozenset({errno.EEXIST})
 _PATH: Final = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
-
-
-class RedirectError(MeshError):
-    """The kernel refused, or `nft` did. Nothing of the transaction is in force."""
 
 
 def find_nft() -> str:

@@ -33,7 +33,8 @@ LABELS = {"istio.io/dataplane-mode": "ambient"}
 class Node:
     """One agent, its directories and its pods, all inside a lab's names, so that its guard takes everything down."""
 
-    def __init__(self):
+    def __init__(self, capture):
+        self.capture = capture
         self.layout = Layout(f"e{os.getpid()}")
         self.guard = Guard(self.layout)
         for directory in (self.layout.config, self.layout.logs, self.layout.dir / "tmp"):
@@ -56,6 +57,7 @@ class Node:
             "NODEMESH_PODS_DIR": str(self.layout.config),
             "ZDS_SOCKET": str(run / "zds.sock"),
             "PYTHONPATH": str(REPOSITORY),
+            "NODEMESH_CAPTURE": self.capture,
         }
         command = [sys.executable, "-m", "nodeagent.main", "run"]
         self.agent = processes.start(self.layout, "nodeagent-node1", self.netns, command, settings)
@@ -155,8 +157,8 @@ class Pod:
 
 
 @pytest.fixture
-def node():
-    made = Node()
+def node(capture):
+    made = Node(capture)
     try:
         yield made
     finally:

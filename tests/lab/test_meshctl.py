@@ -71,13 +71,18 @@ def test_an_open_connection_is_shown_on_both_sides(mesh, meshctl):
 def test_status_knows_every_daemon(mesh):
     result = CliRunner().invoke(cli, ["status", "--lab", mesh.layout.name])
     assert result.exit_code == 0
-    assert [line.split()[:3] for line in result.output.splitlines()[1:]] == [
+    table, _, captured = result.output.partition("\n\n")
+    assert [line.split()[:3] for line in table.splitlines()[1:]] == [
         ["node1", "nodeagent", "running"],
         ["node1", "ztunnel", "running"],
         ["node2", "nodeagent", "running"],
         ["node2", "ztunnel", "running"],
         ["control", "controlplane", "running"],
     ]
+    (backend,) = {pod["capture"] for pod in mesh.ask("nodeagent-node1", "/pods")}
+    (line,) = [line for line in captured.splitlines() if line.startswith("node1 captures with")]
+    assert f"{backend} (" in line
+    assert line.endswith(f"NODEMESH_CAPTURE={mesh.capture}")
 
 
 def ours(mesh, *arguments, node="node1"):

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from nodeagent.redirect import canary, kernel
+from nodeagent.redirect.backend import Sandbox
+from nodeagent.redirect.nftables import Nft
 from nodeagent.redirect.plan import PROBE_SOURCES, Options, make_plan
-from nodeagent.redirect.redirection import Redirection
 from tests.lab.pairs import NEIGHBOUR, POD, original_destination, pair
 
 pytestmark = pytest.mark.lab
@@ -15,7 +16,6 @@ pytestmark = pytest.mark.lab
 GOLDEN = Path(__file__).parents[1] / "nodeagent/redirect/golden"
 BOTH = pytest.mark.parametrize("version", [4, 6])
 TUNNEL_MARK = 0x539
-DEFAULT = {"ingress_mode": False, "dns_capture": True}
 
 
 @pytest.fixture(scope="module")
@@ -221,15 +221,15 @@ def state_of(pod):
 
 def test_the_rules_come_and_go_without_a_trace_however_often(places):
     pod, _ = places
-    redirection = Redirection(prove_capture=True)
+    nft, sandbox = Nft(), Sandbox("pod", pod.namespace, None, Options())
 
     async def story():
-        assert len(await redirection.compare(pod.namespace, **DEFAULT)) == 11
+        assert len(await nft.compare(sandbox)) == 11
         for _ in range(2):
-            await redirection.put(pod.namespace, **DEFAULT)
-            assert await redirection.compare(pod.namespace, **DEFAULT) == []
+            await nft.put(sandbox)
+            assert await nft.compare(sandbox) == []
         for _ in range(2):
-            await redirection.take_out(pod.namespace)
+            await nft.take_out(sandbox)
 
     before = state_of(pod)
     asyncio.run(story())
@@ -255,13 +255,13 @@ DRIFTS = {
 
 @pytest.mark.parametrize("change", DRIFTS)
 def test_what_somebody_changed_is_named_and_repaired(pod, change):
-    redirection = Redirection(prove_capture=True)
+    nft, sandbox = Nft(), Sandbox("pod", pod.namespace, None, Options())
     pod.command(*change.split())
 
     async def story():
-        assert await redirection.compare(pod.namespace, **DEFAULT) == DRIFTS[change]
-        await redirection.put(pod.namespace, **DEFAULT)
-        assert await redirection.compare(pod.namespace, **DEFAULT) == []
+        assert await nft.compare(sandbox) == DRIFTS[change]
+        await nft.put(sandbox)
+        assert await nft.compare(sandbox) == []
 
     asyncio.run(story())
 

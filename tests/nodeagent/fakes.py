@@ -22,7 +22,7 @@ class FakeKernel:
 
     def __init__(self, said):
         self.said, self.broken, self.different, self.namespaces = said, set(), [], {}
-        self.opened = []
+        self.opened, self.backend = [], "nft"
 
     def open(self, path):
         if path not in self.namespaces:
@@ -35,15 +35,20 @@ class FakeKernel:
         if what in self.broken:
             raise MeshError(f"{what} failed")
 
-    async def put(self, namespace, *, ingress_mode, dns_capture):
-        self._do("put rules" + " for ingress" * ingress_mode + " without DNS" * (not dns_capture))
+    def choose(self, member, namespace):
+        if "choose" in self.broken:
+            raise MeshError("not nft: it is Tuesday")
+        return self.backend, "first that can"
 
-    async def compare(self, namespace, *, ingress_mode, dns_capture):
+    async def put(self, member, namespace):
+        self._do("put rules" + " for ingress" * member.ingress_mode + " without DNS" * (not member.dns_capture))
+
+    async def compare(self, member, namespace):
         namespace.fileno()
         self._do("compare")
         return self.different
 
-    async def take_out(self, namespace):
+    async def take_out(self, member, namespace):
         self._do("take rules out")
 
     async def prove(self, namespace, pod_ips):

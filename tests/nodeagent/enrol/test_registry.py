@@ -144,6 +144,28 @@ def test_a_pod_not_meant_for_the_mesh_is_not_touched(tmp_path):
     run(tmp_path, story)
 
 
+def test_a_pod_that_no_backend_can_capture_is_refused_untouched(tmp_path):
+    async def story(node):
+        node.kernel.broken = {"choose"}
+        assert await refusal(node) == (100, "pod shop/web-1 is not in the mesh: not nft: it is Tuesday")
+        node.claim()
+        assert all(namespace.closed for namespace in node.kernel.opened)
+
+    run(tmp_path, story)
+
+
+def test_a_found_pod_keeps_the_backend_that_it_started_with(tmp_path):
+    run(tmp_path, killed_with_a_pod)
+
+    async def story(node):
+        node.kernel.backend = "bpf"
+        node.registry.readopt()
+        (pod,) = map(describe, node.registry.pods)
+        assert (pod["capture"], pod["capture_why"]) == ("nft", "first that can")
+
+    run(tmp_path, story)
+
+
 def test_a_path_that_is_no_namespace_is_the_runtimes_mistake(tmp_path):
     async def story(node):
         assert await refusal(node, netns="/nowhere") == (4, "CNI_NETNS: /nowhere cannot be opened")

@@ -1,0 +1,59 @@
+"""Enrolment's pods to redirection's sandboxes: the one place that knows both. Owns which backends there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from nodeagent import cgroups
+from nodeagent.enrol.store import Member
+from nodeagent.redirect.backend import Backend, OpenNamespace, Sandbox
+from nodeagent.redirect.netns import Namespace
+from nodeagent.redirect.nftables import Nft
+from nodeagent.redirect.plan import Options
+from nodeagent.redirect.redirection import Redirection
+
+BACKENDS: Final[tuple[type[Backend], ...]] = (Nft,)
+
+
+class Capture:
+    """`executor.Redirect` by way of the backends."""
+
+    def __init__(self, setting: str, *, prove_capture: bool, cgroup_root: Path | None = None) -> None:
+        """Raises OperatorError: this node cannot capture in the way that `setting` asks for."""
+        self.redirection = Redirection([make() for make in BACKENDS], setting, prove_capture=prove_capture)
+        self._cgroup_root = cgroup_root or cgroups.mounted_at()
+
+    def open(self, path: str) -> Namespace:
+        """Raises NamespaceError."""
+        return self.redirection.open(path)
+
+    def choose(self, member: Member, namespace: OpenNamespace) -> tuple[str, str]:
+        """(backend, why). Raises RedirectError: none can."""
+        choice = self.redirection.choose(self._sandbox(member, namespace))
+        return choice.backend, choice.why
+
+    async def put(self, member: Member, namespace: OpenNamespace) -> None:
+        await self.redirection.put(member.backend, self._sandbox(member, namespace))
+
+    async def compare(self, member: Member, namespace: OpenNamespace) -> list[str]:
+        return await self.redirection.compare(member.backend, self._sandbox(member, namespace))
+
+    async def take_out(self, member: Member, namespace: OpenNamespace) -> None:
+        await self.redirection.take_out(member.backend, self._sandbox(member, namespace))
+
+    async def listening(self, namespace: OpenNamespace) -> list[int]:
+        return await self.redirection.listening(namespace)
+
+    async def prove(self, namespace: OpenNamespace, pod_ips: Sequence[str]) -> None:
+        await self.redirection.prove(namespace, pod_ips)
+
+    def describe(self) -> dict[str, Any]:
+        """Of `GET /status`: the setting, and of each backend that it allows whether this node can."""
+        usable = {name: why or "usable" for name, why in self.redirection.unusable.items()}
+        return {"setting": self.redirection.capture, **usable}
+
+    def _sandbox(self, member: Member, namespace: OpenNamespace) -> Sandbox:
+        options = Options(ingress_mode=member.ingress_mode, dns_capture=member.dns_capture)
+        return Sandbox(member.uid, namespace, cgroups.of_pod(self._cgroup_root, member.pod_uid), options)
