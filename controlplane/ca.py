@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from controlplane.l7.model import L7
 from controlplane.private_files import private_directory, require_private, write_private
 from mesh.errors import OperatorError, PeerError
 from mesh.ids import SpiffeId
@@ -209,6 +210,16 @@ def entitlement(world: World, node: str, identity: SpiffeId, trust_domain: str) 
             if here and workload.hbone and not workload.native_tunnel:
                 return
     raise PeerError(f"no workload in the mesh on node {node} has the identity {identity}")
+
+
+def proxy_entitlement(l7: L7, proxy: str, identity: SpiffeId, trust_domain: str) -> None:
+    """Raises PeerError unless this is the identity of the waypoint or gateway (`namespace/name`)."""
+    found = l7.proxies.get(proxy)
+    if found is None:
+        raise PeerError(f"there is no waypoint or gateway {proxy}")
+    own = SpiffeId.for_workload(trust_domain, found.namespace, found.service_account)
+    if identity != own:
+        raise PeerError(f"the identity of {proxy} is {own}, not {identity}")
 
 
 def _load_csr(pem: str) -> x509.CertificateSigningRequest:

@@ -16,8 +16,9 @@ from typing import Any, Final
 import click
 
 from controlplane import admin, rotation, server
-from controlplane.attest import Tokens
+from controlplane.attest import Tokens, proxy_caller, proxy_key
 from controlplane.ca import load_authority
+from controlplane.envoys import Envoys
 from controlplane.push import Board
 from controlplane.settings import Settings, load
 from controlplane.sources.base import Contents, Source
@@ -68,35 +69,43 @@ cli.add_command(rotation.commands, "ca")
 
 @cli.group()
 def token() -> None:
-    """Join tokens: what a node proves itself with."""
+    """Join tokens: what a node, a waypoint or a gateway proves itself with."""
 
 
 @token.command()
-@click.option("--node", required=True, help="The node's name, as its pods' spec.nodeName.")
+@click.option("--node", help="The node's name, as its pods' spec.nodeName.")
+@click.option("--proxy", help="NAMESPACE/NAME of a waypoint or gateway.")
 @click.option("--ttl", default="8760h", show_default=True, help="How long it is accepted, for instance 24h.")
-def create(node: str, ttl: str) -> None:
-    """Print a new token for a node; its old one is no longer accepted."""
+def create(node: str | None, proxy: str | None, ttl: str) -> None:
+    """Print a new token for a node or a proxy; its old one is no longer accepted."""
     try:
         seconds = parse_duration(ttl)
     except ValueError as error:
         raise OperatorError(str(error), where="--ttl") from None
-    click.echo(_tokens().create(node, seconds))
+    click.echo(_tokens().create(_whose(node, proxy), seconds))
+
+
+def _whose(node: str | None, proxy: str | None) -> str:
+    if bool(node) == bool(proxy):
+        raise OperatorError("say for whom: either --node NAME or --proxy NAMESPACE/NAME")
+    return proxy_caller(proxy) if proxy else node or ""
 
 
 @token.command("list")
 def list_() -> None:
-    """The nodes that have a token, and until when."""
+    """Who has a token, and until when."""
     now = time.time()
     for each in _tokens().all():
         until = datetime.fromtimestamp(each.expires, UTC).isoformat(timespec="seconds")
-        click.echo(f"{each.node}   {until}{'   expired' if each.expires <= now else ''}")
+        click.echo(f"{proxy_key(each.node) or each.node}   {until}{'   expired' if each.expires <= now else ''}")
 
 
 @token.command()
-@click.option("--node", required=True)
-def revoke(node: str) -> None:
-    """Accept the node's token no longer; streams that are open end within half an hour."""
-    _tokens().revoke(node)
+@click.option("--node")
+@click.option("--proxy")
+def revoke(node: str | None, proxy: str | None) -> None:
+    """Accept the token no longer; streams that are open end within half an hour."""
+    _tokens().revoke(_whose(node, proxy))
 
 
 def _tokens() -> Tokens:
@@ -109,10 +118,10 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
     store, tokens = Store(settings.mesh), Tokens(settings.state_dir)
     source = FileSource(settings.config_dir, store.judge)
     _take(store, source.read())
-    board = Board(store.world)
+    board, envoys = Board(store.world), Envoys(store.world, store.l7)
     gc.freeze()  # what is in force lives long: not to be looked through again and again
-    discovery = server.Discovery(board, tokens)
-    certificates = server.Certificates(authority, tokens, board, settings.mesh.trust_domain)
+    discovery = server.Discovery(board, tokens, envoys)
+    certificates = server.Certificates(authority, tokens, board, settings.mesh.trust_domain, envoys)
     bundles = server.Bundles(authority, tokens, settings.mesh.trust_domain)
     certificate = server.ServerCertificate(authority, (*server.NAMES, *settings.sans))
     grpc_server, port = server.listen(settings.address, certificate, discovery, certificates, bundles)
@@ -125,7 +134,7 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
         await grpc_server.start()
         _log.info(log.READY, address=f"{settings.address[0]}:{port}", path=str(settings.config_dir))
         ready(port)
-        await _until_stopped(_watch(source, store, board), board.run())
+        await _until_stopped(_watch(source, store, board, envoys), board.run(), envoys.run())
         _log.info(log.STOPPING)
 
 
@@ -145,10 +154,11 @@ async def _until_stopped(*work: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(source: Source, store: Store, board: Board) -> None:
+async def _watch(source: Source, store: Store, board: Board, envoys: Envoys) -> None:
     async for contents in source.changes():
         if await asyncio.to_thread(_take, store, contents):
             board.propose(store.world)
+            envoys.propose(store.world, store.l7)
 
 
 def _take(store: Store, contents: Contents) -> bool:

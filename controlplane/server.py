@@ -6,7 +6,7 @@ Owns the listener, its certificate and the list of connected tunnels. What is sa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -15,8 +15,9 @@ import grpc
 import grpc.aio
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from controlplane.attest import Tokens
-from controlplane.ca import SERVER_LIFETIME, Authority, KeyPair, entitlement
+from controlplane.attest import Tokens, proxy_key
+from controlplane.ca import SERVER_LIFETIME, Authority, KeyPair, entitlement, proxy_entitlement
+from controlplane.envoys import EnvoyConversation, Envoys, place_of
 from controlplane.push import Board, Conversation
 from mesh import log
 from mesh.errors import OperatorError, PeerError
@@ -59,18 +60,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One connected tunnel."""
+    """One connected tunnel or proxy."""
 
     node: str
     peer: str
-    conversation: Conversation
+    conversation: Conversation | EnvoyConversation
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
     nacked_at: datetime | None = None
 
     def describe(self) -> dict[str, Any]:
         nack = self.conversation.last_nack
         return {
-            "node": self.node,
+            **({"proxy": proxy} if (proxy := proxy_key(self.node)) else {"node": self.node}),
             "peer": self.peer,
             "connected_since": self.since.isoformat(timespec="seconds"),
             "synced_version": self.conversation.synced_version,
@@ -87,30 +88,59 @@ class Session:
 class Discovery(AggregatedDiscoveryServiceServicer):
     """One task per stream, which both answers and pushes, so that a conversation is never touched by two."""
 
-    def __init__(self, board: Board, tokens: Tokens) -> None:
+    def __init__(self, board: Board, tokens: Tokens, envoys: Envoys) -> None:
         self._board = board
         self._tokens = tokens
+        self._envoys = envoys
         self.sessions: list[Session] = []
 
     async def DeltaAggregatedResources(self, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> None:
         node = await _caller(context, self._tokens)
-        session = Session(node, context.peer(), Conversation(self._board.current))
+        if proxy_key(node):
+            await self._proxy(node, requests, context)
+        else:
+            session = Session(node, context.peer(), Conversation(self._board.current))
+            await self._serve(session, requests, context, self._board.newer_than)
+
+    async def _proxy(self, node: str, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context) -> None:
+        """An Envoy says in its first request where it is."""
+        first = await anext(requests, None)
+        if first is None:
+            return
+        who = proxy_key(node), place_of(first)
+        with self._envoys.connected(who):
+            current = self._envoys.current
+            await asyncio.to_thread(current.of, who)
+            session = Session(node, context.peer(), EnvoyConversation(current, who))
+            await self._serve(session, _after(first, requests), context, self._envoys.newer_than)
+
+    async def _serve(
+        self,
+        session: Session,
+        requests: AsyncIterator[DeltaDiscoveryRequest],
+        context: Context,
+        newer_than: Callable[[Any], Awaitable[Any]],
+    ) -> None:
         self.sessions.append(session)
-        _log.info(log.PEER_CONNECTED, node=node, address=session.peer)
+        _log.info(log.PEER_CONNECTED, node=session.node, address=session.peer)
         try:
-            await self._converse(session, requests, context)
+            await self._converse(session, requests, context, newer_than)
         except PeerError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             self.sessions.remove(session)
-            _log.info(log.PEER_LOST, node=node, address=session.peer)
+            _log.info(log.PEER_LOST, node=session.node, address=session.peer)
 
     async def _converse(
-        self, session: Session, requests: AsyncIterator[DeltaDiscoveryRequest], context: Context
+        self,
+        session: Session,
+        requests: AsyncIterator[DeltaDiscoveryRequest],
+        context: Context,
+        newer_than: Callable[[Any], Awaitable[Any]],
     ) -> None:
         conversation = session.conversation
         asked = asyncio.ensure_future(anext(requests, None))
-        newer = asyncio.ensure_future(self._board.newer_than(conversation.target))
+        newer = asyncio.ensure_future(newer_than(conversation.target))
         try:
             while True:
                 await asyncio.wait((asked, newer), return_when=asyncio.FIRST_COMPLETED)
@@ -122,7 +152,7 @@ class Discovery(AggregatedDiscoveryServiceServicer):
                     asked = asyncio.ensure_future(anext(requests, None))
                 if newer.done():
                     await _write(context, conversation.update(newer.result()))
-                    newer = asyncio.ensure_future(self._board.newer_than(conversation.target))
+                    newer = asyncio.ensure_future(newer_than(conversation.target))
         finally:
             asked.cancel()
             newer.cancel()
@@ -137,13 +167,22 @@ class Discovery(AggregatedDiscoveryServiceServicer):
         return responses
 
 
+async def _after(
+    first: DeltaDiscoveryRequest, rest: AsyncIterator[DeltaDiscoveryRequest]
+) -> AsyncIterator[DeltaDiscoveryRequest]:
+    yield first
+    async for each in rest:
+        yield each
+
+
 class Certificates(IstioCertificateServiceServicer):
     """Issues what is due to the caller's node in the world of this moment."""
 
-    def __init__(self, authority: Authority, tokens: Tokens, board: Board, trust_domain: str) -> None:
+    def __init__(self, authority: Authority, tokens: Tokens, board: Board, trust_domain: str, envoys: Envoys) -> None:
         self._authority = authority
         self._tokens = tokens
         self._board = board
+        self._envoys = envoys
         self._trust_domain = trust_domain
 
     async def CreateCertificate(self, request: IstioCertificateRequest, context: Context) -> IstioCertificateResponse:
@@ -165,6 +204,9 @@ class Certificates(IstioCertificateServiceServicer):
 
     async def _require_entitlement(self, node: str, identity: SpiffeId) -> None:
         """A new pod's node may ask before its document has been read here: the next world decides. Raises PeerError."""
+        if proxy := proxy_key(node):
+            proxy_entitlement(self._envoys.latest[1], proxy, identity, self._trust_domain)
+            return
         world = self._board.latest
         try:
             entitlement(world, node, identity, self._trust_domain)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from controlplane import conditions
 from controlplane.documents import CLUSTER_SCOPED, Document, Key, Parsed
+from controlplane.l7.model import L7
 from controlplane.objects import Mesh, Object
 from controlplane.translate import authorization, istio, kubernetes, resources, world
 from controlplane.translate.policies import closed
@@ -80,7 +81,7 @@ class _Force:
 
 
 class Store:
-    """`world` and `findings` are replaced as wholes by `update`, which costs what the changed files hold.
+    """`world`, `l7` and `findings` are replaced as wholes by `update`, which costs what the changed files hold.
 
     `_places`: object to the documents that claim to be it, in the order of files and lines; `_duplicates`: of
     those with several. `_closed`: objects that stand for an unreadable document. `_kept`: in force without a document.
@@ -99,6 +100,7 @@ class Store:
         self._started = False
         self.findings: tuple[Finding, ...] = ()
         self.world: World = self._builder.build(())
+        self.l7: L7 = self._builder.l7
 
     @property
     def counts(self) -> dict[str, int]:
@@ -131,6 +133,7 @@ class Store:
         self.findings = tuple(sorted(set(self._all_findings())))
         if changed:
             self.world = self._builder.build((each.object for each in self._force.values()), self.world.version + 1)
+            self.l7 = self._builder.l7
         return changed
 
     def _all_findings(self) -> Iterator[Finding]:

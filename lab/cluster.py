@@ -156,6 +156,7 @@ class Cluster:
                 directory.mkdir(parents=True, mode=0o700)
             Runtime(self.layout, node).install(number, self.layout.run_dir(node))
             self.apply(f"node-{node}", documents.node(node, *_host_addresses(number)))
+        netns.route_from(self.layout.control, range(1, nodes + 1))
 
     # Daemons --------------------------------------------------------------------------------------------------------
 
@@ -181,6 +182,10 @@ class Cluster:
     def start_tunnel(self, node: str) -> None:
         self._started(daemons.start_tunnel(self.layout, node))
         self._wait_ready(node)
+
+    def start_proxy(self, key: str, pod: Pod) -> None:
+        """A waypoint's or gateway's program in its pod."""
+        self._record(daemons.start_proxy(self.layout, key, pod.name, pod.netns))
 
     def _wait_ready(self, node: str) -> None:
         wait_until(f"{node}'s tunnel is ready", lambda: self.tunnel_ready(node), READY_S)

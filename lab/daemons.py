@@ -70,6 +70,19 @@ def tunnel_settings(layout: Layout, node: str) -> dict[str, str]:
     }
 
 
+def proxy_settings(layout: Layout, key: str, pod: str) -> dict[str, str]:
+    """Of a waypoint or gateway `namespace/name`; `pod`: the one that it runs in."""
+    return {
+        **_common(layout, pod),
+        "WAYPOINT_NAME": key,
+        "XDS_ADDRESS": f"https://{underlay_address(0)}:15012",
+        "XDS_ROOT_CA": str(root_certificate(layout)),
+        "AUTH_TOKEN": str(token_path(layout, pod)),
+        "DRAIN_TIME": "1s",
+        "CONCURRENCY": "1",
+    }
+
+
 def _common(layout: Layout, owner: str) -> dict[str, str]:
     settings = {
         "NODEMESH_RUN_DIR": str(layout.run_dir(owner)),
@@ -96,10 +109,11 @@ def zds_socket(layout: Layout, node: str) -> Path:
     return layout.run_dir(node) / "ztunnel-zds.sock"
 
 
-def issue_token(layout: Layout, node: str) -> None:
-    """A join token from the control plane's own command, readable by root only."""
+def issue_token(layout: Layout, node: str, proxy: str = "") -> None:
+    """A join token from the control plane's own command, readable by root only. `proxy`: for that one, in this pod."""
+    whose = ("--proxy", proxy) if proxy else ("--node", node)
     done = subprocess.run(
-        [*inside(layout.control), *command("controlplane", "token", "create", "--node", node)],
+        [*inside(layout.control), *command("controlplane", "token", "create", *whose)],
         env=environment(layout, control_settings(layout)),
         capture_output=True,
         text=True,
@@ -107,6 +121,7 @@ def issue_token(layout: Layout, node: str) -> None:
     if done.returncode:
         raise OperatorError(f"controlplane token create failed: {done.stderr.strip()}")
     path = token_path(layout, node)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(0o600)
     path.write_text(done.stdout.strip())
 
@@ -126,6 +141,11 @@ def start_tunnel(layout: Layout, node: str) -> Process:
     return start(
         layout, f"ztunnel-{node}", layout.node_netns(node), command("ztunnel", "run"), tunnel_settings(layout, node)
     )
+
+
+def start_proxy(layout: Layout, key: str, pod: str, space: str) -> Process:
+    layout.run_dir(pod).mkdir(parents=True, mode=0o700, exist_ok=True)
+    return start(layout, f"waypoint-{pod}", space, command("waypoint", "run"), proxy_settings(layout, key, pod))
 
 
 def admin_socket(layout: Layout, process: Process) -> Path:

@@ -85,6 +85,27 @@ def service(namespace: str, name: str, vips: Sequence[str], ports: dict[int, int
     }
 
 
+def http_service(namespace: str, name: str, vips: Sequence[str], labels: dict[str, str] | None = None) -> Document:
+    """Port 80 to the pods' 8080, HTTP, with these labels."""
+    found = service(namespace, name, vips, {80: 8080})
+    found["metadata"]["labels"] = labels or {}
+    found["spec"]["ports"][0] |= {"name": "http"}
+    return found
+
+
+def gateway(namespace: str, name: str, labels: dict[str, str] | None = None) -> Document:
+    """A waypoint, by default for services."""
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels or {}},
+        "spec": {
+            "gatewayClassName": "istio-waypoint",
+            "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE"}],
+        },
+    }
+
+
 def pod(spec: PodSpec, uid: str) -> Document:
     """As the API server has it when the runtime is about to start it: bound to a node, without a status."""
     labels = {"app": spec.app or spec.name, **spec.labels}

@@ -82,6 +82,12 @@ def route_between(layout: Layout, node: str, number: int, others: Iterable[int])
     batch(layout.node_netns(node), [f"route add {to} via {over} dev eth0{_cubic()}" for to, over in ways])
 
 
+def route_from(netns: str, numbers: Iterable[int]) -> None:
+    """A host without pods of its own learns where the nodes' pods are: waypoints in them ask the control plane."""
+    ways = ((pod_range(o, v), underlay_address(o, v)) for o in numbers for v in UNDERLAY)
+    batch(netns, [f"route add {to} via {over} dev eth0{_cubic()}" for to, over in ways])
+
+
 def prefer_cubic(netns: str) -> None:
     """Every route of a pod asks for cubic where the machine's default is BBR, whose software pacing halves both
     contenders on a veth and hides the difference. A namespace may not choose by sysctl; a route may."""

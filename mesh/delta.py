@@ -235,6 +235,12 @@ class Publisher:
         watch.plan(world, changed)
         return self.next(type_url)
 
+    def forget(self, type_url: str, names: Iterable[str]) -> None:
+        """These are sent again with the next offer, if the client wants them: it has dropped what it had."""
+        if watch := self._watches.get(type_url):
+            for name in names:
+                watch.sent.pop(name, None)
+
     def next(self, type_url: str) -> DeltaDiscoveryResponse | None:
         """The next part of the last offer; None while a response is unanswered, or when the client has it all."""
         watch = self._watches.get(type_url)

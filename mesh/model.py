@@ -172,6 +172,8 @@ class Workload:
     policies: tuple[str, ...] = ()
     # The same of the policies about whom it may call.
     egress_policies: tuple[str, ...] = ()
+    # By which subsets of a service are told apart; tunnels are not told.
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
 
 
 @dataclass(frozen=True, slots=True)

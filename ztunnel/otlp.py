@@ -16,7 +16,7 @@ from typing import Any, Final
 import aiohttp
 
 from mesh import log
-from ztunnel.backoff import Backoff
+from mesh.backoff import Backoff
 from ztunnel.dataplane import Dataplane
 from ztunnel.metrics import Metrics
 from ztunnel.settings import Collector

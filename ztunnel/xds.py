@@ -19,7 +19,7 @@ from mesh import log
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, REFUSED, Batch, Subscriber
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
-from ztunnel.backoff import Backoff
+from mesh.backoff import Backoff
 from ztunnel.channel import call_metadata, open_channel
 from ztunnel.dataplane import Dataplane
 from ztunnel.lastgood import LastGood

@@ -7,10 +7,11 @@ handed on: the tunnels then refuse, where istiod's would go round it and its pol
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
-from controlplane.objects import KubernetesGateway, Labels, Meta, Namespace
-from mesh.model import HOSTNAME_SUFFIX, ApplicationTunnel, Gateway
+from controlplane.objects import KubernetesGateway, KubernetesService, Labels, Meta, Namespace, ServicePort
+from mesh.model import HOSTNAME_SUFFIX, ApplicationTunnel, AppProtocol, Gateway, IPFamilies
 
 NETWORK: Final = "topology.istio.io/network"
 GATEWAY_GROUP: Final = "gateway.networking.k8s.io"
@@ -23,6 +24,7 @@ _FOR: Final = "istio.io/waypoint-for"
 _BINDING: Final = "ambient.istio.io/waypoint-inbound-binding"
 _NAME_LABELS: Final = ("gateway.networking.k8s.io/gateway-name", "istio.io/gateway-name")
 _REMOTE: Final = "istio-remote"
+WAYPOINT: Final = "istio-waypoint"
 _PROXY: Final = re.compile(r"PROXY(?:/(\d{1,5}))?")
 
 Weighted = tuple[tuple[Gateway, int], ...]
@@ -36,7 +38,18 @@ class Gateways:
         self._network = network
         self._by_name = {(each.meta.namespace, each.meta.name): each for each in gateways}
         self.remote = [each for each in gateways if each.gateway_class == _REMOTE and each.meta.labels.get(NETWORK)]
+        self._made: dict[tuple[str, str, int], KubernetesService] = {}
         self._by_network = {each.meta.labels[NETWORK]: each for each in reversed(self.remote) if each.addresses}
+
+    def services(self, written: Iterable[KubernetesService]) -> list[KubernetesService]:
+        """What a waypoint is reached by, unless somebody wrote it: its pods, at the port of its Gateway. No address of
+        its own is needed, since tunnels look it up by name."""
+        names = {(each.meta.namespace, each.meta.name) for each in written}
+        found = []
+        for (namespace, name), gateway in self._by_name.items():
+            if gateway.gateway_class == WAYPOINT and (namespace, name) not in names:
+                found.append(self._made.setdefault((namespace, name, gateway.port), _service(gateway)))
+        return found
 
     def same_as(self, other: Gateways) -> bool:
         return self._all == other._all
@@ -99,3 +112,17 @@ class Gateways:
             return Gateway(network=self._network, address=found.addresses[0], port=port)
         hostname = found.hostnames[0] if found and found.hostnames else f"{name[1]}.{name[0]}.{HOSTNAME_SUFFIX}"
         return Gateway(namespace=name[0], hostname=hostname, port=port)
+
+
+def _service(gateway: KubernetesGateway) -> KubernetesService:
+    about = gateway.meta
+    label = _NAME_LABELS[0]
+    return KubernetesService(
+        meta=Meta(about.name, about.namespace, labels={label: about.name}),
+        selector={label: about.name},
+        cluster_ips=(),
+        ports=(ServicePort("mesh", gateway.port, gateway.port, AppProtocol.UNKNOWN),),
+        load_balancing=None,
+        ip_families=IPFamilies.AUTOMATIC,
+        external_name=False,
+    )

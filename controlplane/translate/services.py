@@ -49,7 +49,7 @@ class Services:
         same = before and before._network == network and before._gateways.same_as(gateways)
         known = before._made if before and same else {}
         self.offered: list[Offered] = []
-        for each in inventory.services:
+        for each in (*inventory.services, *gateways.services(inventory.services)):
             if not each.external_name:
                 self.offered += self._offered(each, known)
         self.of_entry: dict[tuple[str, str], list[Offered]] = {}

@@ -191,6 +191,7 @@ class Workloads:
             waypoint=self.gateways.of_workload(about, labels, self.inventory.namespaces.get(about.namespace)),
             policies=self.policies.of(about.namespace, labels),
             egress_policies=self.policies.egress_of(about.namespace, labels),
+            labels=labels,
         )
 
     def _locality(self, node: str) -> Locality | None:

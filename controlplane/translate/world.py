@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import MappingProxyType
 
+from controlplane.l7.model import L7
 from controlplane.objects import Mesh, Object
+from controlplane.translate import l7
 from controlplane.translate.gateways import NETWORK, Gateways
 from controlplane.translate.inventory import Inventory
 from controlplane.translate.policies import Policies
@@ -24,9 +26,13 @@ class Builder:
         self._mesh = mesh
         self._services: Services | None = None
         self._workloads: Workloads | None = None
+        self.l7 = L7()
 
     def build(self, objects: Iterable[Object], version: int = 0) -> World:
-        """O(objects), about a microsecond each; 100 for a pod that is new or whose namespace changed."""
+        """O(objects), about a microsecond each; 100 for a pod that is new or whose namespace changed.
+
+        `l7` is what goes with it beyond layer 4.
+        """
         inventory = Inventory(objects)
         root = inventory.namespaces.get(self._mesh.root_namespace)
         network = root.meta.labels.get(NETWORK, "") if root else ""
@@ -38,9 +44,11 @@ class Builder:
         )
         all_workloads = {each.uid: each for each in workloads.all()}
         far = [each for each in all_workloads.values() if each.network_gateway]
-        return World(
+        world = World(
             version=version,
             workloads=MappingProxyType(all_workloads),
             services=MappingProxyType(services.trusting(far, self._mesh.trust_domain)),
             policies=MappingProxyType(policies.all),
         )
+        self.l7 = l7.build(inventory, world, self._mesh)
+        return world

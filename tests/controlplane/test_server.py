@@ -13,6 +13,8 @@ from cryptography import x509
 from controlplane import server
 from controlplane.attest import Tokens
 from controlplane.ca import load_authority
+from controlplane.envoys import Envoys
+from controlplane.l7.model import L7
 from controlplane.push import Board
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber
 from mesh.errors import OperatorError
@@ -34,8 +36,9 @@ class ControlPlane:
         self.tokens = Tokens(state)
         self.authority = load_authority(state, "cluster.local")
         self.board = Board(world)
-        self.discovery = server.Discovery(self.board, self.tokens)
-        self.certificates = server.Certificates(self.authority, self.tokens, self.board, "cluster.local")
+        self.envoys = Envoys(world, L7())
+        self.discovery = server.Discovery(self.board, self.tokens, self.envoys)
+        self.certificates = server.Certificates(self.authority, self.tokens, self.board, "cluster.local", self.envoys)
         self.certificate = server.ServerCertificate(self.authority, server.NAMES)
         self.bundles = server.Bundles(self.authority, self.tokens, "cluster.local")
         self.server, self.port = self.listen(0)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ztunnel.backoff import Backoff
+from mesh.backoff import Backoff
 from ztunnel.rotation import Rotation, Urgency
 
 HOUR = 3600.0

@@ -1,0 +1,211 @@
+"""When and in which order a new model reaches the waypoints and gateways.
+
+Owns the newest configuration, made for each connected proxy once per publication, and one Envoy's conversation. What is
+in it is `translate/envoy`; the stream is `server.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from controlplane.l7.model import L7
+from controlplane.push import Nack
+from controlplane.translate.envoy.locality import Place
+from controlplane.translate.envoy.resources import TYPES, ByType, Cache, Translation
+from controlplane.translate.envoy.world import View
+from mesh.delta import Acked, Nacked, Publisher, Subscribed, Versioned
+from mesh.envoy import CLUSTER, ENDPOINTS
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from mesh.model import World
+
+# A person waits for the effect of a saved file; a burst of files still becomes few pushes.
+QUIET_S: Final = 0.01
+LONGEST_S: Final = 0.2
+
+_PARTS: Final = ("REGION", "ZONE", "SUBZONE")
+
+Who = tuple[str, Place]
+"""A proxy's key and where one of its processes is."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Configuration:
+    """One publication. `made`: for whom it was asked so far; a proxy that the model does not know has nothing."""
+
+    world: World
+    l7: L7
+    made: dict[Who, ByType]
+    translation: Translation
+
+    def of(self, who: Who) -> ByType:
+        found = self.made.get(who)
+        if found is None:
+            proxy = self.l7.proxies.get(who[0])
+            found = self.translation.of(proxy, who[1]) if proxy else {type_url: {} for type_url in TYPES}
+            self.made[who] = found
+        return found
+
+
+class Envoys:
+    """The newest configuration; whoever waits for a newer one is woken once per publication."""
+
+    def __init__(self, world: World, l7: L7) -> None:
+        self._cache = Cache()
+        self._connected: Counter[Who] = Counter()
+        self.latest = world, l7
+        self.current = self._made(world, l7)
+        self._changed, self._touched = asyncio.Event(), asyncio.Event()
+
+    def _made(self, world: World, l7: L7) -> Configuration:
+        made = Configuration(world, l7, {}, Translation(View(world), l7, self._cache))
+        for who in list(self._connected):
+            made.of(who)
+        return made
+
+    @contextmanager
+    def connected(self, who: Who) -> Iterator[None]:
+        """As long as it lasts, configuration for this one is made ahead."""
+        self._connected[who] += 1
+        try:
+            yield
+        finally:
+            self._connected[who] -= 1
+            self._connected += Counter()  # drops those at zero
+
+    def propose(self, world: World, l7: L7) -> None:
+        self.latest = world, l7
+        self._touched.set()
+
+    async def newer_than(self, seen: Configuration) -> Configuration:
+        while self.current is seen:
+            await self._changed.wait()
+        return self.current
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._touched.wait()
+            await self._settle()
+            self.current = await asyncio.to_thread(self._made, *self.latest)
+            self._cache.turn()
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
+
+    async def _settle(self) -> None:
+        clock = asyncio.get_running_loop().time
+        until = clock() + LONGEST_S
+        while self._touched.is_set() and clock() < until:
+            self._touched.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._touched.wait(), QUIET_S)
+        self._touched.clear()
+
+
+@dataclass(slots=True)
+class _Phase:
+    type_url: str
+    resources: Mapping[str, Versioned]
+    offered: bool = False
+
+
+@dataclass(eq=False)
+class EnvoyConversation:
+    """One Envoy's stream. Feed it requests and newer configurations, send what it returns, in that order.
+
+    What is new comes before what refers to it (clusters before routes), what goes is last; each step is acknowledged
+    before the next. A cluster that changed is a new one to Envoy, which then needs its endpoints again.
+    """
+
+    target: Configuration
+    who: Who
+    synced_version: int | None = None
+    last_nack: Nack | None = None
+    _publisher: Publisher = field(default_factory=Publisher)
+    _in_flight: dict[str, str] = field(default_factory=dict)
+    _phases: deque[_Phase] = field(default_factory=deque)
+    # What Envoy may still hold.
+    _held: dict[str, dict[str, Versioned]] = field(default_factory=lambda: {each: {} for each in TYPES})
+
+    def __post_init__(self) -> None:
+        self._plan()
+
+    def receive(self, request: DeltaDiscoveryRequest) -> list[DeltaDiscoveryResponse]:
+        """Raises PeerError: the request breaks the protocol."""
+        responses: list[DeltaDiscoveryResponse] = []
+        for outcome in self._publisher.handle(request):
+            match outcome:
+                case Subscribed(type_url) if type_url in TYPES:
+                    # Named resources are what listeners and clusters wait for: at once, out of turn.
+                    self._send(self._publisher.offer(type_url, self._all(type_url)), responses)
+                case Subscribed(type_url):
+                    self._send(self._publisher.offer(type_url, {}), responses)
+                case Acked(type_url):
+                    self._answered(type_url, responses)
+                case Nacked(type_url, _, message):
+                    self.last_nack = Nack(type_url, message)
+                    self._answered(type_url, responses)
+        return self._advance(responses)
+
+    def _answered(self, type_url: str, responses: list[DeltaDiscoveryResponse]) -> None:
+        self._in_flight.pop(type_url, None)
+        self._send(self._publisher.next(type_url), responses)
+
+    def update(self, configuration: Configuration) -> list[DeltaDiscoveryResponse]:
+        before, self.target = self.target.of(self.who), configuration
+        after = configuration.of(self.who)
+        changed = [name for name, item in after[CLUSTER].items() if _differs(before[CLUSTER].get(name), item)]
+        self._publisher.forget(ENDPOINTS, changed)
+        self._plan()
+        return self._advance([])
+
+    def _all(self, type_url: str) -> Mapping[str, Versioned]:
+        """What is wanted, and what must not go yet."""
+        return {**self._held[type_url], **self.target.of(self.who)[type_url]}
+
+    def _plan(self) -> None:
+        wanted = self.target.of(self.who)
+        for type_url in TYPES:
+            self._held[type_url].update(wanted[type_url])
+        arriving = [_Phase(type_url, dict(self._held[type_url])) for type_url in TYPES]
+        leaving = [_Phase(type_url, wanted[type_url]) for type_url in reversed(TYPES)]
+        self._phases = deque((*arriving, *leaving))
+
+    def _advance(self, responses: list[DeltaDiscoveryResponse]) -> list[DeltaDiscoveryResponse]:
+        while self._phases:
+            phase = self._phases[0]
+            if phase.type_url in self._in_flight:
+                return responses
+            if not phase.offered:
+                phase.offered = True
+                self._send(self._publisher.offer(phase.type_url, phase.resources), responses)
+            else:
+                self._send(self._publisher.next(phase.type_url), responses)
+            if phase.type_url in self._in_flight:
+                return responses
+            self._phases.popleft()
+            if not self._phases:
+                self._held = {type_url: dict(self.target.of(self.who)[type_url]) for type_url in TYPES}
+                self.synced_version = self.target.world.version
+        return responses
+
+    def _send(self, response: DeltaDiscoveryResponse | None, responses: list[DeltaDiscoveryResponse]) -> None:
+        if response is not None:
+            self._in_flight[response.type_url] = response.nonce
+            responses.append(response)
+
+
+def _differs(old: Versioned | None, new: Versioned) -> bool:
+    return old is not None and old.version != new.version
+
+
+def place_of(request: DeltaDiscoveryRequest) -> Place:
+    """Where an Envoy says it is: REGION, ZONE, SUBZONE and LABELS of its node's metadata."""
+    fields = request.node.metadata.fields
+    labels = fields["LABELS"].struct_value.fields if "LABELS" in fields else {}
+    region, zone, subzone = (fields[name].string_value if name in fields else "" for name in _PARTS)
+    return Place(region, zone, subzone, tuple((name, labels[name].string_value) for name in sorted(labels)))

@@ -1,0 +1,149 @@
+"""What one port of a service is behind a waypoint: an internal listener, and for HTTP its route table. Pure.
+
+The listener depends on protocol and telemetry only; routes, faults and policies are in the table, tokens and external
+authorizers in filters that are delivered by themselves. So whatever an operator changes often cuts no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from controlplane.l7.model import Rules
+from controlplane.l7.routes import Forward, HttpRoute, L4Route, Share, Target
+from controlplane.translate.envoy import limits, rbac, telemetry, tokens
+from controlplane.translate.envoy.common import ADS, Json, extension, outbound, typed
+from controlplane.translate.envoy.routes import CORS, FAULT, TrafficOf, routes
+from controlplane.translate.envoy.tunnels import original_dst
+from mesh.model import AppProtocol
+
+HCM: Final = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_HTTP: Final = "extensions.filters.http"
+_LAYER7: Final = frozenset({AppProtocol.HTTP11, AppProtocol.HTTP2, AppProtocol.GRPC})
+
+
+def _discovered(name: str) -> Json:
+    """A place whose filter comes by itself; until then, and when it never does, requests are refused."""
+    kinds = [f"type.googleapis.com/envoy.{kind}" for kind in (tokens.KINDS[name], f"{_HTTP}.rbac.v3.RBAC")]
+    return {"name": name, "config_discovery": {"config_source": ADS, "type_urls": kinds}}
+
+
+def http_filters(first: Json | None = None) -> list[Json]:
+    """In the order in which they are asked: who is it, may it, how much, what then."""
+    return [
+        first or {"name": "identity", "typed_config": tokens.identity_headers()},
+        _discovered(tokens.JWT),
+        extension(rbac.CUSTOM, f"{_HTTP}.rbac.v3.RBAC"),
+        *(_discovered(name) for name in tokens.AUTHORIZERS),
+        extension(rbac.AUDIT, f"{_HTTP}.rbac.v3.RBAC"),
+        extension(rbac.DENY, f"{_HTTP}.rbac.v3.RBAC"),
+        extension(rbac.ALLOW, f"{_HTTP}.rbac.v3.RBAC"),
+        extension(limits.LOCAL, f"{_HTTP}.local_ratelimit.v3.LocalRateLimit", stat_prefix="local"),
+        _discovered(tokens.LIMITER),
+        extension("envoy.filters.http.grpc_stats", f"{_HTTP}.grpc_stats.v3.FilterConfig", emit_filter_state=True),
+        extension(FAULT, f"{_HTTP}.fault.v3.HTTPFault"),
+        extension(CORS, f"{_HTTP}.cors.v3.Cors"),
+        extension("envoy.filters.http.router", f"{_HTTP}.router.v3.Router"),
+    ]
+
+
+def manager(name: str, said: telemetry.Said, first: Json | None = None, **fields: object) -> Json:
+    """The connection manager whose routes are the table of that name. `first`: the filter that says who it is."""
+    return extension(
+        "envoy.filters.network.http_connection_manager",
+        HCM,
+        stat_prefix=name.replace(".", "_"),
+        rds={"config_source": ADS, "route_config_name": name},
+        http_filters=http_filters(first),
+        stream_idle_timeout="0s",
+        normalize_path=True,
+        server_header_transformation="PASS_THROUGH",
+        http_protocol_options={"accept_http_10": True},
+        upgrade_configs=[{"upgrade_type": "websocket"}],
+        **said.manager(),
+        **fields,
+    )
+
+
+def listener(
+    name: str, protocol: AppProtocol, l4: Sequence[L4Route], rules: Rules, said: telemetry.Said, target: Target
+) -> Json:
+    """The internal listener of one port."""
+    found: Json = {"name": name, "internal_listener": {}, "listener_filters": [original_dst()]}
+    tcp = tcp_filters(name, shares(l4, target), rules, said, target.port)
+    if protocol in _LAYER7:
+        return {**found, "filter_chains": [{"filters": [manager(name, said)]}]}
+    if protocol is AppProtocol.UNKNOWN:
+        kind = "extensions.filters.listener.http_inspector.v3.HttpInspector"
+        found["listener_filters"].append(extension("envoy.filters.listener.http_inspector", kind))
+        # A server that speaks first must not wait for its client for ever.
+        found |= {"listener_filters_timeout": "0.5s", "continue_on_listener_filters_timeout": True}
+        web = {
+            "filter_chain_match": {"application_protocols": ["http/1.0", "http/1.1", "h2c"]},
+            "filters": [manager(name, said)],
+        }
+        return {**found, "filter_chains": [web, {"filters": tcp}]}
+    return {**found, "filter_chains": [{"filters": tcp}]}
+
+
+def shares(l4: Sequence[L4Route], target: Target) -> tuple[Share, ...]:
+    """Of the first route that fits; a match by SNI needs a gateway."""
+    for route in l4:
+        if not route.matches or any(match.port in (0, target.port) for match in route.matches):
+            return route.shares
+    return (Share(target),)
+
+
+def tcp_filters(name: str, chosen: tuple[Share, ...], rules: Rules, said: telemetry.Said, port: int) -> list[Json]:
+    found: list[Json] = []
+    for filter_name, config in rbac.network_rules(rules.authorizations, port):
+        kind = "extensions.filters.network.rbac.v3.RBAC"
+        found.append(extension(filter_name, kind, stat_prefix="tcp_", **config))
+    found += limits.tcp_filters(rules.limits)
+    found.append(tcp_proxy(name, chosen, said))
+    return found
+
+
+def tcp_proxy(name: str, chosen: tuple[Share, ...], said: telemetry.Said) -> Json:
+    live = [share for share in chosen if share.weight] or list(chosen[:1])
+    if len(live) == 1:
+        where: Json = {"cluster": outbound(live[0].target)}
+    else:
+        weighted = [{"name": outbound(share.target), "weight": share.weight} for share in live]
+        where = {"weighted_clusters": {"clusters": weighted}}
+    return extension(
+        "envoy.filters.network.tcp_proxy",
+        "extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        stat_prefix=name.replace(".", "_"),
+        idle_timeout="3600s",
+        **where,
+        **said.tcp(),
+    )
+
+
+def route_table(
+    name: str, each: Iterable[HttpRoute], rules: Rules, traffic_of: TrafficOf, target: Target, providers: Iterable[str]
+) -> Json:
+    """Without routes of its own everything goes to the service itself."""
+    listed = list(each) or [HttpRoute("default", Forward((Share(target),)))]
+    made = [route for one in listed for route in routes(one, traffic_of, target.port)]
+    host: Json = {"name": name, "domains": ["*"], "routes": made, "include_request_attempt_count": True}
+    per_filter = host_filters(name, rules, target.port, providers)
+    if per_filter:
+        host["typed_per_filter_config"] = per_filter
+    if wanted := limits.actions(rules.limits):
+        host["rate_limits"] = wanted
+    return {"name": name, "virtual_hosts": [host], "validate_clusters": False}
+
+
+def host_filters(name: str, rules: Rules, port: int, providers: Iterable[str]) -> Json:
+    return {
+        **rbac.http_filters(rules.authorizations, port, providers),
+        **tokens.required(name, rules.jwt),
+        **limits.per_route(rules.limits),
+    }
+
+
+def place(config: Json, name: str) -> Json:
+    """An ECDS resource."""
+    return {"name": name, "typed_config": config or typed(f"{_HTTP}.rbac.v3.RBAC")}

@@ -1,0 +1,226 @@
+"""One proxy's whole configuration: every resource of every type, each made again only when its parts changed. Pure.
+
+A part's key is what it is made of; what is the same value is the same bytes. The cache is shared by all proxies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from controlplane.l7.model import L7, Proxy, Role, Served
+from controlplane.l7.routes import Target
+from controlplane.l7.traffic import Destination, Traffic
+from controlplane.translate.envoy import clusters, gateway, listeners, secrets, telemetry, tokens, tunnels
+from controlplane.translate.envoy.clusters import Called
+from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served
+from controlplane.translate.envoy.limits import global_filter
+from controlplane.translate.envoy.locality import Place
+from controlplane.translate.envoy.routes import targets_of
+from controlplane.translate.envoy.world import View
+from mesh.delta import Versioned
+from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET, pack
+from mesh.model import AppProtocol, Service
+
+TYPES: Final = (SECRET, CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES)
+"""In the order in which additions are sent; removals go the other way round."""
+
+ByType = Mapping[str, Mapping[str, Versioned]]
+_PLAIN: Final = Destination()
+
+
+class Cache:
+    """`key`: whose resource; kept while `parts` are equal. What a round does not ask for is forgotten at its end."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, ...], tuple[tuple[Any, ...], Versioned]] = {}
+        self._next: dict[tuple[str, ...], tuple[tuple[Any, ...], Versioned]] = {}
+
+    def packed(
+        self, type_url: str, key: tuple[str, ...], parts: tuple[Any, ...], make: Callable[[], Json]
+    ) -> Versioned:
+        full = (type_url, *key)
+        held = self._next.get(full) or self._held.get(full)
+        if held is None or not _same(held[0], parts):
+            held = parts, pack(type_url, make())
+        self._next[full] = held
+        return held[1]
+
+    def turn(self) -> None:
+        """Ends a round."""
+        self._held, self._next = self._next, {}
+
+
+def _same(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
+    return len(old) == len(new) and all(a is b or a == b for a, b in zip(old, new, strict=True))
+
+
+class Translation:
+    """Of one world and model."""
+
+    def __init__(self, view: View, l7: L7, cache: Cache) -> None:
+        self._view, self._l7, self._cache = view, l7, cache
+
+    def of(self, proxy: Proxy, here: Place = Place()) -> ByType:  # noqa: B008 (immutable)
+        """`here`: where this one of the proxy's processes is."""
+        return _Round(self._view, self._l7, self._cache, proxy, here).build()
+
+
+class _Round:
+    def __init__(self, view: View, l7: L7, cache: Cache, proxy: Proxy, here: Place) -> None:
+        self._view, self._l7, self._cache, self._proxy, self._here = view, l7, cache, proxy, here
+        self._found: dict[str, dict[str, Versioned]] = {type_url: {} for type_url in TYPES}
+        self._slots = tokens.slots(l7.authorizers, self._providers())
+        self._used = tuple(name for name, _ in self._slots.values())
+        self._targets: dict[Target, None] = {}
+        self._jwt: dict[str, tuple[Any, ...]] = {}
+        self._secrets: set[str] = set()
+
+    def build(self) -> ByType:
+        if self._proxy.role is Role.WAYPOINT:
+            self._waypoint()
+        else:
+            self._gateway()
+        self._once(CLUSTER, TUNNELS, tunnels.tunnels)
+        self._once(LISTENER, ORIGINATE, tunnels.originate)
+        self._extensions()
+        for target in self._targets:
+            self._destination(target)
+        for name in sorted(self._secrets):
+            if secret := self._l7.secrets.get(name):
+                for key, made in secrets.secrets(name, secret).items():
+                    self._put(SECRET, key, (secret,), lambda made=made: made)  # type: ignore[misc]
+        return self._found
+
+    # Waypoint -----------------------------------------------------------------------------------------------------
+
+    def _waypoint(self) -> None:
+        self._put(LISTENER, TERMINATE, (self._proxy.port,), lambda: tunnels.terminate(self._proxy.port))
+        hosts: list[Json] = []
+        for each in self._proxy.services:
+            if service := self._view.service(each.service):
+                hosts += [self._served(each, service, port.service_port, port.protocol) for port in service.ports]
+        self._put(ROUTES, CONNECT, (hosts,), lambda: {"name": CONNECT, "virtual_hosts": hosts})
+
+    def _served(self, each: Served, service: Service, port: int, protocol: AppProtocol) -> Json:
+        """Everything for one port; returns its virtual host in the table of CONNECTs."""
+        name, target = served(each.service, port), Target(each.service, port)
+        said = self._said(each.rules.telemetry, each.service, protocol)
+        self._put(
+            LISTENER,
+            name,
+            (protocol, each.l4, each.rules, said),
+            lambda: listeners.listener(name, protocol, each.l4, each.rules, said, target),
+        )
+        if protocol not in (AppProtocol.TCP, AppProtocol.TLS):
+            called = tuple(self._traffic(one) for one in targets_of(each.http))
+            self._put(
+                ROUTES,
+                name,
+                (each.http, each.rules, called, self._used),
+                lambda: listeners.route_table(name, each.http, each.rules, self._traffic, target, self._used),
+            )
+            if each.rules.jwt:
+                self._jwt[name] = each.rules.jwt
+        self._once(CLUSTER, f"to|{name}", lambda: tunnels.internal_cluster(name))
+        self._want(target, *targets_of(each.http), *(share.target for route in each.l4 for share in route.shares))
+        self._want(*(limit.service for limit in each.rules.limits if limit.service))
+        hosts = [*(str(vip.prefix.network_address) for vip in service.vips), service.hostname]
+        return tunnels.connect_host(name, hosts, port)
+
+    def _said(self, wanted: Any, service: str, protocol: AppProtocol) -> telemetry.Said:
+        tracer = self._l7.tracers.get(wanted.tracing.tracer) if wanted.tracing else None
+        if tracer:
+            self._want(tracer.target)
+        word = "grpc" if protocol is AppProtocol.GRPC else "http"
+        return telemetry.Said(wanted, service, self._proxy.role.value, tracer, word)
+
+    # Gateway ------------------------------------------------------------------------------------------------------
+
+    def _gateway(self) -> None:
+        said = self._said(self._proxy.rules.telemetry, "", AppProtocol.HTTP11)
+        ports = gateway.by_port(self._proxy.servers)
+        for name, servers in ports.items():
+            parts = (servers, self._proxy.rules, said)
+            self._put(
+                LISTENER,
+                name,
+                parts,
+                lambda name=name, servers=servers: gateway.listener(name, servers, self._proxy.rules, said),  # type: ignore[misc]
+            )
+            for table, make in gateway.tables(name, servers, self._proxy.rules, self._traffic, self._used).items():
+                called = tuple(self._traffic(one) for one in gateway.targets(servers))
+                self._put(ROUTES, table, (servers, self._proxy.rules, called, self._used), make)
+                if self._proxy.rules.jwt:
+                    self._jwt[table] = self._proxy.rules.jwt
+            self._want(*gateway.targets(servers))
+            self._secrets |= gateway.secret_names(servers)
+
+    # What both have -----------------------------------------------------------------------------------------------
+
+    def _extensions(self) -> None:
+        jwt = dict(self._jwt)
+        self._place(tokens.JWT, (jwt,), lambda: tokens.authentication(jwt))
+        for uri in sorted({rule.jwks_uri for rules in jwt.values() for rule in rules if rule.jwks_uri}):
+            self._once(CLUSTER, tokens.jwks_cluster(uri), lambda uri=uri: gateway.jwks(uri))  # type: ignore[misc]
+        for name in tokens.AUTHORIZERS:
+            slot = self._slots.get(name)
+            self._place(name, (slot,), lambda slot=slot: tokens.authorizer(*slot) if slot else tokens.NOTHING)  # type: ignore[misc]
+            if slot:
+                self._want(slot[1].target)
+        limit = next((each for each in self._limits() if each.service), None)
+        self._place(tokens.LIMITER, (limit,), lambda: global_filter(limit) if limit else tokens.NOTHING)
+
+    def _limits(self) -> Iterable[Any]:
+        for rules in (self._proxy.rules, *(each.rules for each in self._proxy.services)):
+            yield from rules.limits
+        for each in self._proxy.services:
+            for route in each.http:
+                yield from route.limits
+        for server in self._proxy.servers:
+            for host in server.virtual_hosts:
+                for route in host.routes:
+                    yield from route.limits
+
+    def _providers(self) -> set[str]:
+        rules = (self._proxy.rules, *(each.rules for each in self._proxy.services))
+        return {each.provider for one in rules for each in one.authorizations if each.action is None}
+
+    def _place(self, name: str, parts: tuple[Any, ...], make: Callable[[], Json]) -> None:
+        self._put(EXTENSION, name, parts, lambda: listeners.place(make(), name))
+
+    def _want(self, *targets: Target | None) -> None:
+        self._targets.update({target: None for target in targets if target and target.service})
+
+    def _called(self, target: Target) -> Called:
+        service = self._view.service(target.service)
+        found = self._l7.destinations.get(target.service, _PLAIN)
+        by_waypoint = bool(self._proxy.role is Role.GATEWAY and service and service.waypoint)
+        return Called(target, service, found, by_waypoint)
+
+    def _traffic(self, target: Target) -> Traffic:
+        return self._called(target).traffic
+
+    def _destination(self, target: Target) -> None:
+        called, name = self._called(target), outbound(target)
+        own = (self._proxy.role.value,) if called.by_waypoint else ()
+        parts = (called, tuple(self._view.endpoints.get(target.service, ())) if called.by_name else ())
+        self._put(CLUSTER, name, parts, lambda: clusters.cluster(called, self._view), *own)
+        if clusters.has_endpoints(called):
+            through = called.service.waypoint if called.by_waypoint and called.service else None
+            serving = tuple(self._view.waypoints(through)) if through else ()
+            members = (called, tuple(self._view.endpoints.get(target.service, ())), serving)
+            where = (*own, *self._here.parts, *map("=".join, self._here.labels))
+            self._put(ENDPOINTS, name, members, lambda: clusters.endpoints(called, self._view, self._here), *where)
+        tls = called.traffic.tls
+        for credential in (tls.ca, tls.client) if tls else ():
+            self._secrets |= secrets.names_of(credential)
+
+    def _once(self, type_url: str, name: str, make: Callable[[], Json]) -> None:
+        self._put(type_url, name, (), make)
+
+    def _put(self, type_url: str, name: str, parts: tuple[Any, ...], make: Callable[[], Json], *more: str) -> None:
+        """`more`: what tells this proxy's form of it from another's."""
+        shared = type_url in (CLUSTER, ENDPOINTS)
+        key = (name, *more) if shared else (self._proxy.key, name, *more)
+        self._found[type_url][name] = self._cache.packed(type_url, key, parts, make)

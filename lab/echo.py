@@ -1,0 +1,77 @@
+"""An HTTP application that tells what it saw: for tests and demos of layer 7. `python -m lab.echo NAME VERSION`.
+
+Any path answers 200 with JSON. `/status/CODE` answers that, `/delay/SECONDS` later, `/flaky/N` 503 to the first N
+requests of each `x-key`, `/ws` echoes web socket messages, `/seen` counts requests by path (and is not counted itself).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+
+from aiohttp import WSMsgType, web
+
+PORT = 8080
+TOLD = 65536
+
+
+class Application:
+    def __init__(self, name: str, version: str) -> None:
+        self.name, self.version = name, version
+        self.seen: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        path = request.path
+        if path == "/seen":
+            return web.json_response(self.seen)
+        self.seen[path] += 1
+        status = 200
+        match path.split("/")[1:]:
+            case ["ws"]:
+                return await self._web_socket(request)
+            case ["status", code]:
+                status = int(code)
+            case ["delay", seconds]:
+                await asyncio.sleep(float(seconds))
+            case ["flaky", times]:
+                key = request.headers.get("x-key", "")
+                self.failed[key] += 1
+                status = 503 if self.failed[key] <= int(times) else 200
+        return web.json_response(await self._told(request), status=status, headers={"x-served-by": self.name})
+
+    async def _told(self, request: web.Request) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "version": self.version,
+            "method": request.method,
+            "path": request.path_qs,
+            "host": request.host,
+            "http": f"{request.version.major}.{request.version.minor}",
+            "client": request.remote,
+            "headers": {key.lower(): value for key, value in request.headers.items()},
+            "body": (await request.content.read(TOLD)).decode(errors="replace"),
+        }
+
+    async def _web_socket(self, request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        async for message in socket:
+            if message.type is WSMsgType.TEXT:
+                await socket.send_str(f"{self.version}:{message.data}")
+        return socket
+
+
+async def serve(name: str, version: str, port: int) -> None:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", Application(name, version).answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    for host in ("::", "0.0.0.0"):  # asyncio binds `::` for IPv6 alone
+        await web.TCPSite(runner, host, port).start()
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else PORT))

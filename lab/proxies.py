@@ -1,0 +1,52 @@
+"""Waypoints and gateways of a lab: each is a pod of its own outside the capture, with `waypoint` as its program.
+
+Several pods of one Gateway are its replicas. What an operator would write is written: the Gateway and the pod.
+"""
+
+from __future__ import annotations
+
+from lab import daemons, documents
+from lab.cluster import Cluster, Pod
+from lab.documents import PodSpec
+from lab.processes import Process, wait_until
+
+READY_S = 30.0
+LABELS = {"istio.io/dataplane-mode": "none", "networking.istio.io/tunnel": "http"}
+
+
+def add(cluster: Cluster, name: str, node: str, namespace: str = "shop", replica: int = 1) -> Pod:
+    """A running, ready waypoint `namespace/name` as pod `name-REPLICA` on the node. Its Gateway must be there."""
+    return start(cluster, prepare(cluster, name, node, namespace, replica))
+
+
+def prepare(cluster: Cluster, name: str, node: str, namespace: str = "shop", replica: int = 1) -> Pod:
+    """The pod without its program."""
+    labels = {"gateway.networking.k8s.io/gateway-name": name, **LABELS}
+    spec = PodSpec(f"{name}-{replica}", node, namespace, service_account=name, app=name, labels=labels)
+    return cluster.add_pod(spec, with_apps=False)
+
+
+def start(cluster: Cluster, pod: Pod) -> Pod:
+    key = f"{pod.namespace}/{pod.service_account}"
+    daemons.issue_token(cluster.layout, pod.name, key)
+    cluster.start_proxy(key, pod)
+    wait_until(f"{pod.name} is ready", lambda: is_ready(cluster, pod), READY_S)
+    return pod
+
+
+def process(cluster: Cluster, pod: Pod) -> Process:
+    return cluster.daemons[f"waypoint-{pod.name}"]
+
+
+def is_ready(cluster: Cluster, pod: Pod) -> bool:
+    """Envoy has its configuration and its certificate."""
+    return cluster.http_status(pod.netns, "127.0.0.1:15021/healthz/ready") == 200
+
+
+def apply(cluster: Cluster, name: str, namespace: str = "shop", **labels: str) -> None:
+    """Its Gateway."""
+    cluster.apply(f"gateway-{namespace}-{name}", documents.gateway(namespace, name, labels))
+
+
+def metrics(cluster: Cluster, pod: Pod) -> str:
+    return cluster.exec(pod, ["curl", "-s", "-m", "5", "127.0.0.1:15020/metrics"]).stdout

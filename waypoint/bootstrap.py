@@ -1,0 +1,158 @@
+"""What Envoy is told at its start: who it is, where its configuration and its identity come from. Pure.
+
+Everything else comes from the control plane. Configuration by delta ADS over TLS with the proxy's token; certificates
+by SDS from the process beside it, over a socket that only we may open.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+
+from waypoint.settings import Settings
+
+Json = dict[str, Any]
+_ADS: Final[Json] = {"ads": {}, "resource_api_version": "V3"}
+_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+# Everything else is counted only to be looked at with the admin interface's own filter.
+_STATS: Final = (
+    "istio",
+    "listener_manager",
+    "cluster_manager",
+    "control_plane",
+    "server.",
+    "rbac",
+    "ext_authz",
+    "jwt_authn",
+)
+_STATS_MORE: Final = (
+    "circuit_breakers",
+    "outlier_detection",
+    "upstream_rq_retry",
+    "ratelimit",
+    "rate_limit",
+    "fault",
+    "ssl.",
+)
+
+
+def bootstrap(settings: Settings, token: str, admin: Path, identity: Path) -> Json:
+    """`admin`, `identity`: paths of Unix sockets."""
+    return {
+        "node": {
+            "id": f"{settings.proxy}@{settings.identity}",
+            "cluster": settings.proxy,
+            "locality": {
+                "region": settings.place["REGION"],
+                "zone": settings.place["ZONE"],
+                "sub_zone": settings.place["SUBZONE"],
+            },
+            "metadata": {key: value for key, value in settings.place.items() if value},
+        },
+        "bootstrap_extensions": [
+            {
+                "name": "envoy.bootstrap.internal_listener",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"
+                },
+            }
+        ],
+        "admin": {"address": {"pipe": {"path": str(admin), "mode": 0o600}}},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "set_node_on_first_message_only": True,
+                "grpc_services": [
+                    {
+                        "envoy_grpc": {"cluster_name": "controlplane", "max_receive_message_length": 64 << 20},
+                        "initial_metadata": [{"key": "authorization", "value": f"Bearer {token}"}],
+                    }
+                ],
+            },
+            "cds_config": _ADS,
+            "lds_config": _ADS,
+        },
+        "static_resources": {"clusters": [_controlplane(settings), _identity(identity)]},
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
+        "stats_config": {
+            "stats_matcher": {"inclusion_list": {"patterns": [{"contains": text} for text in (*_STATS, *_STATS_MORE)]}}
+        },
+        "overload_manager": {
+            "refresh_interval": "0.25s",
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections."
+                        "v3.DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": 50_000,
+                    },
+                }
+            ],
+        },
+    }
+
+
+_RUNTIME: Final[Json] = {
+    "tracing.zipkin.flush_interval_ms": 500,
+    "tracing.zipkin.min_flush_spans": 10,
+    "tracing.opentelemetry.flush_interval_ms": 500,
+    "tracing.opentelemetry.min_flush_spans": 10,
+}
+
+
+def _controlplane(settings: Settings) -> Json:
+    host, port = settings.server
+    address = {"socket_address": {"address": host, "port_value": port}}
+    name: Json = {"san_type": "DNS", "matcher": {"exact": host}}
+    kind = "STRICT_DNS"
+    if _is_address(host):
+        kind, name = "STATIC", {"san_type": "IP_ADDRESS", "matcher": {"exact": host}}
+    tls = {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": {
+            "alpn_protocols": ["h2"],
+            "validation_context": {
+                "trusted_ca": {"filename": str(settings.roots)},
+                "match_typed_subject_alt_names": [name],
+            },
+        },
+        **({} if _is_address(host) else {"sni": host}),
+    }
+    return {
+        **_cluster("controlplane", kind, address),
+        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+    }
+
+
+def _identity(path: Path) -> Json:
+    return _cluster("identity", "STATIC", {"pipe": {"path": str(path)}})
+
+
+def _cluster(name: str, kind: str, address: Json) -> Json:
+    http2 = {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
+    return {
+        "name": name,
+        "type": kind,
+        "connect_timeout": "2s",
+        "typed_extension_protocol_options": {
+            _OPTIONS: {
+                "@type": f"type.googleapis.com/{_OPTIONS}",
+                "explicit_http_config": {"http2_protocol_options": http2},
+            }
+        },
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        },
+    }
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
