@@ -55,6 +55,11 @@ gen: setup ## regenerates mesh/gen and ztunnel/crates/core/src/gen from proto/
 	$(PY) -m grpc_tools.protoc -Iproto --include_imports --descriptor_set_out=build/resources.binpb workload.proto authorization.proto
 	cargo run -q -p ztunnel-gen -- build/resources.binpb ztunnel/crates/core/src/gen
 
+.PHONY: envoy-schema
+envoy-schema: ## cuts the part of Envoy's API that we use into mesh/gen/envoy.binpb
+	python3 -m venv build/xds && build/xds/bin/pip install -q xds-protos==1.85.0
+	build/xds/bin/python tools/envoy_schema.py mesh/gen/envoy.binpb
+
 .PHONY: lock
 lock: ## renews the lock files within pyproject.toml's and Cargo.toml's bounds
 	.venv/bin/pip-compile -q --upgrade --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.lock pyproject.toml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -44,3 +45,8 @@ def commands(name: str, directory: Path) -> dict[str, list[str]]:
         f"iperf3-{name}": ["iperf3", "-s", "-p", str(IPERF_PORT), "--forceflush"],
         f"echo-{name}": ["socat", echo, "EXEC:cat"],
     }
+
+
+def echo(name: str, version: str, port: int = HTTP_PORT) -> list[str]:
+    """An HTTP server that tells what it saw (`echo.py`)."""
+    return [sys.executable, "-m", "lab.echo", name, version, str(port)]

@@ -79,22 +79,18 @@ def bootstrap(settings: Settings, token: str, admin: Path, identity: Path) -> Js
         "stats_config": {
             "stats_matcher": {"inclusion_list": {"patterns": [{"contains": text} for text in (*_STATS, *_STATS_MORE)]}}
         },
-        "overload_manager": {
-            "refresh_interval": "0.25s",
-            "resource_monitors": [
-                {
-                    "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": {
-                        "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections."
-                        "v3.DownstreamConnectionsConfig",
-                        "max_active_downstream_connections": 50_000,
-                    },
-                }
-            ],
-        },
+        "overload_manager": {"refresh_interval": "0.25s", "resource_monitors": [_CONNECTIONS]},
     }
 
 
+_CONNECTIONS: Final[Json] = {
+    "name": "envoy.resource_monitors.global_downstream_max_connections",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3."
+        "DownstreamConnectionsConfig",
+        "max_active_downstream_connections": 50_000,
+    },
+}
 _RUNTIME: Final[Json] = {
     "tracing.zipkin.flush_interval_ms": 500,
     "tracing.zipkin.min_flush_spans": 10,

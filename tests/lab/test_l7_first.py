@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lab import documents, proxies
+from lab import apps, documents, proxies
 from lab.documents import PodSpec
 from lab.processes import wait_until
 
@@ -16,7 +16,7 @@ def test_a_request_goes_through_the_services_waypoint(mesh):
     proxies.add(mesh, "way", "node1")
     try:
         pod = mesh.add_pod(PodSpec("reviews-1", "node2", app="reviews", labels={"version": "v1"}), with_apps=False)
-        mesh.start_in(pod, "echo", ["python", "-m", "lab.echo", "reviews-1", "v1"])
+        mesh.start_in(pod, "echo", apps.echo("reviews-1", "v1"))
         vip = mesh.add_service("reviews", {80: 8080})
         mesh.apply(
             "service-shop-reviews", documents.http_service("shop", "reviews", [vip], {"istio.io/use-waypoint": "way"})
