@@ -15,10 +15,10 @@ import grpc
 import grpc.aio
 
 from mesh import log
+from mesh.backoff import Backoff
 from mesh.errors import MeshError, OperatorError, PeerError
 from mesh.gen.spiffe_pb2 import X509SVID, X509BundlesRequest, X509BundlesResponse, X509SVIDRequest, X509SVIDResponse
 from mesh.gen.spiffe_pb2_grpc import SpiffeWorkloadAPIStub
-from mesh.backoff import Backoff
 from ztunnel.channel import call_metadata, open_channel
 from ztunnel.dataplane import Dataplane
 from ztunnel.metrics import Metrics

@@ -16,10 +16,10 @@ import grpc
 import grpc.aio
 
 from mesh import log
+from mesh.backoff import Backoff
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, REFUSED, Batch, Subscriber
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
-from mesh.backoff import Backoff
 from ztunnel.channel import call_metadata, open_channel
 from ztunnel.dataplane import Dataplane
 from ztunnel.lastgood import LastGood

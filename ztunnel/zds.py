@@ -16,9 +16,9 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from mesh import log
+from mesh.backoff import Backoff
 from mesh.errors import PeerError
 from mesh.gen.zds_pb2 import V1, Ack, AddWorkload, WorkloadRequest, WorkloadResponse, ZdsHello
-from mesh.backoff import Backoff
 from ztunnel.pods import Pod, Pods
 
 MAX_PACKET: Final = 1024
