@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 PY := .venv/bin/python
-CODE := mesh nodeagent ztunnel controlplane waypoint meshctl lab cni bench tests
+CODE := mesh kube nodeagent ztunnel controlplane waypoint meshctl lab cni bench tests
 
 .PHONY: help
 help: ## what there is to run

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("mesh", "nodeagent", "ztunnel", "controlplane", "waypoint", "meshctl", "lab", "cni", "bench")
+PACKAGES = ("mesh", "kube", "nodeagent", "ztunnel", "controlplane", "waypoint", "meshctl", "lab", "cni", "bench")
 MAY_IMPORT = {name: {"mesh", name} for name in PACKAGES} | {
     "mesh": {"mesh"},
     "cni": {"cni"},
     "bench": {"mesh", "lab", "bench"},
 }
+MAY_IMPORT["nodeagent"] |= {"kube"}
+MAY_IMPORT["controlplane"] |= {"kube"}
 MAY_IMPORT["meshctl"] = {"mesh", "meshctl", "lab"}  # `meshctl lab` is the lab's command line
 PURE = (
     "mesh/ids.py",
@@ -23,6 +25,11 @@ PURE = (
     "mesh/delta.py",
     "mesh/membership.py",
     "mesh/policy.py",
+    "kube/reflect.py",
+    "kube/objects.py",
+    "kube/backoff.py",
+    "lab/apiserver/patches.py",
+    "lab/apiserver/selectors.py",
     "nodeagent/enrol/machine.py",
     "nodeagent/redirect/plan.py",
     "nodeagent/redirect/nft.py",

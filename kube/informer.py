@@ -1,0 +1,129 @@
+"""One kind of the API, kept up to date for as long as the daemon lives: the loop around `Reflection`.
+
+Never ends by itself and never raises but for a bug of ours: what is wrong with the API server is in `trouble` and in
+the log, what was known of the cluster stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from typing import Final, Generic
+
+from kube.backoff import Backoff
+from kube.client import BOOKMARK, Client, Event
+from kube.errors import ApiError, Expired, NotFound
+from kube.objects import Key, Resource, T
+from kube.reflect import Change, ListPage, Reflection
+from mesh import log
+from mesh.errors import LocalError, MeshError
+
+# A watch that lasted this long was a good one, even if nothing happened.
+GOOD_WATCH_S: Final = 5.0
+ABSENT_S: Final = 30.0
+"""How often a kind is asked for that the server does not have: somebody may install it."""
+_log: Final = log.get("kube")
+
+
+class Informer(Generic[T]):
+    """`told` is called with each batch of changes, after they are in `objects`; it must neither raise nor wait."""
+
+    def __init__(
+        self,
+        client: Client,
+        resource: Resource[T],
+        told: Callable[[list[Change[T]]], None] = lambda _: None,
+        *,
+        selectors: Mapping[str, str] | None = None,
+        cached: bool = False,
+    ) -> None:
+        """`selectors`: fieldSelector and labelSelector. `cached`: as `Reflection` has it."""
+        self.resource = resource
+        self.synced = asyncio.Event()
+        """All that there is was seen once, or the server does not have the kind."""
+        self.trouble = "not asked yet"
+        """"" while a watch is open."""
+        self._client, self._told, self._selectors = client, told, selectors or {}
+        self._reflection: Reflection[T] = Reflection(cached=cached)
+        self._backoff = Backoff()
+
+    @property
+    def objects(self) -> Mapping[Key, T]:
+        return self._reflection.objects
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self._turn()
+            except LocalError:
+                raise
+            except Expired as error:
+                self._reflection.expired()
+                await self._wait(error)
+            except NotFound as error:
+                await self._without_the_kind(error)
+            except MeshError as error:
+                self._reflection.broken()
+                await self._wait(error)
+
+    async def _turn(self) -> None:
+        request = self._reflection.next()
+        if isinstance(request, ListPage):
+            await self._list(request)
+        else:
+            await self._watch(request.version)
+
+    async def _list(self, request: ListPage) -> None:
+        page = await self._client.list_page(self.resource, request, self._selectors)
+        changes = self._reflection.page(page.items, page.version, page.token)
+        if page.token:
+            return
+        if changes:
+            self._told(changes)
+        self.synced.set()
+
+    async def _watch(self, version: str) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        heard = False
+        async with self._client.watch(self.resource, version, self._selectors) as events:
+            self._well()
+            async for event in events:
+                heard = True
+                self._backoff.worked()
+                self._heard(event)
+        if clock() - began > GOOD_WATCH_S:
+            self._backoff.worked()
+        elif not heard:
+            await asyncio.sleep(self._backoff.failed(random.random()))
+
+    def _heard(self, event: Event[T]) -> None:
+        if event.kind == BOOKMARK:
+            self._reflection.bookmark(event.item.version)
+        elif changes := self._reflection.event(event.kind, event.item):
+            self._told(changes)
+
+    def _well(self) -> None:
+        if self.trouble and self.synced.is_set():
+            _log.info("in step with the API server", kind=self.resource.kind, objects=len(self.objects))
+        self.trouble = ""
+
+    async def _wait(self, error: MeshError) -> None:
+        if self.trouble != str(error):
+            say = _log.info if isinstance(error, Expired) else _log.warning
+            say("the API server cannot be followed", kind=self.resource.kind, why=str(error))
+        self.trouble = str(error)
+        asked_s = error.retry_after_s if isinstance(error, ApiError) else 0.0
+        await asyncio.sleep(self._backoff.failed(random.random(), asked_s))
+
+    async def _without_the_kind(self, error: NotFound) -> None:
+        if self._reflection.absent():
+            if self.trouble:
+                _log.info("the API server does not have this kind", kind=self.resource.kind)
+            self.trouble = ""
+            self.synced.set()
+            await asyncio.sleep(ABSENT_S * (0.5 + random.random() / 2))
+        else:
+            await self._wait(error)

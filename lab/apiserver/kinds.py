@@ -1,0 +1,60 @@
+"""Which kinds the stand-in serves, and what is special about each. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`status`: has a subresource of that name, so that neither half is written through the other."""
+
+    group: str
+    version: str
+    plural: str
+    name: str
+    namespaced: bool = True
+    status: bool = False
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+
+def _custom(group: str, versions: tuple[str, ...], *names: str) -> list[Kind]:
+    plurals = {name: (f"{name[:-1]}ies" if name.endswith("y") else f"{name}s").lower() for name in names}
+    plurals |= {name: "gateways" for name in names if name == "Gateway"}
+    return [Kind(group, version, plurals[name], name, status=True) for name in names for version in versions]
+
+
+_RBAC: Final = "rbac.authorization.k8s.io"
+KINDS: Final = (
+    Kind("", "v1", "namespaces", "Namespace", namespaced=False, status=True),
+    Kind("", "v1", "nodes", "Node", namespaced=False, status=True),
+    Kind("", "v1", "pods", "Pod", status=True),
+    Kind("", "v1", "services", "Service", status=True),
+    Kind("", "v1", "serviceaccounts", "ServiceAccount"),
+    Kind("", "v1", "configmaps", "ConfigMap"),
+    Kind("", "v1", "events", "Event"),
+    Kind("apps", "v1", "daemonsets", "DaemonSet", status=True),
+    Kind("apps", "v1", "deployments", "Deployment", status=True),
+    Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice"),
+    Kind(_RBAC, "v1", "clusterroles", "ClusterRole", namespaced=False),
+    Kind(_RBAC, "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False),
+    Kind(_RBAC, "v1", "roles", "Role"),
+    Kind(_RBAC, "v1", "rolebindings", "RoleBinding"),
+    *_custom(
+        "security.istio.io", ("v1", "v1beta1"), "AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"
+    ),
+    *_custom(
+        "networking.istio.io",
+        ("v1", "v1beta1", "v1alpha3"),
+        *("VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "WorkloadEntry"),
+    ),
+    *_custom("gateway.networking.k8s.io", ("v1",), "Gateway", "HTTPRoute", "GRPCRoute"),
+)
+BY_PATH: Final = {(kind.group, kind.version, kind.plural): kind for kind in KINDS}
+
+# Lists that a strategic merge patch merges by this member of their items; every other list is replaced.
+MERGE_KEYS: Final = {"conditions": "type", "containers": "name", "podIPs": "ip", "ownerReferences": "uid"}
