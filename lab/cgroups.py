@@ -46,9 +46,12 @@ def delete(space: str) -> None:
 
 
 def inside(space: str) -> list[str]:
-    """What to put before a command so that it lives in the group; nothing when there is none."""
+    """What to put before a command so that it lives in the group; nothing outside a lab's."""
     path = of(space)
-    return ["sh", "-c", _ENTER, str(path)] if path.is_dir() else []
+    if not path.parent.is_dir():
+        return []
+    path.mkdir(exist_ok=True)
+    return ["sh", "-c", _ENTER, str(path)]
 
 
 def delete_all(layout: Layout) -> bool:

@@ -134,13 +134,17 @@ def start_controlplane(layout: Layout, directory: Path | None = None) -> Process
 
 def start_agent(layout: Layout, node: str, capture: str = AUTO) -> Process:
     settings = agent_settings(layout, node, capture)
-    return start(layout, f"nodeagent-{node}", layout.node_netns(node), command("nodeagent", "run"), settings)
+    return _start_on(layout, node, "nodeagent", settings)
 
 
 def start_tunnel(layout: Layout, node: str) -> Process:
-    return start(
-        layout, f"ztunnel-{node}", layout.node_netns(node), command("ztunnel", "run"), tunnel_settings(layout, node)
-    )
+    return _start_on(layout, node, "ztunnel", tunnel_settings(layout, node))
+
+
+def _start_on(layout: Layout, node: str, daemon: str, settings: dict[str, str]) -> Process:
+    """Each in a control group of its own, like a service manager: by its group the tunnel's sockets are known."""
+    space = layout.node_netns(node)
+    return start(layout, f"{daemon}-{node}", space, command(daemon, "run"), settings, group=daemon)
 
 
 def start_proxy(layout: Layout, key: str, pod: str, space: str) -> Process:

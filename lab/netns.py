@@ -30,10 +30,10 @@ def batch(netns: str, lines: Iterable[str]) -> None:
     run("ip", "-n", netns, "-batch", "-", stdin="\n".join(lines) + "\n")
 
 
-def inside(netns: str) -> list[str]:
-    """What to put before a command so that it runs in the namespace and its control group; the pid stays that of the
-    command."""
-    return [*cgroups.inside(netns), "nsenter", f"--net={NETNS / netns}", "--"]
+def inside(netns: str, group: str = "") -> list[str]:
+    """What to put before a command so that it runs in the namespace and its control group, or in that one below it; the
+    pid stays that of the command."""
+    return [*cgroups.inside(f"{netns}/{group}".rstrip("/")), "nsenter", f"--net={NETNS / netns}", "--"]
 
 
 def names() -> list[str]:

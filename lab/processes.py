@@ -75,9 +75,12 @@ class Process:
             raise LocalError(f"process {self.pid} ({self.name}) outlives SIGKILL")
 
 
-def start(layout: Layout, name: str, netns: str, argv: list[str], env: Mapping[str, str] | None = None) -> Process:
-    """Runs `argv` in the namespace as leader of its own session; output goes to `layout.log(name)`."""
-    command = [*inside(netns), *argv]
+def start(
+    layout: Layout, name: str, netns: str, argv: list[str], env: Mapping[str, str] | None = None, group: str = ""
+) -> Process:
+    """Runs `argv` in the namespace, and in `group` below its control group, as leader of its own session. Output:
+    `layout.log(name)`."""
+    command = [*inside(netns, group), *argv]
     log = os.open(layout.log(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     program = shutil.which(command[0], path=search_path()) or command[0]

@@ -44,9 +44,10 @@ class Packet:
 
 
 class Capture:
-    """Everything that crosses the fabric while the block runs; `packets` afterwards."""
+    """All TCP that crosses the fabric while the block runs, `everything` if asked for; `packets` afterwards."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
+    def __init__(self, cluster: Cluster, name: str, *, everything: bool = False) -> None:
+        self._filter = [] if everything else ["tcp"]
         self._cluster, self._name = cluster, f"capture-{name}"
         self._file = cluster.layout.dir / f"{self._name}.pcap"
         self._process: Process | None = None
@@ -55,7 +56,9 @@ class Capture:
         # -Z root: else tcpdump drops to a user who may not write into the lab's directory.
         command = ["tcpdump", "-i", netns.BRIDGE, "-s", "0", "-U", "--immediate-mode", "-Z", "root"]
         layout = self._cluster.layout
-        self._process = processes.start(layout, self._name, layout.fabric, [*command, "-w", str(self._file), "tcp"])
+        self._process = processes.start(
+            layout, self._name, layout.fabric, [*command, "-w", str(self._file), *self._filter]
+        )
         wait_until("tcpdump listens", lambda: b"listening on" in layout.log(self._name).read_bytes(), 10.0)
         return self
 
@@ -76,8 +79,13 @@ class Capture:
     def packets(self) -> list[Packet]:
         return read(self._file)
 
+    @property
+    def content(self) -> bytes:
+        """As captured."""
+        return self._file.read_bytes()
+
     def count(self, marker: bytes) -> int:
-        return self._file.read_bytes().count(marker)
+        return self.content.count(marker)
 
 
 def read(path: Path) -> list[Packet]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from nodeagent import cgroups
 from nodeagent.enrol.store import Member
 from nodeagent.redirect.backend import Backend, OpenNamespace, Sandbox
+from nodeagent.redirect.guarding import Guarding
 from nodeagent.redirect.netns import Namespace
 from nodeagent.redirect.nftables import Nft
 from nodeagent.redirect.plan import Options
@@ -20,9 +21,11 @@ BACKENDS: Final[tuple[type[Backend], ...]] = (Nft,)
 class Capture:
     """`executor.Redirect` by way of the backends."""
 
-    def __init__(self, setting: str, *, prove_capture: bool, cgroup_root: Path | None = None) -> None:
+    def __init__(self, setting: str, *, prove_capture: bool, cgroup_root: Path | None = None, memory: Path) -> None:
         """Raises OperatorError: this node cannot capture in the way that `setting` asks for."""
         self.redirection = Redirection([make() for make in BACKENDS], setting, prove_capture=prove_capture)
+        self.guard = Guarding(memory)
+        """Behind capture, whichever backend does it."""
         self._cgroup_root = cgroup_root or cgroups.mounted_at()
 
     def open(self, path: str) -> Namespace:
@@ -36,11 +39,14 @@ class Capture:
 
     async def put(self, member: Member, namespace: OpenNamespace) -> None:
         await self.redirection.put(member.backend, self._sandbox(member, namespace))
+        await self.guard.put(namespace, replies=member.ingress_mode)
 
     async def compare(self, member: Member, namespace: OpenNamespace) -> list[str]:
-        return await self.redirection.compare(member.backend, self._sandbox(member, namespace))
+        different = await self.redirection.compare(member.backend, self._sandbox(member, namespace))
+        return different + await self.guard.compare(namespace, replies=member.ingress_mode)
 
     async def take_out(self, member: Member, namespace: OpenNamespace) -> None:
+        await self.guard.take_out(namespace)
         await self.redirection.take_out(member.backend, self._sandbox(member, namespace))
 
     async def listening(self, namespace: OpenNamespace) -> list[int]:
@@ -52,7 +58,7 @@ class Capture:
     def describe(self) -> dict[str, Any]:
         """Of `GET /status`: the setting, and of each backend that it allows whether this node can."""
         usable = {name: why or "usable" for name, why in self.redirection.unusable.items()}
-        return {"setting": self.redirection.capture, **usable}
+        return {"setting": self.redirection.capture, **usable, "guard": self.guard.trouble or "in force"}
 
     def _sandbox(self, member: Member, namespace: OpenNamespace) -> Sandbox:
         options = Options(ingress_mode=member.ingress_mode, dns_capture=member.dns_capture)

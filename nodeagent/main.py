@@ -62,7 +62,12 @@ class Agent:
         self._settings = settings
         self._over = asyncio.Event()
         self._bug: BaseException | None = None
-        self._capture = Capture(settings.capture, prove_capture=settings.canary, cgroup_root=settings.cgroup_root)
+        self._capture = Capture(
+            settings.capture,
+            prove_capture=settings.canary,
+            cgroup_root=settings.cgroup_root,
+            memory=settings.state_dir / "tunnels.json",
+        )
         self.registry = Registry(
             settings.cluster,
             settings.node,
@@ -71,7 +76,9 @@ class Agent:
             self._capture,
             dns_capture=settings.dns_capture,
         )
-        self._zds = zds.ZdsServer(self._snapshot, self._heard, lambda: self.registry.tell_all(m.TunnelLost))
+        self._zds = zds.ZdsServer(
+            self._snapshot, self._heard, lambda: self.registry.tell_all(m.TunnelLost), self._capture.guard.meet
+        )
         self.registry.use(TunnelOfNode(self._zds))
         self._admin = Admin(settings.node, self.registry, lambda: self._zds.connected, self._capture.describe)
         self._plugin = PluginServer(self.registry, lambda: self._zds.connected > 0)

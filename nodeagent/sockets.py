@@ -55,8 +55,17 @@ def _make_way(path: Path, kind: socket.SocketKind) -> None:
 
 def peer_uid(peer: socket.socket) -> int:
     """SO_PEERCRED: the uid of the process that connected, at the time it did."""
-    _, uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(uid)
+    return _credentials(peer)[1]
+
+
+def peer_pid(peer: socket.socket) -> int:
+    """0: a process that this one cannot see."""
+    return _credentials(peer)[0]
+
+
+def _credentials(peer: socket.socket) -> tuple[int, int, int]:
+    pid, uid, gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
 
 
 def may_speak(peer: socket.socket) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from mesh import log
 from mesh.errors import MeshError, PeerError
 from mesh.gen import zds_pb2
-from nodeagent.sockets import listen_on, may_speak
+from nodeagent.sockets import listen_on, may_speak, peer_pid
 
 _log: Final = log.get("zds")
 
@@ -51,6 +51,7 @@ class Workload:
 
 Snapshot = Callable[[], Sequence[Workload]]
 Heard = Callable[[str, str | None], None]
+Meet = Callable[[int], Awaitable[None]]
 
 
 class Refused(MeshError):
@@ -164,9 +165,11 @@ class Connection:
 
 
 class ZdsServer:
-    """`workloads`: what a new tunnel has to serve. `heard(uid, why)`: its word on each. `lost`: no tunnel is left."""
+    """`workloads`: what a new tunnel has to serve. `heard(uid, why)`: its word on each. `lost`: no tunnel is left.
+    `meet(pid)`: before a tunnel is told anything."""
 
-    def __init__(self, workloads: Snapshot, heard: Heard, lost: Callable[[], None]) -> None:
+    def __init__(self, workloads: Snapshot, heard: Heard, lost: Callable[[], None], meet: Meet | None = None) -> None:
+        self._meet = meet
         self._workloads, self._heard, self._lost = workloads, heard, lost
         self._connections: list[Connection] = []
         self._arrived = asyncio.Condition()
@@ -238,10 +241,19 @@ class ZdsServer:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             if len(self._tasks) <= MAX_CONNECTIONS and may_speak(sock):
-                self._spawn(self._serve(Connection(sock)))
+                self._spawn(self._meet_and_serve(sock))
             else:
                 _log.error("tunnel's connection refused", connected=self.connected)
                 sock.close()
+
+    async def _meet_and_serve(self, sock: socket.socket) -> None:
+        try:
+            if self._meet is not None:
+                await self._meet(peer_pid(sock))
+        except BaseException:
+            sock.close()
+            raise
+        await self._serve(Connection(sock))
 
     async def _serve(self, connection: Connection) -> None:
         """A connection counts from its hello on, so that a pod starting now is not lost between two tunnels."""

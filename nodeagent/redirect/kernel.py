@@ -76,6 +76,22 @@ def observe(nft_path: str) -> Observed:
     return Observed(rules, chains, *names)
 
 
+def load(nft_path: str, text: str) -> None:
+    """All of it or nothing. Raises RedirectError."""
+    _nft(nft_path, "-f", "-", text=text)
+
+
+def listing(nft_path: str, family: str, table: str) -> str:
+    """nft's JSON; "" when there is no such table, or no such family. Raises RedirectError."""
+    return _nft(nft_path, "-j", "list", "table", family, table, missing_ok=True)
+
+
+def devices() -> list[str]:
+    """Of this thread's namespace, without lo, in order."""
+    rows = Path("/proc/thread-self/net/dev").read_text(encoding="utf-8").splitlines()[2:]
+    return sorted({name.strip() for name, _, _ in (row.partition(":") for row in rows)} - {"lo"})
+
+
 def listening() -> list[int]:
     """TCP ports that somebody listens on in this thread's namespace, in order."""
     found: set[int] = set()

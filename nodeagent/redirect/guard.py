@@ -1,0 +1,122 @@
+"""What stands behind capture, whichever backend does it: no TCP leaves a pod but the tunnel's. Pure text.
+
+Capture turns a pod's connections round by what their packets look like, and a container's root may make packets look
+like the tunnel's: since Linux 5.17 a mark needs only CAP_NET_RAW, as raw and packet sockets do. Whose socket a packet
+comes from nobody can forge: `socket cgroupv2` is the control group of the process that made it. So a first chain gives
+the tunnel's mark to what the tunnel's group sends and takes it from everybody else, and a last one, where the device
+is final, lets nothing else out. What a packet socket sends passes neither, but the device's egress hook (Linux 5.16),
+where it is known by having no route.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nodeagent.redirect.plan import CONNECTION_MARK, HBONE_PORT, MARK_MASK, TUNNEL_MARK
+
+TABLE: Final = "nodemesh-guard"
+_KEEP: Final = f"meta mark & {0xFFFFFFFF & ~MARK_MASK:#x}"
+_AWAY: Final = 'oifname != "lo" meta l4proto tcp'
+_OURS: Final = f"meta mark & {MARK_MASK:#x} == {TUNNEL_MARK:#x}"
+_HAS_ROUTE: Final = "meta rtclassid 0-4294967295"
+"""True of every packet that was routed, whatever its class; a packet socket's frame was not, and breaks off here."""
+
+REMOVAL: Final = "".join(f"table {family} {TABLE}\ndelete table {family} {TABLE}\n" for family in ("inet", "netdev"))
+REMOVAL_WITHOUT_FRAMES: Final = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A control group as nft names it: `path` from /sys/fs/cgroup, `level` from the root of the unified hierarchy.
+    `number` is its inode: a group that is made again under the same name is another one."""
+
+    path: str
+    level: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """`root`: the unified hierarchy's. `tunnels`: whose TCP may leave. `devices`: the pod's but lo, whose
+    egress is watched; none where the kernel cannot. `replies`: the pod itself answers plaintext (ingress mode)."""
+
+    root: Group
+    tunnels: tuple[Group, ...]
+    devices: tuple[str, ...] = ()
+    replies: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+def render(guard: Guard) -> str:
+    """For one `nft -f -`. Replaces what was there. Kernel 5.13 without devices, 5.16 with."""
+    chains = _chains(guard)
+    inet = "".join(_chain(*chain) for chain in chains)
+    text = f"{REMOVAL_WITHOUT_FRAMES}table inet {TABLE} {{\n{inet}}}\n"
+    if not guard.devices:
+        return text
+    frames = "".join(_chain(*chain) for chain in _frames(guard))
+    return f"{REMOVAL}{text}table netdev {TABLE} {{\n{frames}}}\n"
+
+
+def differences(guard: Guard, listing: Sequence[dict[str, Any]]) -> list[str]:
+    """`nft -j list` of both tables, against what `render` wrote: it signed every chain's first rule."""
+    found: dict[str, list[str]] = {}
+    for rule in (entry["rule"] for entry in listing if "rule" in entry and entry["rule"].get("table") == TABLE):
+        found.setdefault(rule["chain"], []).append(rule.get("comment", ""))
+    wanted = {name: len(rules) for name, _, rules in [*_chains(guard), *_frames(guard)]}
+    if {name: len(rules) for name, rules in found.items()} != wanted:
+        return [f"the rules of table {TABLE} are not ours"]
+    if any(rules[0] != guard.fingerprint for rules in found.values()):
+        return [f"table {TABLE} is of another tunnel or device"]
+    return []
+
+
+_Rules = list[str]
+
+
+def _chains(guard: Guard) -> list[tuple[str, str, _Rules]]:
+    sign = f'comment "{guard.fingerprint}"'
+    is_pod = (
+        f'socket cgroupv2 level 1 != "{guard.root.path}"'  # every socket but the kernel's own, which are of the root
+    )
+    forged = f"meta mark & {MARK_MASK:#x} {{ {CONNECTION_MARK:#x}, {TUNNEL_MARK:#x} }}"
+    bless = f"meta mark set {_KEEP} | {TUNNEL_MARK:#x}"
+    judge = [
+        *(f'{_AWAY} socket cgroupv2 level {g.level} "{g.path}" {bless} accept' for g in guard.tunnels),
+        f"{_AWAY} {is_pod} {forged} meta mark set {_KEEP}",
+        f"{_AWAY} {is_pod} accept",
+        f"{_AWAY} {bless}",  # resets, SYN+ACKs, TIME_WAIT: they carry nothing
+    ]
+    leave = [f"{_AWAY} {_OURS} accept", *_replies(guard), f"{_AWAY} counter drop"]
+    return [
+        ("judge", "type filter hook output priority -310", [f"{judge[0]} {sign}", *judge[1:]]),
+        ("leave", "type filter hook postrouting priority 300", [f"{leave[0]} {sign}", *leave[1:]]),
+    ]
+
+
+def _replies(guard: Guard) -> Iterator[str]:
+    if guard.replies:
+        yield f"{_AWAY} tcp sport != {HBONE_PORT} ct direction reply ct state established accept"
+
+
+def _frames(guard: Guard) -> Iterator[tuple[str, str, _Rules]]:
+    """Only what no TCP can be in: else a frame in a tag or a tunnel of its own would carry it."""
+    for number, device in enumerate(guard.devices):
+        rules = [
+            f'{_HAS_ROUTE} accept comment "{guard.fingerprint}"',
+            "meta protocol arp accept",
+            "meta l4proto { icmp, udp, ipv6-icmp } accept",
+            "counter drop",
+        ]
+        yield f"egress{number}", f'type filter hook egress device "{device}" priority 0', rules
+
+
+def _chain(name: str, hook: str, rules: _Rules) -> str:
+    lines = "".join(f"\t\t{rule}\n" for rule in rules)
+    return f"\tchain {name} {{\n\t\t{hook}; policy accept;\n{lines}\t}}\n"

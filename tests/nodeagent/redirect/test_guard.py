@@ -1,0 +1,71 @@
+"""What stands behind capture, as text and read back."""
+
+from nodeagent.redirect.guard import REMOVAL, REMOVAL_WITHOUT_FRAMES, Group, Guard, differences, render
+
+ROOT = Group("unified", 0, 1)
+TUNNEL = Group("unified/system.slice/ztunnel.service", 2, 77)
+GUARD = Guard(ROOT, (TUNNEL,), ("eth0", "net1"))
+
+
+def rules(text, chain):
+    inside = text.split(f"chain {chain} {{\n")[1].split("\t}\n")[0]
+    return [line.strip() for line in inside.splitlines()[1:]]
+
+
+def listed(guard):
+    """As nft lists what was rendered: one rule object per line, comments apart."""
+    text, found = render(guard), []
+    for chain in ["judge", "leave", *(f"egress{n}" for n in range(len(guard.devices)))]:
+        for rule in rules(text, chain):
+            comment = {"comment": rule.split('comment "')[1].rstrip('"')} if "comment" in rule else {}
+            found.append({"rule": {"table": "nodemesh-guard", "chain": chain, **comment}})
+    return found
+
+
+def test_the_tunnel_is_known_by_its_control_group_and_nobody_else_keeps_its_mark():
+    away = 'oifname != "lo" meta l4proto tcp'
+    mine = 'socket cgroupv2 level 2 "unified/system.slice/ztunnel.service"'
+    pod = 'socket cgroupv2 level 1 != "unified"'
+    assert rules(render(GUARD), "judge") == [
+        f'{away} {mine} meta mark set meta mark & 0xfffff000 | 0x539 accept comment "{GUARD.fingerprint}"',
+        f"{away} {pod} meta mark & 0xfff {{ 0x111, 0x539 }} meta mark set meta mark & 0xfffff000",
+        f"{away} {pod} accept",
+        f"{away} meta mark set meta mark & 0xfffff000 | 0x539",
+    ]
+
+
+def test_only_what_bears_the_tunnels_mark_leaves():
+    assert rules(render(GUARD), "leave")[1:] == ['oifname != "lo" meta l4proto tcp counter drop']
+
+
+def test_a_gateways_pod_may_answer_what_came_in_plain():
+    last = rules(render(Guard(ROOT, (TUNNEL,), replies=True)), "leave")[-2]
+    assert last == 'oifname != "lo" meta l4proto tcp tcp sport != 15008 ct direction reply ct state established accept'
+
+
+def test_every_device_has_its_frames_watched():
+    text = render(GUARD)
+    assert 'hook egress device "eth0"' in text
+    assert 'hook egress device "net1"' in text
+    assert rules(text, "egress1")[-1] == "counter drop"
+
+
+def test_a_kernel_without_egress_hooks_gets_the_rest():
+    text = render(Guard(ROOT, (TUNNEL,)))
+    assert "netdev" not in text
+    assert text.startswith(REMOVAL_WITHOUT_FRAMES)
+    assert render(GUARD).startswith(REMOVAL)
+
+
+def test_what_was_written_is_no_difference():
+    assert differences(GUARD, listed(GUARD)) == []
+
+
+def test_the_same_name_made_again_is_another_group():
+    again = Guard(ROOT, (Group(TUNNEL.path, TUNNEL.level, 78),), GUARD.devices)
+    assert differences(again, listed(GUARD)) == ["table nodemesh-guard is of another tunnel or device"]
+
+
+def test_rules_that_came_or_went_are_a_difference():
+    for seen in (listed(GUARD)[1:], [*listed(GUARD), listed(GUARD)[-1]], []):
+        assert differences(GUARD, seen) == ["the rules of table nodemesh-guard are not ours"]
