@@ -23,7 +23,7 @@ from meshctl.tunnel import dump_options
 
 OLDEST_KERNEL: Final = (5, 10)
 _TIME_ERROR: Final = 5  # adjtimex(2): the clock is not synchronized
-_MARK: Final = {"ok": ("ok  ", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
+_MARK: Final = {"ok": ("ok  ", "green"), "note": ("note", "cyan"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
 _PATH: Final = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
 
 
@@ -90,6 +90,9 @@ def _of_run_dir(run_dir: Path) -> Iterator[Finding]:
         pods = yield from _asked(run_dir / "nodeagent.sock", "/verify", "the node agent")
         if pods is not None and tunnel is not None:
             yield from findings.of_pods(pods, served)
+        agent = yield from _asked(run_dir / "nodeagent.sock", "/status", "the node agent")
+        if agent is not None:
+            yield from findings.of_guard(agent)
     if here("controlplane"):
         control = yield from _asked(run_dir / "controlplane.sock", "/status", "the control plane")
         if control is not None:

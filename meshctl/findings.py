@@ -16,7 +16,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`level` ok | warn | fail. `do`: what helps; "" when it is ok."""
+    """`level` ok | note | warn | fail. `do`: what helps; "" when it is ok."""
 
     level: str
     what: str
@@ -90,6 +90,25 @@ def of_pods(pods: Sequence[Json], served: Sequence[str]) -> Iterator[Finding]:
         yield Finding("ok", f"{len(pods)} pods: rules in place and in order, our ports listening, all served")
     for uid in sorted(set(served) - {pod["uid"] for pod in pods}):
         yield Finding("warn", f"the tunnel serves {uid}, which the agent does not know", "restart the node agent")
+
+
+RESIDUAL: Final = (
+    "with NET_ADMIN, SYS_ADMIN or a writable /sys/fs/cgroup a pod can take its own capture out",
+    "gVisor and Kata send by a kernel of their own: only what enters their namespace's stack is captured",
+    "pods on the host's network are not captured",
+    "UDP (but DNS), ICMP and SCTP are nobody's: only TCP is meshed",
+)
+
+
+def of_guard(status: Json) -> Iterator[Finding]:
+    """From the agent's `/status`: can a pod get past, and what no agent can prevent."""
+    why = (status.get("capture") or {}).get("guard", "this agent has none")
+    if why == "in force":
+        yield Finding("ok", "no TCP leaves a pod but the tunnel's: marks, raw packets and frames are no way past")
+    else:
+        do = "run the tunnel in a control group of its own (cgroup v2, a systemd unit or a container), Linux 5.16, nft"
+        yield Finding("warn", f"with CAP_NET_RAW a pod can pretend to be the tunnel: {why}", do)
+    yield from (Finding("note", f"not prevented: {residue}") for residue in RESIDUAL)
 
 
 def _of_pod(pod: Json, served: Sequence[str]) -> Iterator[Finding]:

@@ -113,3 +113,14 @@ def test_metrics_become_traffic_per_pair_and_rates():
     (row,) = rates({pair: Totals(opened=5, received=100)}, found, 2.0)
     assert (row["open"], row["new_per_s"], row["request_bytes_per_s"], row["failed_per_s"]) == (2, 1.0, 100, 0)
     assert rates(found, {pair: Totals(opened=5, closed=5)}, 2.0) == [], "without news, without connections"
+
+
+def test_a_guard_in_force_is_good_news_and_what_remains_is_named():
+    found = list(findings.of_guard({"capture": {"guard": "in force"}}))
+    assert [finding.level for finding in found] == ["ok", *["note"] * len(findings.RESIDUAL)]
+    assert "NET_ADMIN" in found[1].what
+
+
+def test_a_tunnel_known_by_its_mark_only_is_a_warning_that_says_why():
+    warning = next(findings.of_guard({"capture": {"guard": "process 7 is in the root control group"}}))
+    assert (warning.level, "root control group" in warning.what) == ("warn", True)
