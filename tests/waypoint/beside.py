@@ -1,4 +1,4 @@
-"""A real Envoy beside a real control plane's door, both on ports of the kernel's choice: what it accepts, what it says."""
+"""A real Envoy beside a real control plane's door, both on ports of the kernel's choice: what does it accept?"""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Beside:
 
     async def synced(self, version):
         async with asyncio.timeout(20):
-            while not (
+            while not (  # noqa: ASYNC110
                 self.conversation and self.conversation.synced_version == version and await self.runner.is_ready()
             ):
                 await asyncio.sleep(0.01)

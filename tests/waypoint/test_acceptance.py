@@ -243,12 +243,19 @@ def world():
     )
     pods = [
         Workload(
-            f"pod{n}", f"web-{n}", "shop", (ip_address(f"10.0.0.{n}"),), hbone=n != 3, healthy=n != 2, capacity=n,
-            services={WEB: (Port(80, 8080), Port(81, 8080))}, labels={"version": f"v{n % 2 + 1}"},
+            f"pod{n}",
+            f"web-{n}",
+            "shop",
+            (ip_address(f"10.0.0.{n}"),),
+            hbone=n != 3,
+            healthy=n != 2,
+            capacity=n,
+            services={WEB: (Port(80, 8080), Port(81, 8080))},
+            labels={"version": f"v{n % 2 + 1}"},
             locality=Locality(f"r{n % 2 + 1}", f"z{n}"),
         )
         for n in range(1, 5)
-    ]  # fmt: skip
+    ]
     far = Workload("far", "ext", "shop", hostname="ext.example.com", services={EXT: (Port(443, 443),)})
     return World(1, {w.uid: w for w in (*pods, far)}, {s.key: s for s in services})
 
@@ -269,9 +276,18 @@ def model(*proxies, kind=TracerKind.ZIPKIN):
 def waypoint():
     l4 = (L4Route("l4", (Share(Target(DB, 5432), 9), Share(Target(WEB, 80, "v1"), 1)), (L4Match(5432),)),)
     return Proxy(
-        "way", "shop", Role.WAYPOINT, "way", free_port(),
-        services=(Served(WEB, ROUTES, rules=RULES), Served(DB, l4=l4, rules=RULES), Served(EXT), Served(ANY, rules=RULES)),
-    )  # fmt: skip
+        "way",
+        "shop",
+        Role.WAYPOINT,
+        "way",
+        free_port(),
+        services=(
+            Served(WEB, ROUTES, rules=RULES),
+            Served(DB, l4=l4, rules=RULES),
+            Served(EXT),
+            Served(ANY, rules=RULES),
+        ),
+    )
 
 
 def gateway():
@@ -283,13 +299,32 @@ def gateway():
         Server("web", port, virtual_hosts=hosts),
         Server("up", port, ("secure.example",), redirect_to_https=True),
         Server("simple", tls_port, ("a.example",), tls=ServerTls(ServerTlsMode.SIMPLE, (pair,)), virtual_hosts=hosts),
-        Server("mutual", tls_port, ("*.m.example",), tls=ServerTls(ServerTlsMode.MUTUAL, (pair,), ca, ("spiffe://x/y",), "TLSv1_3"), virtual_hosts=hosts),
-        Server("maybe", tls_port, ("o.example",), tls=ServerTls(ServerTlsMode.OPTIONAL_MUTUAL, (pair,), ca), virtual_hosts=hosts),
+        Server(
+            "mutual",
+            tls_port,
+            ("*.m.example",),
+            tls=ServerTls(ServerTlsMode.MUTUAL, (pair,), ca, ("spiffe://x/y",), "TLSv1_3"),
+            virtual_hosts=hosts,
+        ),
+        Server(
+            "maybe",
+            tls_port,
+            ("o.example",),
+            tls=ServerTls(ServerTlsMode.OPTIONAL_MUTUAL, (pair,), ca),
+            virtual_hosts=hosts,
+        ),
         Server("mesh", tls_port, ("i.example",), tls=ServerTls(ServerTlsMode.ISTIO_MUTUAL), virtual_hosts=hosts),
         Server("pass", tls_port, ("*.pass.example",), False, ServerTls(ServerTlsMode.PASSTHROUGH), l4=(passed,)),
-        Server("db", tls_port, ("db.example",), False, ServerTls(ServerTlsMode.SIMPLE, (pair,)), l4=(L4Route("db", (Share(Target(DB, 5432)),)),)),
+        Server(
+            "db",
+            tls_port,
+            ("db.example",),
+            False,
+            ServerTls(ServerTlsMode.SIMPLE, (pair,)),
+            l4=(L4Route("db", (Share(Target(DB, 5432)),)),),
+        ),
         Server("tcp", free_port(), http=False, l4=(L4Route("db", (Share(Target(DB, 5432)),)),)),
-    )  # fmt: skip
+    )
     return Proxy("gate", "shop", Role.GATEWAY, "gate", servers=servers, rules=RULES)
 
 
