@@ -9,8 +9,8 @@ help: ## what there is to run
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 22
 
 .PHONY: setup
-setup: ## everything that the other commands need: system packages, Python environment, Rust build, CNI plugin
-	@tools/setup.sh system python native plugin
+setup: ## everything that the other commands need: system packages, Python environment, Rust build, CNI plugin, BPF objects
+	@tools/setup.sh system python native plugin bpf
 
 .PHONY: root
 root:
@@ -68,7 +68,7 @@ lock: ## renews the lock files within pyproject.toml's and Cargo.toml's bounds
 
 .PHONY: clean
 clean: ## takes away what the other commands built
-	rm -rf build target .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis ztunnel/_core*.so
+	rm -rf build target nodeagent/redirect/objects .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis ztunnel/_core*.so
 
 .PHONY: bench-compare
 bench-compare: setup ## ratios between two result files: A=bench/results/x.json B=bench/results/y.json

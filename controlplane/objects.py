@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from controlplane.l7.security import Authorization
 from mesh.model import (
     Action,
     AppProtocol,
@@ -175,7 +174,7 @@ class Resolution(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceEntry:
-    """`selector` None: the endpoints are inline. `external`: outside the mesh."""
+    """`selector` None: the endpoints are inline."""
 
     meta: Meta
     hosts: tuple[str, ...]
@@ -187,22 +186,12 @@ class ServiceEntry:
     subject_alt_names: tuple[str, ...]
     namespace_only: bool
     load_balancing: LoadBalancing | None
-    external: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class TargetRef:
-    """What a policy is attached to; it lies in the policy's own namespace."""
-
-    group: str
-    kind: str
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationPolicy:
-    """Rules are already layer 4. `action` None: not for the tunnel (CUSTOM, or attached by `targets`). `egress`: about
-    whom the selected workloads may call, not who may call them. `l7`: the whole of it."""
+    """Rules are already layer 4. `action` None: another engine's (CUSTOM, or attached to a waypoint). `egress`: about
+    whom the selected workloads may call, not who may call them."""
 
     meta: Meta
     selector: Labels
@@ -210,8 +199,6 @@ class AuthorizationPolicy:
     rules: tuple[Rule, ...]
     dry_run: bool
     egress: bool = False
-    targets: tuple[TargetRef, ...] = ()
-    l7: Authorization | None = None
 
 
 class MtlsMode(StrEnum):

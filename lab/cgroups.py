@@ -1,7 +1,8 @@
 """Control groups of a lab: one per host and per pod, as a service manager and a container runtime make them.
 
 What captures by the workload's group, and what exempts the tunnel by its own, finds here what it finds on a real node.
-A group is known by the name of its network namespace, so that `netns.inside` needs no other word.
+A group is known by the name of its network namespace, so that `netns.inside` needs no other word; a pod's lies where
+the kubelet puts it: odd nodes follow its cgroupfs driver, even ones its systemd driver.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from lab.layout import Layout
+from lab.layout import ROOT, Layout
 from mesh.errors import OperatorError
 
 _PREFIX: Final = "nodemesh-lab-"
@@ -31,6 +32,11 @@ def mount() -> Path:
 
 def of(space: str) -> Path:
     """The group of a host, of a pod, or (`HOST/NAME`) of a workload on a host."""
+    pod = _pod(space)
+    return Path(os.readlink(pod)) if pod.is_symlink() else _of_host(space)
+
+
+def _of_host(space: str) -> Path:
     return mount() / f"{_PREFIX}{space.partition('-')[0]}" / space
 
 
@@ -40,9 +46,26 @@ def create(space: str) -> Path:
     return path
 
 
+def create_pod(node: str, number: int, uid: str, space: str) -> None:
+    """`node`: the namespace of its host, `number` of that name."""
+    quality = "kubepods-besteffort"
+    cgroupfs = f"kubepods/besteffort/pod{uid}"
+    systemd = f"kubepods.slice/{quality}.slice/{quality}-pod{uid.replace('-', '_')}.slice"
+    path = _of_host(node) / (cgroupfs if number % 2 else systemd)
+    path.mkdir(parents=True)
+    _pod(space).parent.mkdir(exist_ok=True)
+    _pod(space).symlink_to(path)
+
+
+def _pod(space: str) -> Path:
+    """Where it is written down which group is the pod's."""
+    return ROOT / space.partition("-")[0] / "cgroups" / space
+
+
 def delete(space: str) -> None:
     """Its processes have ended. Nothing happens when there is none."""
     _remove(of(space))
+    _pod(space).unlink(missing_ok=True)
 
 
 def inside(space: str) -> list[str]:

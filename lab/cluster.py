@@ -242,8 +242,9 @@ class Cluster:
         document = documents.pod(spec, sandbox.uid)
         self.apply(f"pod-{spec.namespace}-{spec.name}", document)
         netns.create(sandbox.netns, netns.AT_ONCE)
-        cgroups.create(sandbox.netns)
         try:
+            number = int(spec.node.removeprefix("node"))
+            cgroups.create_pod(self.layout.node_netns(spec.node), number, sandbox.uid, sandbox.netns)
             before_cni()
             added = Runtime(self.layout, spec.node).add(sandbox)
         except BaseException:
@@ -381,12 +382,19 @@ def down(layout: Layout) -> bool:
     spaces = [name for name in netns.names() if layout.owns_netns(name)]
     for space in spaces:
         netns.delete(space)
+    _unmount(layout)
     for keys in layout.keys.parent.glob(f"{layout.keys.name}-*"):
         shutil.rmtree(keys, ignore_errors=True)
     existed = cgroups.delete_all(layout) or layout.dir.is_dir()
     shutil.rmtree(layout.dir, ignore_errors=True)
     _leave_the_machine_as_it_was()
     return bool(found or spaces or existed)
+
+
+def _unmount(layout: Layout) -> None:
+    """What the agents pinned goes with it."""
+    for directory in layout.dir.glob("nodes/*/bpf"):
+        subprocess.run(["umount", "-q", str(directory)], capture_output=True)
 
 
 def _leave_the_machine_as_it_was() -> None:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from lab import cgroups
 from lab.layout import Layout, underlay_address
 from lab.needs import REPOSITORY
 from lab.netns import inside
@@ -46,6 +47,8 @@ def agent_settings(layout: Layout, node: str, capture: str) -> dict[str, str]:
         **_common(layout, node),
         "NODE_NAME": node,
         "NODEMESH_PODS_DIR": str(layout.config),
+        "NODEMESH_BPF_DIR": str(layout.bpf_dir(node)),
+        "NODEMESH_CGROUP_ROOT": str(cgroups.of(layout.node_netns(node))),
         "ZDS_SOCKET": str(zds_socket(layout, node)),
         "NODEMESH_CAPTURE": capture,
     }

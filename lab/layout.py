@@ -83,6 +83,10 @@ class Layout:
         """NODEMESH_RUN_DIR of a node's daemons, or of `control`."""
         return self.node_dir(owner) / "run"
 
+    def bpf_dir(self, node: str) -> Path:
+        """Where the node's agent pins, on a bpffs of its own."""
+        return self.node_dir(node) / "bpf"
+
     def log(self, process: str) -> Path:
         return self.logs / f"{process}.log"
 

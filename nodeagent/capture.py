@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from nodeagent import cgroups
 from nodeagent.enrol.store import Member
 from nodeagent.redirect.backend import Backend, OpenNamespace, Sandbox
+from nodeagent.redirect.bpf import Bpf
 from nodeagent.redirect.guarding import Guarding
 from nodeagent.redirect.netns import Namespace
 from nodeagent.redirect.nftables import Nft
+from nodeagent.redirect.pins import DEFAULT_ROOT
 from nodeagent.redirect.plan import Options
 from nodeagent.redirect.redirection import Redirection
-
-BACKENDS: Final[tuple[type[Backend], ...]] = (Nft,)
 
 
 class Capture:
     """`executor.Redirect` by way of the backends."""
 
-    def __init__(self, setting: str, *, prove_capture: bool, cgroup_root: Path | None = None, memory: Path) -> None:
+    def __init__(
+        self,
+        setting: str,
+        *,
+        prove_capture: bool,
+        cgroup_root: Path | None = None,
+        bpf_root: Path = DEFAULT_ROOT,
+        memory: Path,
+    ) -> None:
         """Raises OperatorError: this node cannot capture in the way that `setting` asks for."""
-        self.redirection = Redirection([make() for make in BACKENDS], setting, prove_capture=prove_capture)
+        self._bpf = Bpf(bpf_root)
+        backends: list[Backend] = [self._bpf, Nft()]
+        self.redirection = Redirection(backends, setting, prove_capture=prove_capture)
         self.guard = Guarding(memory)
         """Behind capture, whichever backend does it."""
         self._cgroup_root = cgroup_root or cgroups.mounted_at()
@@ -52,8 +62,14 @@ class Capture:
     async def listening(self, namespace: OpenNamespace) -> list[int]:
         return await self.redirection.listening(namespace)
 
-    async def prove(self, namespace: OpenNamespace, pod_ips: Sequence[str]) -> None:
-        await self.redirection.prove(namespace, pod_ips)
+    async def prove(self, member: Member, namespace: OpenNamespace) -> None:
+        await self.redirection.prove(member.backend, self._sandbox(member, namespace), member.ips)
+
+    async def meet(self, pid: int) -> None:
+        """A tunnel has connected, and has not heard of any pod yet. Never fails."""
+        if self._bpf.is_in_use or self.redirection.unusable.get("bpf", "not asked for") is None:
+            await asyncio.to_thread(self._bpf.meet, pid)
+        await self.guard.meet(pid)
 
     def describe(self) -> dict[str, Any]:
         """Of `GET /status`: the setting, and of each backend that it allows whether this node can."""

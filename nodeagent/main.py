@@ -66,6 +66,7 @@ class Agent:
             settings.capture,
             prove_capture=settings.canary,
             cgroup_root=settings.cgroup_root,
+            bpf_root=settings.bpf_root,
             memory=settings.state_dir / "tunnels.json",
         )
         self.registry = Registry(
@@ -77,7 +78,7 @@ class Agent:
             dns_capture=settings.dns_capture,
         )
         self._zds = zds.ZdsServer(
-            self._snapshot, self._heard, lambda: self.registry.tell_all(m.TunnelLost), self._capture.guard.meet
+            self._snapshot, self._heard, lambda: self.registry.tell_all(m.TunnelLost), self._capture.meet
         )
         self.registry.use(TunnelOfNode(self._zds))
         self._admin = Admin(settings.node, self.registry, lambda: self._zds.connected, self._capture.describe)
@@ -93,7 +94,7 @@ class Agent:
             doors.push_async_callback(self.registry.stop)
             self.registry.readopt()
             doors.push_async_callback(self._zds.stop)
-            self._zds.start(self._settings.zds_socket, self._settings.tunnel_user)
+            self._zds.start(self._settings.zds_socket)
             doors.push_async_callback(self._admin.stop)
             await self._admin.start(self._settings.admin_socket)
             doors.push_async_callback(self._plugin.stop)

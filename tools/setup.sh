@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Sets a checkout up, one idempotent step per argument: root system python native plugin bench. A line of progress per step; a step
+# Sets a checkout up, one idempotent step per argument: root system python native plugin bpf bench. A line of progress per step; a step
 # that cannot be done says in one sentence what is missing and ends with exit code 2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PACKAGES=(nftables iproute2 containernetworking-plugins iperf3 nginx-light socat tcpdump curl musl-tools gcc make procps util-linux python3-venv systemd shellcheck)
+PACKAGES=(nftables iproute2 containernetworking-plugins iperf3 nginx-light socat tcpdump curl musl-tools gcc make procps util-linux python3-venv clang llvm libbpf-dev libbpf1)
 
 say() { printf '\033[2m==>\033[0m %s\n' "$*" >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 2; }
@@ -73,6 +73,10 @@ plugin() {
 	make -s -C cni
 }
 
+bpf() {
+	make -s -C bpf
+}
+
 # What only `make bench` needs. Without strace or valgrind it leaves out what they count and says so.
 bench() {
 	(install_missing strace valgrind) || true
@@ -87,7 +91,7 @@ bench() {
 for step in "$@"; do
 	[ "$step" = root ] || mkdir -p build/stamps 2>/dev/null || fail "$PWD/build cannot be made: this user may not write here"
 	case $step in
-	root | system | python | native | plugin | bench) $step ;;
-	*) fail "no step is called $step; steps: root system python native plugin bench" ;;
+	root | system | python | native | plugin | bpf | bench) $step ;;
+	*) fail "no step is called $step; steps: root system python native plugin bpf bench" ;;
 	esac
 done

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -41,7 +41,7 @@ class Redirect(Protocol):
     async def compare(self, member: Member, namespace: Any) -> list[str]: ...
     async def take_out(self, member: Member, namespace: Any) -> None: ...
     async def listening(self, namespace: Any) -> list[int]: ...
-    async def prove(self, namespace: Any, pod_ips: Sequence[str]) -> None: ...
+    async def prove(self, member: Member, namespace: Any) -> None: ...
 
 
 class NoTunnel(MeshError):
@@ -175,7 +175,7 @@ class Pod:
         return m.Serving(self.member.uid)
 
     async def _prove(self, _: m.Command) -> m.Event:
-        await self._hands.redirect.prove(self.namespace, self.member.ips)
+        await self._hands.redirect.prove(self.member, self.namespace)
         self.last_error = ""
         return m.Proved(self.member.uid)
 

@@ -140,7 +140,7 @@ class Registry:
         try:
             different = await self._kernel.compare(pod.member, pod.namespace)
             if not different:
-                await self._kernel.prove(pod.namespace, pod.member.ips)
+                await self._kernel.prove(pod.member, pod.namespace)
         except (MeshError, OSError, ValueError) as error:
             raise CniError(m.ENROLMENT_FAILED, f"pod {_name(request)}: {error}") from None
         if different:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Final
 
 from mesh.errors import MeshError
@@ -15,6 +19,7 @@ ADDRESSES: Final = {4: "192.0.2.127", 6: "2001:db8::7f"}
 """Documentation ranges (RFC 5737, RFC 3849): no router has a way there, so only capture can answer."""
 PORT: Final = 1404
 DEADLINE_S: Final = 1.0
+PROGRAM: Final = Path(__file__).parent / "objects" / "canary"
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -22,12 +27,15 @@ class NotCaptured(MeshError):
     """The canary connection did not arrive."""
 
 
-def prove(pod_ips: Sequence[str]) -> None:
+def prove(pod_ips: Sequence[str], cgroup: Path | None = None) -> None:
     """Runs on a thread inside the namespace, up to DEADLINE_S per family. Raises NotCaptured.
 
-    A family without a way out cannot leak and is passed over; but one of them must be proven.
+    `cgroup`: the pod's, where capture looks at who made the socket. A family without a way out cannot leak and is
+    passed over; but one of them must be proven.
     """
-    outcomes = [_connect(ADDRESSES[version]) for version in _versions(pod_ips)]
+    addresses = [ADDRESSES[version] for version in _versions(pod_ips)]
+    numbers = [_connect(address) for address in addresses] if cgroup is None else _connect_in(cgroup, addresses)
+    outcomes = [_judge(address, number) for address, number in zip(addresses, numbers, strict=True)]
     if not any(outcomes):
         raise NotCaptured("the pod has no route, so that its capture cannot be proven")
 
@@ -37,8 +45,19 @@ def _versions(pod_ips: Sequence[str]) -> list[int]:
     return sorted({address.version for address in addresses if not address.is_link_local} or {4})
 
 
-def _connect(address: str) -> bool:
+def _judge(address: str, number: int) -> bool:
     """True: accepted. False: no route."""
+    if number in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return False
+    if number == errno.ETIMEDOUT:
+        raise NotCaptured(f"the canary connection to {address} got no answer within {DEADLINE_S:.0f} s")
+    if number:
+        raise NotCaptured(f"the canary connection to {address} failed: {os.strerror(number)}")
+    return True
+
+
+def _connect(address: str) -> int:
+    """0: accepted; else the errno."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as canary:
         canary.settimeout(DEADLINE_S)
@@ -46,9 +65,36 @@ def _connect(address: str) -> bool:
         try:
             canary.connect((address, PORT))
         except TimeoutError:
-            raise NotCaptured(f"the canary connection to {address} got no answer within {DEADLINE_S:.0f} s") from None
+            return errno.ETIMEDOUT
         except OSError as error:
-            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-                return False
-            raise NotCaptured(f"the canary connection to {address} failed: {error.strerror}") from None
-    return True
+            return error.errno or errno.EIO
+    return 0
+
+
+def _connect_in(cgroup: Path, addresses: Sequence[str]) -> list[int]:
+    """The same by a process of the pod's group: no thread can be in another group than its process."""
+    with _group_in(cgroup) as procs:
+        command = [str(PROGRAM), str(procs), str(int(DEADLINE_S * 1000)), str(PORT), *addresses]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_S * len(addresses))
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NotCaptured(f"the canary could not be run: {error}") from None
+    numbers = [int(line) for line in done.stdout.split()]
+    if done.returncode or len(numbers) != len(addresses):
+        why = os.strerror(numbers[0]) if numbers else f"exit code {done.returncode}"
+        raise NotCaptured(f"the canary could not join the pod's control group: {why}")
+    return numbers
+
+
+@contextmanager
+def _group_in(cgroup: Path) -> Iterator[Path]:
+    """A group of its own below the pod's: one that has controllers must not hold processes itself."""
+    own = cgroup / "nodemesh-canary"
+    try:
+        own.mkdir(exist_ok=True)
+        yield own / "cgroup.procs"
+    except OSError as error:
+        raise NotCaptured(f"the canary has no control group: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            own.rmdir()

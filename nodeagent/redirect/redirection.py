@@ -77,9 +77,11 @@ class Redirection:
         """TCP ports that somebody listens on there."""
         return await namespace.run(kernel.listening)
 
-    async def prove(self, namespace: OpenNamespace, pod_ips: Sequence[str]) -> None:
+    async def prove(self, backend: str, sandbox: Sandbox, pod_ips: Sequence[str]) -> None:
+        """BPF looks at who connects, so there the canary lives in the pod's control group."""
+        cgroup = sandbox.cgroup if backend == "bpf" else None
         if self._prove_capture:
-            await namespace.run(lambda: canary.prove(pod_ips))
+            await sandbox.namespace.run(lambda: canary.prove(pod_ips, cgroup))
 
 
 def _why_not(backend: Backend | None) -> str | None:

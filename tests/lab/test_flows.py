@@ -14,6 +14,7 @@ from lab.processes import wait_until
 from lab.runtime import CniRefused, Runtime
 from lab.wire import Capture
 from tests.lab import scripts
+from tests.lab.damage import damage
 
 pytestmark = pytest.mark.lab
 
@@ -58,7 +59,7 @@ def test_check_finds_everything_as_add_left_it(mesh, pods):
 def test_check_fails_when_a_rule_is_gone(mesh, pods):
     pod = mesh.add_pod(PodSpec("damaged", "node1"), with_apps=False)
     try:
-        mesh.exec(pod, ["nft", "flush", "ruleset"])
+        damage(mesh, pod)
         with pytest.raises(CniRefused, match="nodemesh-cni refused"):
             Runtime(mesh.layout, "node1").check(pod.sandbox)
     finally:

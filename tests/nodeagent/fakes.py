@@ -51,7 +51,7 @@ class FakeKernel:
     async def take_out(self, member, namespace):
         self._do("take rules out")
 
-    async def prove(self, namespace, pod_ips):
+    async def prove(self, member, namespace):
         self._do("prove")
 
 

@@ -1,0 +1,261 @@
+"""The `bpf` backend: hooks on the workload's control group for what leaves, a socket look-up in its namespace for what
+arrives; no packet is rewritten and netfilter is not used.
+
+What it puts in is pinned, so capture outlives the agent. The tunnel is known by its control group and nothing else:
+every implementation that binds 15001, 15006 and 15008 in the pod's namespace is served, however often it restarts.
+bpf/README.md tells how the parts work together; what is captured is decided in bpf/capture.h.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final, TypeVar
+
+from mesh import log
+from mesh.errors import MeshError
+from nodeagent.redirect import bpf_records as records
+from nodeagent.redirect import groups, libbpf, routes
+from nodeagent.redirect.backend import OpenNamespace, RedirectError, Sandbox
+from nodeagent.redirect.bpf_programs import SK_LOOKUP, TUNNEL_HOOKS, WORKLOAD_HOOKS, Hook, Programs, try_out
+from nodeagent.redirect.libbpf import BpfError
+from nodeagent.redirect.pins import DEFAULT_ROOT, Pins
+
+_log: Final = log.get("bpf")
+
+INBOUND: Final = "inbound"
+"""Name of the link on the namespace."""
+_FILESYSTEMS: Final = Path("/proc/filesystems")
+_COOKIE: Final = "cookie:"
+T = TypeVar("T")
+
+
+class Bpf:
+    """One node's. Coroutines run on threads inside the workload's namespace, one at a time."""
+
+    name = "bpf"
+
+    def __init__(self, root: Path = DEFAULT_ROOT) -> None:
+        self._pins = Pins(root)
+        self._lock = threading.Lock()
+        self._loaded: Programs | None = None
+        self._tunnel_fault: str | None = None
+
+    def unusable(self) -> str | None:
+        """Found out by loading, which is the only sure way to know."""
+        kernel = _FILESYSTEMS.read_text(encoding="ascii").split()
+        if "bpf" not in kernel or "cgroup2" not in kernel:
+            return "the kernel lacks bpffs or cgroup v2"
+        try:
+            try_out()
+        except BpfError as error:
+            return str(error)
+        return None
+
+    def cannot(self, sandbox: Sandbox) -> str | None:
+        if sandbox.cgroup is None:
+            return "its control group is unknown"
+        if not sandbox.namespace.identity.startswith(_COOKIE):
+            return "the kernel gives namespaces no cookies (Linux 5.14)"
+        return self._tunnel_fault
+
+    async def put(self, sandbox: Sandbox) -> None:
+        await sandbox.namespace.run(lambda: self._alone(lambda: self._put(sandbox)))
+
+    async def compare(self, sandbox: Sandbox) -> list[str]:
+        return await sandbox.namespace.run(lambda: self._alone(lambda: self._compare(sandbox)))
+
+    async def take_out(self, sandbox: Sandbox) -> None:
+        await sandbox.namespace.run(lambda: self._alone(lambda: self._take_out(_cookie(sandbox.namespace))))
+
+    @property
+    def is_in_use(self) -> bool:
+        """By workloads of an earlier agent, whatever the setting is now."""
+        return bool(self._pins.workloads())
+
+    def meet(self, pid: int) -> None:
+        """A tunnel has connected, and has not heard of any pod yet. Never fails; blocks for milliseconds."""
+        try:
+            group = groups.of_process(pid)
+            pins = self._pins.tunnel(group.number)
+            self._alone(lambda: self._hook(groups.TOP / group.path, pins, TUNNEL_HOOKS))
+        except MeshError as error:
+            self._tunnel_fault = f"the tunnel cannot be told apart: {error}"
+            _log.warning("tunnel not prepared for capture by BPF", why=str(error))
+        else:
+            self._tunnel_fault = None
+
+    def _alone(self, job: Callable[[], T]) -> T:
+        with self._lock:
+            return job()
+
+    @property
+    def _programs(self) -> Programs:
+        """Loaded when first needed. Raises BpfError."""
+        if self._loaded is None:
+            self._loaded = Programs(self._pins)
+            self._succeed(self._loaded)
+        return self._loaded
+
+    # What is put in, in the order in which it takes effect ------------------------------------------------------------
+
+    def _put(self, sandbox: Sandbox) -> None:
+        """Raises RedirectError; then nothing is there that was not there before."""
+        cookie, programs = _cookie(sandbox.namespace), self._programs
+        pins = self._pins.workload(cookie)
+        known = pins.is_dir()
+        try:
+            routes.put()
+            routes.keep_marks(True)
+            self._write_down(cookie, programs, sandbox)
+            pins.mkdir(mode=0o700, exist_ok=True)
+            self._hook_namespace(sandbox.namespace, cookie, pins)
+            self._hook(_cgroup(sandbox), pins, WORKLOAD_HOOKS)
+            self._replace_earlier(cookie)
+        except BpfError as error:
+            if not known:
+                self._take_out(cookie)
+            raise RedirectError(str(error)) from None
+
+    def _write_down(self, cookie: int, programs: Programs, sandbox: Sandbox) -> None:
+        who = records.pack_id(records.Kind.NETNS, cookie)
+        addresses = routes.addresses()
+        for address in addresses:
+            programs.own[records.pack_own(who, ip_address(address))] = b"\1"
+        programs.workloads[who] = records.pod(sandbox.options, addresses).pack()
+
+    def _hook_namespace(self, namespace: OpenNamespace, cookie: int, pins: Path) -> None:
+        """This type of link does not tell whether it is this version's; an agent of another version replaced them all
+        when it began."""
+        pin = pins / INBOUND
+        there = libbpf.describe(pin)
+        if there is not None and there.target:
+            return
+        libbpf.unlink(pin)
+        with self._programs.inbound(cookie) as loaded:
+            libbpf.link(loaded.programs[SK_LOOKUP.program], namespace.fileno(), SK_LOOKUP.attach_type, pin)
+
+    def _hook(self, cgroup: Path, pins: Path, hooks: dict[str, Hook]) -> None:
+        """Raises BpfError, RedirectError."""
+        programs = self._programs
+        pins.mkdir(mode=0o700, exist_ok=True)
+        with _directory(cgroup) as (fd, number):
+            for name, hook in hooks.items():
+                there = libbpf.describe(pins / name)
+                if there is not None and there.target == number:
+                    if there.program != programs.ids[hook.program]:
+                        libbpf.update(pins / name, programs.fd(hook))
+                    continue
+                libbpf.unlink(pins / name)
+                libbpf.link(programs.fd(hook), fd, hook.attach_type, pins / name)
+
+    # What is there ----------------------------------------------------------------------------------------------------
+
+    def _compare(self, sandbox: Sandbox) -> list[str]:
+        cookie, programs = _cookie(sandbox.namespace), self._programs
+        pins = self._pins.workload(cookie)
+        group = sandbox.cgroup.stat().st_ino if sandbox.cgroup and sandbox.cgroup.is_dir() else None
+        found = routes.missing()
+        if not routes.keeps_marks():
+            found.append("accepted connections do not keep the packet's mark (net.ipv4.tcp_fwmark_accept)")
+        wanted = records.pod(sandbox.options, routes.addresses()).pack()
+        if programs.workloads.get(records.pack_id(records.Kind.NETNS, cookie)) != wanted:
+            found.append("its entry in the map of workloads is not ours")
+        if (inbound := libbpf.describe(pins / INBOUND)) is None or not inbound.target:
+            found.append("the look-up of arriving connections is missing")
+        for name, hook in WORKLOAD_HOOKS.items():
+            found += _fault(name, libbpf.describe(pins / name), group, programs.ids[hook.program])
+        return found
+
+    # What is taken out, in the opposite order -------------------------------------------------------------------------
+
+    def _take_out(self, cookie: int) -> None:
+        self._forget(cookie, self._pins.workload(cookie))
+        self._replace_earlier(cookie)
+        routes.keep_marks(False)
+        routes.take_out()
+
+    def _forget(self, cookie: int, pins: Path) -> None:
+        _unlink_all(pins, [*reversed(WORKLOAD_HOOKS), INBOUND])
+        programs, who = self._programs, records.pack_id(records.Kind.NETNS, cookie)
+        programs.workloads.discard(who)
+        for each in (programs.own, programs.left_ports, programs.left_ranges):
+            for key in each.having(who):
+                each.discard(key)
+
+    # Agents before this one -------------------------------------------------------------------------------------------
+
+    def _succeed(self, programs: Programs) -> None:
+        """Links of an earlier version get this one's programs, in place; links that hold nothing any more go."""
+        for pins in self._pins.tunnels():
+            if all((info := libbpf.describe(pin)) is None or not info.target for pin in pins.iterdir()):
+                _unlink_all(pins, TUNNEL_HOOKS)
+        for pins in self._pins.workloads():
+            inbound = libbpf.describe(pins / INBOUND)
+            if inbound is None or not inbound.target:
+                self._forget(int(pins.name.removeprefix("netns-")), pins)
+        if earlier := programs.earlier():
+            self._upgrade(programs)
+            for directory in earlier:
+                for pin in directory.iterdir():
+                    pin.unlink()
+                directory.rmdir()
+
+    def _upgrade(self, programs: Programs) -> None:
+        for pins, hooks in ((self._pins.workloads(), WORKLOAD_HOOKS), (self._pins.tunnels(), TUNNEL_HOOKS)):
+            for directory in pins:
+                for name, hook in hooks.items():
+                    if (directory / name).exists():
+                        libbpf.update(directory / name, programs.fd(hook))
+        for directory in self._pins.workloads():
+            with programs.inbound(int(directory.name.removeprefix("netns-"))) as loaded:
+                libbpf.update(directory / INBOUND, loaded.programs[SK_LOOKUP.program])
+        _log.info("capture by BPF upgraded in place", workloads=len(self._pins.workloads()))
+
+    def _replace_earlier(self, cookie: int) -> None:
+        """Pins of other schemas hold other maps: theirs go once ours are in force."""
+        for pins in self._pins.earlier():
+            if pins.name == self._pins.workload(cookie).name:
+                _unlink_all(pins, [pin.name for pin in pins.iterdir()])
+
+
+def _fault(name: str, there: libbpf.LinkInfo | None, group: int | None, program: int) -> list[str]:
+    if there is None:
+        return [f"the hook {name} is missing"]
+    if not there.target or there.target != group:
+        return [f"the hook {name} is not on the pod's control group"]
+    return [] if there.program == program else [f"the hook {name} runs another version"]
+
+
+def _unlink_all(pins: Path, names: Iterator[str] | list[str] | dict[str, Hook]) -> None:
+    for name in names:
+        libbpf.unlink(pins / name)
+    with suppress(OSError):
+        pins.rmdir()
+
+
+def _cookie(namespace: OpenNamespace) -> int:
+    return int(namespace.identity.removeprefix(_COOKIE))
+
+
+def _cgroup(sandbox: Sandbox) -> Path:
+    if sandbox.cgroup is None:
+        raise RedirectError("its control group is unknown")
+    return sandbox.cgroup
+
+
+@contextmanager
+def _directory(cgroup: Path) -> Iterator[tuple[int, int]]:
+    """Open descriptor and id. Raises RedirectError."""
+    try:
+        fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise RedirectError(f"the control group {cgroup} cannot be opened: {error.strerror}") from None
+    try:
+        yield fd, os.fstat(fd).st_ino
+    finally:
+        os.close(fd)

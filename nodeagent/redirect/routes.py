@@ -1,0 +1,136 @@
+"""The way back of what the tunnel opened towards the application: marked packets are delivered within the namespace.
+
+What every backend needs: one rule and one local route per family. Blocking, on a thread inside the pod's namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from nodeagent.redirect.backend import RedirectError
+from nodeagent.redirect.plan import CONNECTION_MARK, MARK_MASK, ROUTE_TABLE, RULE_PREFERENCE
+
+_LO: Final = 1
+"""Interface index of lo in every network namespace."""
+_RTN_LOCAL: Final = 2
+_RT_SCOPE_HOST: Final = 254
+_ANYWHERE: Final = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
+_NAMES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ESRCH})
+_PRESENT: Final = frozenset({errno.EEXIST})
+_KEEP_MARKS: Final = Path("/proc/sys/net/ipv4/tcp_fwmark_accept")
+"""Of both families. An accepted connection's packets carry the mark of the packet that opened it."""
+
+
+def put() -> None:
+    """They change nothing until something marks packets. Idempotent. Raises RedirectError."""
+    with _netlink() as ip:
+        ip.link("set", index=_LO, state="up")  # what is captured is delivered to lo
+        for family in _families():
+            _tolerating(_PRESENT, ip.route, "replace", **_route(family))
+            _tolerating(_PRESENT, ip.rule, "add", **_rule(family))
+
+
+def take_out() -> None:
+    """Idempotent. Raises RedirectError."""
+    with _netlink() as ip:
+        for family in _families():
+            _tolerating(_ABSENT, ip.rule, "del", **_rule(family))
+            _tolerating(_ABSENT, ip.route, "del", **_route(family))
+
+
+def observe() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Families that the namespace has, those with our rule, those with our route. Raises RedirectError."""
+    with _netlink() as ip:
+        marked = {family for family in _families() if _has_rule(ip, family)}
+        local = {family for family in _families() if _has_route(ip, family)}
+    there, ruled, routed = (frozenset(_NAMES[family] for family in found) for found in (_families(), marked, local))
+    return there, ruled, routed
+
+
+def missing() -> list[str]:
+    """One phrase per difference."""
+    families, ruled, routed = observe()
+    rules = [f"the {f} rule {RULE_PREFERENCE} for mark {CONNECTION_MARK:#x} is missing" for f in families - ruled]
+    return sorted(rules) + sorted(f"the {f} route of table {ROUTE_TABLE} is missing" for f in families - routed)
+
+
+def keep_marks(on: bool) -> None:
+    """Raises RedirectError."""
+    try:
+        _KEEP_MARKS.write_text("1" if on else "0", encoding="ascii")
+    except OSError as error:
+        raise RedirectError(f"{_KEEP_MARKS} cannot be written: {error.strerror}") from None
+
+
+def keeps_marks() -> bool:
+    return _KEEP_MARKS.read_text(encoding="ascii").strip() == "1"
+
+
+def addresses() -> list[str]:
+    """Of the namespace's interfaces but lo, in their order. Raises RedirectError."""
+    with _netlink() as ip:
+        return [entry.get("address") for entry in ip.get_addr() if entry["index"] != _LO]
+
+
+def _families() -> list[socket.AddressFamily]:
+    """IPv6 can be switched off in a namespace; its routes are refused then, and no packet of it exists."""
+    try:
+        off = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").read_text(encoding="ascii").strip() == "1"
+    except FileNotFoundError:
+        off = True
+    return [socket.AF_INET] if off else [socket.AF_INET, socket.AF_INET6]
+
+
+def _route(family: socket.AddressFamily) -> dict[str, Any]:
+    route = {"family": family, "dst": _ANYWHERE[family], "oif": _LO, "table": ROUTE_TABLE, "type": _RTN_LOCAL}
+    return route | ({"scope": _RT_SCOPE_HOST} if family == socket.AF_INET else {})
+
+
+def _rule(family: socket.AddressFamily) -> dict[str, Any]:
+    marks = {"fwmark": CONNECTION_MARK, "fwmask": MARK_MASK}
+    return {"family": family, "priority": RULE_PREFERENCE, "table": ROUTE_TABLE, **marks}
+
+
+def _has_rule(ip: Any, family: socket.AddressFamily) -> bool:
+    def ours(rule: Any) -> bool:
+        seen = tuple(rule.get(key) for key in ("priority", "fwmark", "fwmask", "table"))
+        return seen == (RULE_PREFERENCE, CONNECTION_MARK, MARK_MASK, ROUTE_TABLE)
+
+    return any(ours(rule) for rule in ip.get_rules(family=family))
+
+
+def _has_route(ip: Any, family: socket.AddressFamily) -> bool:
+    routes = ip.get_routes(family=family, table=ROUTE_TABLE)
+    return any(r["type"] == _RTN_LOCAL and r["dst_len"] == 0 and r.get("oif") == _LO for r in routes)
+
+
+@contextmanager
+def _netlink() -> Iterator[Any]:
+    """A pyroute2 socket of this thread's namespace; must not leave the thread."""
+    open_socket: Any = IPRoute
+    try:
+        with open_socket() as ip:
+            yield ip
+    except NetlinkError as error:
+        raise RedirectError(f"the kernel refused a routing rule: {os.strerror(error.code)}") from None
+    except OSError as error:
+        raise RedirectError(f"netlink failed: {error.strerror}") from None
+
+
+def _tolerating(expected: frozenset[int], call: Any, verb: str, **parameters: Any) -> None:
+    """Each rule by itself: one that is there already must not keep the next one out."""
+    try:
+        call(verb, **parameters)
+    except NetlinkError as error:
+        if error.code not in expected:
+            raise
