@@ -1,14 +1,27 @@
-"""What became of a policy, on the object: Istio's condition `ZtunnelAccepted`, with our reasons. Pure."""
+"""What became of an object, on the object: Istio's and the Gateway API's condition types, with their reasons or ours.
+
+Pure.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from controlplane.documents import Document
 from controlplane.objects import AuthorizationPolicy, Object
+from controlplane.translate.notices import ACCEPTED, RECONCILED, WAYPOINT, Notice
 from controlplane.validate import Level
 
-KINDS: Final = ("AuthorizationPolicy", "PeerAuthentication")
+TUNNEL: Final = "ZtunnelAccepted"
+# What the tunnels judge; the rest is for waypoints and gateways.
+_FOR_TUNNELS: Final = ("AuthorizationPolicy", "PeerAuthentication")
+_GATEWAY_API: Final = ("Gateway", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "BackendTLSPolicy")
+ATTACHED: Final = ("RequestAuthentication", "RateLimit", "EnvoyFilter")
+_ISTIO: Final = ("VirtualService", "DestinationRule", "Gateway.networking.istio.io", "ServiceEntry", "Telemetry")
+KINDS: Final = frozenset((*_FOR_TUNNELS, *_GATEWAY_API, *ATTACHED, *_ISTIO))
+_INVALID: Final = "Invalid"
+_DUPLICATE: Final = "Duplicate"
 
 
 class InForce(Protocol):
@@ -22,29 +35,47 @@ class InForce(Protocol):
     def closed(self) -> bool: ...
 
 
-def of(document: Document, force: InForce | None) -> dict[str, Any]:
-    """One entry of `policies` in the control plane's /status."""
-    status, reason, message = _verdict(document, force)
+def of(document: Document, force: InForce | None, notices: Iterable[Notice] = ()) -> dict[str, Any]:
+    """One entry of `policies` in the control plane's /status. `notices`: about this object, where it is used."""
+    kind = _type(document.key.kind, force)
+    status, reason, message = _verdict(document, force, kind)
+    told = [_condition(each.type, str(each.status), each.reason, each.message, each.parent) for each in notices]
+    refused = reason in (_INVALID, _DUPLICATE)
+    own = [_condition(kind, status, reason, message)] if refused or kind not in {each["type"] for each in told} else []
     return {
         "kind": document.key.kind,
         "name": document.key.path,
         "file": document.file,
         "line": document.line,
-        "conditions": [{"type": "ZtunnelAccepted", "status": status, "reason": reason, "message": message}],
+        "conditions": own if refused else [*own, *told],
     }
 
 
-def _verdict(document: Document, force: InForce | None) -> tuple[str, str, str]:
+def _condition(kind: str, status: str, reason: str, message: str, parent: str = "") -> dict[str, Any]:
+    found = {"type": kind, "status": status, "reason": reason, "message": message}
+    return {**found, "parent": parent} if parent else found
+
+
+def _type(kind: str, force: InForce | None) -> str:
+    found = force.object if force else None
+    if kind in ATTACHED or (isinstance(found, AuthorizationPolicy) and found.targets):
+        return WAYPOINT
+    if kind in _FOR_TUNNELS:
+        return TUNNEL
+    return ACCEPTED if kind in _GATEWAY_API else RECONCILED
+
+
+def _verdict(document: Document, force: InForce | None, kind: str) -> tuple[str, str, str]:
     problems = [f"line {problem.line}: {problem.why}" for problem in dict.fromkeys(document.root.problems)]
     if any(problem.level is Level.ERROR for problem in document.root.problems):
-        return "False", "Invalid", "; ".join([*problems, _instead(force)])
+        return "False", _INVALID, "; ".join([*problems, _instead(force)])
     if force is None or force.file != document.file:
-        return "False", "Duplicate", "another document with this name is in force"
-    if isinstance(force.object, AuthorizationPolicy) and force.object.action is None:
+        return "False", _DUPLICATE, "another document with this name is in force"
+    if kind == TUNNEL and isinstance(force.object, AuthorizationPolicy) and force.object.action is None:
         return "False", "NotForTunnel", "; ".join(problems)
-    if problems:
+    if problems and kind == TUNNEL:
         return "False", "UnsupportedValue", "; ".join(problems)
-    return "True", "Accepted", "in force as written"
+    return "True", "Accepted", "; ".join(problems) or "in force as written"
 
 
 def _instead(force: InForce | None) -> str:

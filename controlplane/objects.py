@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from controlplane.l7.security import Authorization
 from mesh.model import (
     Action,
     AppProtocol,
@@ -174,7 +175,7 @@ class Resolution(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServiceEntry:
-    """`selector` None: the endpoints are inline."""
+    """`selector` None: the endpoints are inline. `external`: outside the mesh."""
 
     meta: Meta
     hosts: tuple[str, ...]
@@ -186,12 +187,22 @@ class ServiceEntry:
     subject_alt_names: tuple[str, ...]
     namespace_only: bool
     load_balancing: LoadBalancing | None
+    external: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRef:
+    """What a policy is attached to; it lies in the policy's own namespace."""
+
+    group: str
+    kind: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class AuthorizationPolicy:
-    """Rules are already layer 4. `action` None: another engine's (CUSTOM, or attached to a waypoint). `egress`: about
-    whom the selected workloads may call, not who may call them."""
+    """Rules are already layer 4. `action` None: not for the tunnel (CUSTOM, or attached by `targets`). `egress`: about
+    whom the selected workloads may call, not who may call them. `l7`: the whole of it."""
 
     meta: Meta
     selector: Labels
@@ -199,6 +210,8 @@ class AuthorizationPolicy:
     rules: tuple[Rule, ...]
     dry_run: bool
     egress: bool = False
+    targets: tuple[TargetRef, ...] = ()
+    l7: Authorization | None = None
 
 
 class MtlsMode(StrEnum):

@@ -7,7 +7,7 @@ its appearance. Not thread-safe.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ from controlplane.documents import CLUSTER_SCOPED, Document, Key, Parsed
 from controlplane.l7.model import L7
 from controlplane.objects import Mesh, Object
 from controlplane.translate import authorization, istio, kubernetes, resources, world
+from controlplane.translate.notices import Notice
 from controlplane.translate.policies import closed
 from controlplane.validate import Field, Finding, Level, Problem
 from mesh.model import World
@@ -103,14 +104,22 @@ class Store:
         self.l7: L7 = self._builder.l7
 
     @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What became of documents of layer 7."""
+        return self._builder.notices
+
+    @property
     def counts(self) -> dict[str, int]:
         """Accepted objects by kind."""
         return dict(sorted(Counter(key.kind for key, each in self._force.items() if not each.closed).items()))
 
     def conditions(self) -> list[dict[str, Any]]:
-        """What became of each policy, in the form of Istio's status conditions."""
+        """What became of each policy and route, in the form of Istio's status conditions."""
+        told: dict[Key, list[Notice]] = defaultdict(list)
+        for notice in self.notices:
+            told[Key(notice.kind, notice.namespace, notice.name)].append(notice)
         return [
-            conditions.of(entry.document, self._force.get(entry.document.key))
+            conditions.of(entry.document, self._force.get(entry.document.key), told[entry.document.key])
             for read in self._reads.values()
             for entry in read.entries
             if entry.document.key.kind in conditions.KINDS

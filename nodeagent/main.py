@@ -94,7 +94,7 @@ class Agent:
             doors.push_async_callback(self.registry.stop)
             self.registry.readopt()
             doors.push_async_callback(self._zds.stop)
-            self._zds.start(self._settings.zds_socket)
+            self._zds.start(self._settings.zds_socket, self._settings.tunnel_user)
             doors.push_async_callback(self._admin.stop)
             await self._admin.start(self._settings.admin_socket)
             doors.push_async_callback(self._plugin.stop)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from mesh import log
+from mesh.errors import OperatorError
 from mesh.settings import Env
 
 
@@ -19,6 +21,8 @@ class Settings:
     state_dir: Path
     pods_dir: Path
     zds_socket: Path
+    tunnel_user: int
+    """The uid that the tunnel runs as; -1: this process's."""
     canary: bool
     dns_capture: bool
     capture: str
@@ -38,6 +42,7 @@ class Settings:
             state_dir=env.path("NODEMESH_STATE_DIR", "/var/lib/nodemesh"),
             pods_dir=env.path("NODEMESH_PODS_DIR", "/etc/nodemesh/config"),
             zds_socket=env.path("ZDS_SOCKET", "/var/run/ztunnel/ztunnel.sock"),
+            tunnel_user=_uid(env.text("NODEMESH_TUNNEL_USER", "")),
             canary=env.flag("NODEMESH_CANARY", True),
             dns_capture=env.flag("AMBIENT_DNS_CAPTURE", True),
             capture=env.choice("NODEMESH_CAPTURE", "auto", ("auto", "bpf", "nft", "iptables")),
@@ -54,3 +59,12 @@ class Settings:
     @property
     def admin_socket(self) -> Path:
         return self.run_dir / "nodeagent.sock"
+
+
+def _uid(user: str) -> int:
+    if user == "":
+        return -1
+    try:
+        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise OperatorError(f"there is no user {user!r}", where="NODEMESH_TUNNEL_USER") from None

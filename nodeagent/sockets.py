@@ -14,13 +14,15 @@ from mesh.errors import OperatorError
 _UCRED: Final = struct.Struct("3i")
 
 
-def listen_on(path: Path, kind: socket.SocketKind) -> socket.socket:
-    """A non-blocking listening socket; a dead owner's file is replaced. Raises OperatorError."""
+def listen_on(path: Path, kind: socket.SocketKind, owner: int = -1) -> socket.socket:
+    """A non-blocking listening socket; a dead owner's file is replaced. `owner`: the uid that may connect besides root.
+    Raises OperatorError."""
     listener = socket.socket(socket.AF_UNIX, kind)
     mask = os.umask(0o177)
     try:
         _make_way(path, kind)
         listener.bind(str(path))
+        os.chown(path, owner, -1)
         listener.listen(128)
         listener.setblocking(False)
     except OSError as error:
@@ -68,6 +70,6 @@ def _credentials(peer: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
-def may_speak(peer: socket.socket) -> bool:
-    """Root, or whom the agent runs as."""
-    return peer_uid(peer) in (0, os.geteuid())
+def may_speak(peer: socket.socket, also: int = -1) -> bool:
+    """Root, or whom the agent runs as, or that uid."""
+    return peer_uid(peer) in (0, os.geteuid(), also)

@@ -175,6 +175,7 @@ class ZdsServer:
         self._arrived = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
+        self._user = -1
 
     @property
     def connected(self) -> int:
@@ -185,9 +186,10 @@ class ZdsServer:
         """Oldest first. One that ended may still be listed until its task noticed."""
         return [connection for connection in self._connections if not connection.ended.is_set()]
 
-    def start(self, path: Path) -> None:
-        """Raises OperatorError."""
-        self._listener = listen_on(path, socket.SOCK_SEQPACKET)
+    def start(self, path: Path, user: int = -1) -> None:
+        """`user`: the tunnel's uid when it is not root's. Raises OperatorError."""
+        self._user = user
+        self._listener = listen_on(path, socket.SOCK_SEQPACKET, user)
         self._spawn(self._accept(self._listener))
 
     async def stop(self) -> None:
@@ -240,7 +242,7 @@ class ZdsServer:
                 _log.error("tunnel's connection not accepted", why=error.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            if len(self._tasks) <= MAX_CONNECTIONS and may_speak(sock):
+            if len(self._tasks) <= MAX_CONNECTIONS and may_speak(sock, self._user):
                 self._spawn(self._meet_and_serve(sock))
             else:
                 _log.error("tunnel's connection refused", connected=self.connected)

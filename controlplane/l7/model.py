@@ -96,7 +96,7 @@ class Proxy:
     """An Envoy, or several with one configuration. `port`: a waypoint's, for HBONE.
 
     `services`, `rules`: a waypoint's; `rules` go for connections to workloads' own addresses. `servers`, `rules`: a
-    gateway's. `replicas_of` names whose configuration this is in logs and metrics.
+    gateway's. `destinations`: those that it calls otherwise than `L7.destinations` says.
     """
 
     name: str
@@ -108,6 +108,7 @@ class Proxy:
     servers: tuple[Server, ...] = ()
     workloads: bool = False
     rules: Rules = Rules()
+    destinations: Mapping[str, Destination] = field(default_factory=lambda: EMPTY)
 
     @property
     def key(self) -> str:

@@ -161,6 +161,10 @@ def _jwt(field: Field, value: Tree) -> None:
     uri = value.get("jwksUri", "http://")
     if not uri.startswith(("http://", "https://")):
         field.get("jwksUri").fail(f"{uri!r} is not a URL of http or https")
+    if value.get("presence") == "REQUIRED":
+        field.get("presence").fail(
+            "REQUIRED is not supported: demand a token by AuthorizationPolicy (requestPrincipals)"
+        )
     if "spaceDelimitedClaims" in value:
         field.get("spaceDelimitedClaims").warn("has no effect: scope and permission are split anyway")
 

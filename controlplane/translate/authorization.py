@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from controlplane.objects import AuthorizationPolicy
+from controlplane.objects import AuthorizationPolicy, TargetRef
+from controlplane.translate import requests
 from controlplane.translate.istio import selector, spec_of
 from controlplane.translate.kubernetes import meta
 from controlplane.validate import Field
@@ -132,9 +133,11 @@ def _negated(name: str) -> str:
 
 def authorization_policy(document: Field) -> AuthorizationPolicy:
     spec = spec_of(document, "selector", "targetRef", "targetRefs", "action", "provider", "rules")
+    spec.get("provider").only("name")
     about = meta(document)
     chosen = selector(spec)
-    action = _action(spec, bool(chosen))
+    targets = _targets(spec, bool(chosen))
+    action = _action(spec, bool(targets))
     notes = document.get("metadata").get("annotations")
     egress = notes.get(DIRECTION).one_of(("ingress", "egress"), "ingress") == "egress"
     dry_run = notes.get(DRY_RUN).one_of(("true", "false"), "false") == "true"
@@ -150,32 +153,37 @@ def authorization_policy(document: Field) -> AuthorizationPolicy:
         rules=tuple(rules),
         dry_run=dry_run and action is not Action.AUDIT,
         egress=egress,
+        targets=targets,
+        l7=None if egress else requests.authorization(spec, about, dry_run),
     )
 
 
-def _action(spec: Field, selects: bool) -> Action | None:
+def _action(spec: Field, attached: bool) -> Action | None:
     """None: not for the tunnel."""
     action = spec.get("action").one_of(("ALLOW", "DENY", "AUDIT", "CUSTOM"), "ALLOW")
-    if _attached(spec, selects):
+    if attached:
         return None
     if action == "CUSTOM":
         spec.get("action").warn(
-            "CUSTOM is not enforced: a node tunnel asks no external authorizer; it needs a waypoint"
+            "CUSTOM is not enforced by node tunnels: they ask no external authorizer; attach it with targetRefs"
         )
         return None
     return Action(action)
 
 
-def _attached(spec: Field, selects: bool) -> bool:
-    references = [ref for ref in (spec.get("targetRef"), *spec.get("targetRefs").items()) if ref.present]
-    for reference in references:
+def _targets(spec: Field, selects: bool) -> tuple[TargetRef, ...]:
+    found: list[TargetRef] = []
+    for reference in (spec.get("targetRef"), *spec.get("targetRefs").items()):
+        if not reference.present:
+            continue
         reference.only("group", "kind", "name", "namespace")
         kind = reference.get("kind").required().one_of(_TARGET_KINDS, "Service")
-        name = reference.get("name").required().string()
+        found.append(TargetRef(reference.get("group").string(), kind, reference.get("name").required().string()))
         if selects:
             reference.fail("selector and targetRefs exclude each other")
-        reference.warn(f"{kind} {name}: is not enforced by node tunnels: only a waypoint judges what is attached to it")
-    return bool(references)
+        if reference.get("namespace").string():
+            reference.get("namespace").fail("is not allowed: what is attached to lies in the same namespace")
+    return tuple(found)
 
 
 def _rule(rule: Field, action: Action | None, namespace: str, egress: bool) -> Rule:

@@ -17,6 +17,8 @@ from controlplane.objects import (
     Object,
     PeerAuthentication,
     Pod,
+    Resource,
+    Secret,
     ServiceEntry,
     WorkloadEntry,
 )
@@ -45,9 +47,17 @@ class Inventory:
         self.service_entries = self._of(ServiceEntry)
         self.authorization_policies = self._of(AuthorizationPolicy)
         self.peer_authentications = self._of(PeerAuthentication)
+        self.secrets = self._of(Secret)
+        self._resources: dict[str, list[Resource]] = defaultdict(list)
+        for resource in self._of(Resource):
+            self._resources[resource.kind].append(resource)
         self.slices: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
         for each in self._of(EndpointSlice):
             self.slices[each.meta.namespace, each.service].append(each)
+
+    def resources(self, kind: str) -> list[Resource]:
+        """Documents of layer 7, by the name under which their kind goes in the configuration."""
+        return self._resources.get(kind, [])
 
     def _of(self, kind: type[T]) -> list[T]:
         found: list[Any] = self._by_kind.get(kind, [])

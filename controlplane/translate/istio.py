@@ -111,7 +111,7 @@ _SERVICE_ENTRY_FIELDS: Final = (
 def service_entry(document: Field) -> ServiceEntry:
     spec = spec_of(document, *_SERVICE_ENTRY_FIELDS).required()
     resolution = Resolution(spec.get("resolution").one_of(Resolution, "NONE"))
-    spec.get("location").one_of(("MESH_EXTERNAL", "MESH_INTERNAL"), "MESH_EXTERNAL")
+    location = spec.get("location").one_of(("MESH_EXTERNAL", "MESH_INTERNAL"), "MESH_EXTERNAL")
     dns = resolution is not Resolution.STATIC
     chosen = spec.get("workloadSelector")
     exported = spec.get("exportTo").strings()
@@ -127,6 +127,7 @@ def service_entry(document: Field) -> ServiceEntry:
         namespace_only=bool(exported)
         and set(exported) <= {".", "~", document.get("metadata").get("namespace").string()},
         load_balancing=_load_balancing(document, resolution),
+        external=location == "MESH_EXTERNAL",
     )
     _check(spec, entry)
     return entry

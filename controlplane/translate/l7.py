@@ -1,46 +1,224 @@
-"""Objects in force to the layer-7 model. Pure.
+"""Objects in force to the layer-7 model: the one place where routes, rules, destinations and proxies meet. Pure.
 
-A waypoint is a Gateway of class `istio-waypoint`; it serves the services that name it (`istio.io/use-waypoint`).
+A waypoint is a Gateway of class `istio-waypoint`; it serves the services that name it (`istio.io/use-waypoint`). Other
+Gateways of the Gateway API are gateways of their own, Istio's are for the pods that they select.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
+from typing import Any, Final
 
+from controlplane.documents import ISTIO_GATEWAY
 from controlplane.l7.model import L7, Proxy, Role, Served
-from controlplane.objects import KubernetesGateway, Mesh
+from controlplane.l7.traffic import Destination
+from controlplane.objects import KubernetesGateway, Labels, Mesh, Resource
+from controlplane.translate import backend_tls, gateway_pods, gateway_routes, istio_gateways
+from controlplane.translate.attached import Attached, Spot, attaches
+from controlplane.translate.backends import Backends, Grants
+from controlplane.translate.destinations import Destinations
 from controlplane.translate.gateways import GATEWAY_ACCOUNT, WAYPOINT
+from controlplane.translate.hosts import Hosts
 from controlplane.translate.inventory import Inventory
-from mesh.model import HOSTNAME_SUFFIX, Gateway, World
+from controlplane.translate.kubernetes_gateways import KubernetesGateways
+from controlplane.translate.notices import RESOLVED, Notice
+from controlplane.translate.notices import WAYPOINT as WAYPOINT_ACCEPTED
+from controlplane.translate.parents import Parents
+from controlplane.translate.providers import providers
+from controlplane.translate.secrets import Secrets
+from controlplane.translate.virtual_services import VirtualServices, joined
+from mesh.model import HOSTNAME_SUFFIX, Gateway, Service, World
+
+Tree = Mapping[str, Any]
+_REMOTE: Final = ("istio-remote", "istio-east-west")
+_FOR: Final = "istio.io/waypoint-for"
+_NAME_LABELS: Final = ("gateway.networking.k8s.io/gateway-name", "istio.io/gateway-name")
 
 
 def build(inventory: Inventory, world: World, mesh: Mesh) -> L7:
     """`mesh`: whose defaults go where no object says anything."""
-    served: dict[Gateway, list[str]] = defaultdict(list)
-    for service in world.services.values():
-        for gateway in (service.waypoint, *(each for each, _ in service.weighted_waypoints)):
-            if gateway and service.key not in served[gateway]:
-                served[gateway].append(service.key)
-    proxies = {}
-    for each in inventory.gateways:
-        if each.gateway_class == WAYPOINT:
-            proxy = _waypoint(each, served)
-            proxies[proxy.key] = proxy
-    return L7(proxies=MappingProxyType(proxies))
+    return Layer7(inventory, world, mesh).model
 
 
-def _waypoint(gateway: KubernetesGateway, served: dict[Gateway, list[str]]) -> Proxy:
-    about = gateway.meta
-    keys = {key for place, keys in served.items() if _is(gateway, place) for key in keys}
-    return Proxy(
-        about.name,
-        about.namespace,
-        Role.WAYPOINT,
-        about.annotations.get(GATEWAY_ACCOUNT, about.name),
-        port=gateway.port,
-        services=tuple(Served(key) for key in sorted(keys)),
-    )
+class Layer7:
+    """`model`, and in `notices` what became of each document in it."""
+
+    def __init__(self, inventory: Inventory, world: World, mesh: Mesh) -> None:
+        self._inventory, self._world = inventory, world
+        configs = inventory.resources("MeshConfig")
+        self._config: Tree = configs[0].spec if configs else {}
+        self._hosts = hosts = Hosts(inventory, world)
+        self._secrets = Secrets(inventory)
+        grants = Grants(inventory.resources("ReferenceGrant"))
+        self._backends = Backends(hosts, grants)
+        self._parents = Parents(inventory, hosts)
+        tls, told = backend_tls.by_service(inventory.resources("BackendTLSPolicy"), hosts, self._secrets.names)
+        rules = inventory.resources("DestinationRule")
+        self._destinations = Destinations(rules, hosts, self._config, mesh.root_namespace, tls)
+        self._virtual = VirtualServices(inventory.resources("VirtualService"), hosts, self._destinations, self._config)
+        self._providers = providers(self._config, hosts, mesh.root_namespace)
+        self._attached = Attached(inventory, hosts, self._providers, mesh.root_namespace)
+        self._gateways = KubernetesGateways(self._parents, self._backends, grants, self._config, self._secrets.names)
+        self.model = self._model()
+        self.notices = (*self._parents.notices, *self._gateways.notices, *told, *self._resolved(), *self._bound())
+
+    def _model(self) -> L7:
+        proxies = {each.key: each for each in (*self._istio_gateways(), *self._of_gateway_api())}
+        destinations = {key: found for key, found in self._all_destinations() if found != Destination()}
+        return L7(
+            proxies=MappingProxyType(dict(sorted(proxies.items()))),
+            destinations=MappingProxyType(destinations),
+            authorizers=MappingProxyType(dict(self._providers.authorizers)),
+            tracers=MappingProxyType(dict(self._providers.tracers)),
+            secrets=MappingProxyType(self._secrets.used(proxies.values(), destinations.values())),
+        )
+
+    def _all_destinations(self) -> Iterator[tuple[str, Destination]]:
+        for key, service in self._world.services.items():
+            yield key, self._destinations.of(service, service.namespace)
+
+    def _of_gateway_api(self) -> Iterator[Proxy]:
+        served = self._served()
+        for each in self._inventory.gateways:
+            if each.gateway_class == WAYPOINT:
+                yield self._waypoint(each, served)
+            elif each.gateway_class not in _REMOTE:
+                yield self._gateway(each)
+
+    def _served(self) -> dict[Gateway, list[Service]]:
+        served: dict[Gateway, list[Service]] = defaultdict(list)
+        for service in self._world.services.values():
+            places = (service.waypoint, *(each for each, _ in service.weighted_waypoints))
+            for place in dict.fromkeys(each for each in places if each):
+                served[place].append(service)
+        return served
+
+    def _waypoint(self, gateway: KubernetesGateway, served: dict[Gateway, list[Service]]) -> Proxy:
+        about = gateway.meta
+        services = {each.key: each for place, listed in served.items() if _is(gateway, place) for each in listed}
+        spot = Spot(about.namespace, about.name, gateway.gateway_class, _labels(gateway), selected=False)
+        return Proxy(
+            about.name,
+            about.namespace,
+            Role.WAYPOINT,
+            about.annotations.get(GATEWAY_ACCOUNT, about.name),
+            port=gateway.port,
+            services=tuple(self._serve(services[key], spot) for key in sorted(services)),
+            workloads=about.labels.get(_FOR, "service") in ("workload", "all"),
+            rules=self._attached.rules(spot),
+            destinations=self._own_destinations(about.namespace),
+        )
+
+    def _serve(self, service: Service, spot: Spot) -> Served:
+        http, l4 = self._virtual.of_service(service, spot.namespace)
+        attached = self._parents.of_service.get(service.key, ())
+        first = gateway_routes.ordered(
+            ranked
+            for each, port in attached
+            if each.kind in ("HTTPRoute", "GRPCRoute")
+            for ranked in gateway_routes.http(each, self._backends, self._config, port)
+        )
+        plain = [each for each, _ in attached if each.kind in ("TCPRoute", "TLSRoute")]
+        return Served(
+            service=service.key,
+            http=joined((*first, *http)),
+            l4=(*(route for each in plain for route in gateway_routes.l4(each, self._backends)), *l4),
+            rules=self._attached.rules(replace(spot, service=service)),
+        )
+
+    def _gateway(self, gateway: KubernetesGateway) -> Proxy:
+        about = gateway.meta
+        labels = _labels(gateway)
+        pods = (pod for pod in self._inventory.pods if pod.meta.namespace == about.namespace)
+        account = next((pod.service_account for pod in pods if pod.meta.labels.get(_NAME_LABELS[0]) == about.name), "")
+        spot = Spot(about.namespace, about.name, gateway.gateway_class, labels, selected=True)
+        return Proxy(
+            about.name,
+            about.namespace,
+            Role.GATEWAY,
+            about.annotations.get(GATEWAY_ACCOUNT) or account or f"{about.name}-{gateway.gateway_class}",
+            servers=self._gateways.servers(gateway),
+            rules=self._attached.rules(spot),
+            destinations=self._own_destinations(about.namespace),
+        )
+
+    def _istio_gateways(self) -> Iterator[Proxy]:
+        for proxy, gateways in gateway_pods.proxies(self._inventory, self._inventory.resources(ISTIO_GATEWAY)):
+            spot = Spot(proxy.namespace, proxy.name, "", proxy.labels, selected=True)
+            yield Proxy(
+                proxy.name,
+                proxy.namespace,
+                Role.GATEWAY,
+                proxy.service_account,
+                servers=tuple(
+                    server
+                    for gateway in gateways
+                    for server in istio_gateways.servers(gateway, proxy.namespace, self._virtual)
+                ),
+                rules=self._attached.rules(spot),
+                destinations=self._own_destinations(proxy.namespace),
+            )
+
+    def _own_destinations(self, namespace: str) -> Mapping[str, Destination]:
+        """Those that rules of the proxy's own namespace change for it alone."""
+        found: dict[str, Destination] = {}
+        for service in self._destinations.foreign(namespace, self._world.services.values()):
+            own = self._destinations.of(service, namespace)
+            if own != self._destinations.of(service, service.namespace):
+                found[service.key] = own
+        return MappingProxyType(found)
+
+    def _resolved(self) -> Iterator[Notice]:
+        """Whether what routes of the Gateway API refer to is there, and is theirs to refer to."""
+        for kind in ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute"):
+            for each in self._inventory.resources(kind):
+                problem = next(
+                    (found for ref in _backend_refs(each) if (found := self._backends.problem(ref, each))), None
+                )
+                reason, why = problem or (RESOLVED, "")
+                about = each.meta
+                yield Notice(kind, about.namespace, about.name, "", RESOLVED, not problem, reason, why)
+
+    def _bound(self) -> Iterator[Notice]:
+        """Whether what is attached by targetRefs is attached to something that judges requests."""
+        proxies = {each.key for each in self.model.proxies.values()}
+        served = {each.service for proxy in self.model.proxies.values() for each in proxy.services}
+        listed: list[tuple[str, Any]] = [("AuthorizationPolicy", p) for p in self._inventory.authorization_policies]
+        for kind in ("RequestAuthentication", "Telemetry", "RateLimit", "EnvoyFilter"):
+            listed += [(kind, each) for each in self._inventory.resources(kind)]
+        for kind, each in listed:
+            about = each.meta
+            for ref in attaches(each):
+                reason, why = "", ""
+                if ref.kind == "Gateway":
+                    if f"{about.namespace}/{ref.name}" not in proxies:
+                        reason, why = "TargetNotFound", f"Gateway {about.namespace}/{ref.name} does not exist"
+                elif ref.kind in ("Service", "ServiceEntry"):
+                    keys = self._attached.keys(ref, about.namespace)
+                    if not keys:
+                        reason, why = "TargetNotFound", f"{ref.kind} {about.namespace}/{ref.name} does not exist"
+                    elif not served.intersection(keys):
+                        reason = "AncestorNotBound"
+                        why = f"{ref.kind} {about.namespace}/{ref.name} has no waypoint: nobody enforces this"
+                yield Notice(
+                    kind,
+                    about.namespace,
+                    about.name,
+                    f"{ref.kind} {ref.name}",
+                    WAYPOINT_ACCEPTED,
+                    not reason,
+                    reason or "Accepted",
+                    why,
+                )
+
+
+def _labels(gateway: KubernetesGateway) -> Labels:
+    """Of its pods, as far as they follow from the document."""
+    given: Labels = gateway.spec.get("infrastructure", {}).get("labels", {})
+    return {**gateway.meta.labels, **given, **dict.fromkeys(_NAME_LABELS, gateway.meta.name)}
 
 
 def _is(gateway: KubernetesGateway, place: Gateway) -> bool:
@@ -48,3 +226,11 @@ def _is(gateway: KubernetesGateway, place: Gateway) -> bool:
         return place.address in gateway.addresses
     own = f"{gateway.meta.name}.{gateway.meta.namespace}.{HOSTNAME_SUFFIX}"
     return place.hostname in (own, *gateway.hostnames)
+
+
+def _backend_refs(each: Resource) -> Iterator[Tree]:
+    for rule in each.spec.get("rules", ()):
+        yield from rule.get("backendRefs", ())
+        for given in rule.get("filters", ()):
+            if "requestMirror" in given:
+                yield given["requestMirror"]["backendRef"]

@@ -12,6 +12,7 @@ from typing import Final
 
 from controlplane.objects import AuthorizationPolicy, Labels, Mesh, MtlsMode, Object, PeerAuthentication
 from controlplane.translate.inventory import Inventory, selects
+from controlplane.translate.requests import deny_all
 from mesh.model import Action, Comparison, Match, Policy, Rule, Scope, StringMatch
 
 STATIC_STRICT: Final = "istio_converted_static_strict"
@@ -108,8 +109,10 @@ def closed(found: Object, errors: Iterable[str]) -> Object | None:
     chosen: Labels = {} if unreadable else found.selector
     if isinstance(found, PeerAuthentication):
         return replace(found, selector=chosen, mode=MtlsMode.STRICT, port_modes={})
+    if found.targets and not found.dry_run:
+        return replace(found, l7=deny_all(found.meta))
     if found.action in (Action.ALLOW, Action.DENY) and not found.dry_run:
-        return replace(found, selector=chosen, action=Action.DENY, rules=((),))
+        return replace(found, selector=chosen, action=Action.DENY, rules=((),), l7=deny_all(found.meta))
     return None
 
 

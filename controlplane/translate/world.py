@@ -10,6 +10,7 @@ from controlplane.objects import Mesh, Object
 from controlplane.translate import l7
 from controlplane.translate.gateways import NETWORK, Gateways
 from controlplane.translate.inventory import Inventory
+from controlplane.translate.notices import Notice
 from controlplane.translate.policies import Policies
 from controlplane.translate.services import Services
 from controlplane.translate.workloads import Workloads
@@ -27,11 +28,12 @@ class Builder:
         self._services: Services | None = None
         self._workloads: Workloads | None = None
         self.l7 = L7()
+        self.notices: tuple[Notice, ...] = ()
 
     def build(self, objects: Iterable[Object], version: int = 0) -> World:
         """O(objects), about a microsecond each; 100 for a pod that is new or whose namespace changed.
 
-        `l7` is what goes with it beyond layer 4.
+        `l7` is what goes with it beyond layer 4, `notices` what became of each document there.
         """
         inventory = Inventory(objects)
         root = inventory.namespaces.get(self._mesh.root_namespace)
@@ -50,5 +52,6 @@ class Builder:
             services=MappingProxyType(services.trusting(far, self._mesh.trust_domain)),
             policies=MappingProxyType(policies.all),
         )
-        self.l7 = l7.build(inventory, world, self._mesh)
+        made = l7.Layer7(inventory, world, self._mesh)
+        self.l7, self.notices = made.model, made.notices
         return world

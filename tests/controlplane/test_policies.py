@@ -128,22 +128,17 @@ def test_a_deny_rule_that_needs_http_denies_without_regard_to_it(rule, left):
     assert compiled(f"{{action: DENY, rules: [{{{rule}}}]}}").rules == (left,)
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        "{action: CUSTOM, provider: {name: x}, rules: [{}]}",
-        '{targetRefs: [{group: "", kind: Service, name: web}], rules: [{}]}',
-    ],
-)
-def test_what_another_engine_enforces_is_not_sent_and_is_reported(spec):
+def test_what_no_tunnel_can_enforce_is_not_sent_and_is_reported():
+    spec = "{action: CUSTOM, provider: {name: x}, rules: [{}]}"
     assert list(world_of(authorization(spec)).policies) == [STRICT]
     assert "not enforced" in findings_of(authorization(spec))[0]
 
 
 @pytest.mark.parametrize("kind", ["Service", "ServiceEntry", "Gateway", "GatewayClass"])
-def test_what_is_attached_to_a_waypoint_is_named_as_not_enforced(kind):
-    [finding] = findings_of(authorization(f"{{targetRefs: [{{kind: {kind}, name: web}}], rules: [{{}}]}}"))
-    assert f"{kind} web: is not enforced by node tunnels" in finding
+def test_what_is_attached_to_a_waypoint_is_not_sent_to_tunnels(kind):
+    spec = f"{{targetRefs: [{{kind: {kind}, name: web}}], rules: [{{}}]}}"
+    assert list(world_of(authorization(spec)).policies) == [STRICT]
+    assert findings_of(authorization(spec)) == []
 
 
 def test_an_audit_is_sent_and_reports_without_regard_to_http():

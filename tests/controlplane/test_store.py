@@ -205,7 +205,12 @@ def condition(text, name="shop/deny"):
         (WRONG, "False", "Invalid", "line 5: spec.action: 'DENI'"),
         (DENY.replace("{}", "{to: [{operation: {methods: [GET]}}]}"), "False", "UnsupportedValue", "methods cannot"),
         (DENY.replace("DENY", "CUSTOM, provider: {name: x}"), "False", "NotForTunnel", "no external authorizer"),
-        (DENY.replace("DENY", "DENY, targetRefs: [{kind: Gateway, name: g}]"), "False", "NotForTunnel", "Gateway g"),
+        (
+            DENY.replace("DENY", "DENY, targetRefs: [{kind: Gateway, name: g}]"),
+            "False",
+            "TargetNotFound",
+            "shop/g does",
+        ),
     ],
 )
 def test_the_object_itself_says_what_became_of_it(text, status, reason, says):

@@ -9,6 +9,7 @@ from lab.cluster import Cluster
 from lab.documents import PodSpec
 from lab.layout import Layout
 from lab.watchdog import Guard
+from tests.lab.mall import Mall
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +47,18 @@ def pods(mesh):
     for path in mesh.layout.config.iterdir():
         if path.name not in before:
             path.unlink()
+
+
+@pytest.fixture(scope="session")
+def built_mall(mesh):
+    """Once for all tests of layer 7."""
+    made = Mall(mesh)
+    made.build()
+    return made
+
+
+@pytest.fixture
+def mall(built_mall):
+    """What a test applies is gone after it."""
+    yield built_mall
+    built_mall.clean()

@@ -105,7 +105,6 @@ def _kind(called: Called, view: View) -> Json:
         return {
             "type": kind,
             "dns_lookup_family": "V4_PREFERRED",
-            "respect_dns_ttl": True,
             "load_assignment": endpoints(called, view, Place()),
         }
     return {"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}

@@ -255,7 +255,7 @@ def _request_principal(text: Text) -> Json:
 
 
 def _metadata(path: tuple[str, ...], text: Text) -> Json:
-    return {"metadata": claim(ClaimText(path, text))}
+    return {"sourced_metadata": {"metadata_matcher": claim(ClaimText(path, text))}}
 
 
 # What -----------------------------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ SOURCE_LABELS: Final = {
     "nodemesh.src.cluster": "k8s.cluster.name",
 }
 _CLUSTER_NAME: Final = "%UPSTREAM_METADATA({}:{})%"
+_TYPED_STRUCT: Final = "type.googleapis.com/xds.type.v3.TypedStruct"
+_STATS_LOGGER: Final = "type.googleapis.com/envoy.extensions.access_loggers.stats.v3.Config"
 _METRICS: Final = {
     "REQUEST_COUNT": "requests_total",
     "REQUEST_DURATION": "request_duration_milliseconds",
@@ -128,21 +130,22 @@ class Said:
     def _logger(
         self, counters: list[tuple[str, str | None]], histograms: list[tuple[str, str, str]], http: bool
     ) -> Json:
-        return extension(
-            "envoy.access_loggers.stats",
-            "extensions.access_loggers.stats.v3.Config",
-            stat_prefix="istio",
-            counters=[
+        said: Json = {
+            "stats_scope": {"prefix": "istio"},
+            "counters": [
                 {"stat": self._stat(metric, http), **({"value_format": of} if of else {"value_fixed": 1})}
                 for metric, of in counters
                 if not self._disabled(metric)
             ],
-            histograms=[
+            "histograms": [
                 {"stat": self._stat(metric, http), "unit": unit, "value_format": of}
                 for metric, unit, of in histograms
                 if not self._disabled(metric)
             ],
-        )
+        }
+        # As a TypedStruct, because the schema that we cut from is older than `stats_scope`.
+        config = {"@type": _TYPED_STRUCT, "type_url": _STATS_LOGGER, "value": said}
+        return {"name": "envoy.access_loggers.stats", "typed_config": config}
 
     def _overrides(self, metric: str) -> list[MetricOverride]:
         return [each for each in self.telemetry.overrides if each.metric in ("", "ALL_METRICS", metric)]

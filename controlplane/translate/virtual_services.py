@@ -1,0 +1,279 @@
+"""VirtualService to routes: which are about a service or a gateway's host, in which order, with delegates. Pure.
+
+At a waypoint only those of the service's namespace and the waypoint's count. Several for one host are joined: the host
+written most closely first, then the oldest; what comes after a route that takes everything is left out. A match that
+asks for the labels of the source never matches there, as in Istio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from typing import Any, Final
+
+from controlplane.l7.routes import (
+    DirectResponse,
+    Forward,
+    HttpMatch,
+    HttpRoute,
+    L4Match,
+    L4Route,
+    Redirect,
+    Target,
+)
+from controlplane.objects import Resource
+from controlplane.translate import http_routes as parts
+from controlplane.translate.destinations import Destinations
+from controlplane.translate.hosts import Hosts, by_age, exported, fqdn, matches, specificity
+from mesh.model import Service
+
+Tree = Mapping[str, Any]
+MESH: Final = "mesh"
+NOWHERE: Final = Target("")
+# What a root route gives to its delegate's routes that say nothing of it.
+_HANDED_DOWN: Final = (
+    "rewrite",
+    "timeout",
+    "retries",
+    "fault",
+    "mirror",
+    "mirrors",
+    "mirrorPercent",
+    "mirrorPercentage",
+    "corsPolicy",
+    "headers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where routes are for: the mesh (a waypoint) or a gateway, "namespace/name"; of which namespace the proxy is, and
+    the port that its clients ask for (0: any)."""
+
+    gateway: str
+    namespace: str
+    port: int = 0
+
+
+class VirtualServices:
+    """All of them, with delegates put in where they belong."""
+
+    def __init__(self, resources: list[Resource], hosts: Hosts, destinations: Destinations, mesh: Tree) -> None:
+        self._hosts, self._destinations = hosts, destinations
+        self._retries: Tree | None = mesh.get("defaultHttpRetryPolicy")
+        self._exported = mesh.get("defaultVirtualServiceExportTo", ())
+        self._delegates = {each.key: each for each in resources if not each.spec.get("hosts")}
+        self.roots = by_age(each for each in resources if each.spec.get("hosts"))
+        self._by_host: dict[str, list[Resource]] = {}
+        for each in self.roots:
+            if MESH in gateways(each):
+                for host in each.spec["hosts"]:
+                    self._by_host.setdefault(fqdn(host, each.meta.namespace), []).append(each)
+        self._wildcards = [host for host in self._by_host if host.startswith("*")]
+
+    def of_service(self, service: Service, proxy: str) -> tuple[tuple[HttpRoute, ...], tuple[L4Route, ...]]:
+        """For a waypoint in namespace `proxy`."""
+        place = Place(MESH, proxy)
+        chosen = list(self._about(service, proxy))
+        http = joined(route for each in chosen for route in self.http(each, place))
+        l4 = tuple(route for each in chosen for route in self.l4(each, place))
+        return http, l4
+
+    def _about(self, service: Service, proxy: str) -> Iterator[Resource]:
+        name = service.hostname.lower()
+        patterns = [name, *sorted((w for w in self._wildcards if matches(w, name)), key=specificity, reverse=True)]
+        seen: set[int] = set()
+        for pattern in patterns:
+            for each in self._by_host.get(pattern, ()):
+                about = each.meta
+                near = about.namespace in (service.namespace, proxy)
+                if near and id(each) not in seen and self.visible(each, proxy):
+                    seen.add(id(each))
+                    yield each
+
+    def visible(self, each: Resource, namespace: str) -> bool:
+        return exported(each.spec.get("exportTo", self._exported), each.meta.namespace, namespace)
+
+    def http(self, each: Resource, place: Place) -> Iterator[HttpRoute]:
+        for index, route in enumerate(each.spec.get("http", ())):
+            name = route.get("name") or f"{each.key}/{index}"
+            for tree, about, called in self._delegated(route, each, name):
+                if made := self._http(tree, about, called, place):
+                    yield made
+
+    def _delegated(self, route: Tree, root: Resource, name: str) -> Iterator[tuple[Tree, Resource, str]]:
+        """The route itself, or those of the VirtualService that it delegates to, narrowed by its own matches."""
+        if "delegate" not in route:
+            yield route, root, name
+            return
+        where: Tree = route["delegate"]
+        key = f"{where.get('namespace') or root.meta.namespace}/{where.get('name', '')}"
+        found = self._delegates.get(key)
+        if not found or not self.visible(found, root.meta.namespace):
+            yield {"match": route.get("match", [])}, root, name
+            return
+        for index, inner in enumerate(found.spec.get("http", ())):
+            both = _narrowed(route.get("match", []), inner.get("match", []))
+            if "delegate" not in inner and both is not None:
+                handed = {part: route[part] for part in _HANDED_DOWN if part in route}
+                yield {**handed, **inner, "match": both}, found, f"{name}-{inner.get('name') or index}"
+
+    def _http(self, route: Tree, about: Resource, name: str, place: Place) -> HttpRoute | None:
+        """None: at this place it never matches."""
+        chosen = here(route.get("match", ()), place)
+        if chosen is None:
+            return None
+
+        def resolve(destination: Tree) -> Target:
+            return self.target(destination, about, place)
+
+        fault: Tree = route.get("fault", {})
+        action = self._action(route, about, place)
+        retries = parts.retries(route.get("retries"), self._retries)
+        if retries and isinstance(action, Forward) and self._hashed(action, place):
+            retries = replace(retries, other_hosts=False)  # it would undo what the hash wants
+        return HttpRoute(
+            name=name,
+            action=action,
+            matches=tuple(parts.match(each) for each in chosen),
+            rewrite=parts.rewrite(route),
+            request=parts.request_changes(route),
+            response=parts.response_changes(route),
+            timeout_s=route.get("timeout"),
+            retries=retries,
+            delay=parts.delay(fault),
+            abort=parts.abort(fault),
+            mirrors=parts.mirrors(route, resolve),
+            cors=parts.cors(route.get("corsPolicy")),
+        )
+
+    def _action(self, route: Tree, about: Resource, place: Place) -> Forward | Redirect | DirectResponse:
+        if "redirect" in route:
+            return parts.redirect(route["redirect"], place.port)
+        if "directResponse" in route:
+            return parts.direct_response(route["directResponse"])
+        if "route" not in route:  # a delegate that does not exist
+            return DirectResponse(500)
+        return Forward(parts.shares(route["route"], lambda destination: self.target(destination, about, place)))
+
+    def _hashed(self, action: Forward, place: Place) -> bool:
+        for share in action.shares:
+            service = self._hosts.service(share.target.service)
+            if service and self._destinations.of(service, place.namespace).traffic.hash:
+                return True
+        return False
+
+    def target(self, destination: Tree, about: Resource, place: Place) -> Target:
+        """Nowhere: no such service, port or subset; requests get 500, and nobody else gets them."""
+        service = self._hosts.find(destination["host"], about.meta.namespace)
+        if not service:
+            return NOWHERE
+        wanted: Tree = destination.get("port", {})
+        number = wanted.get("number") or self._hosts.named_port(service, wanted.get("name", ""))
+        port = self._hosts.port(service, number, place.port)
+        subset = destination.get("subset", "")
+        unknown = subset and subset not in self._destinations.of(service, place.namespace).subsets
+        return NOWHERE if port is None or unknown else Target(service.key, port, subset)
+
+    def l4(self, each: Resource, place: Place) -> Iterator[L4Route]:
+        """TLS that is not terminated, then TCP."""
+        for kind in ("tls", "tcp"):
+            for index, route in enumerate(each.spec.get(kind, ())):
+                chosen = here(route.get("match", ()), place)
+                if chosen is not None:
+                    yield L4Route(
+                        name=f"{each.key}/{kind}-{index}",
+                        shares=parts.shares(route["route"], lambda given: self.target(given, each, place)),
+                        matches=tuple(map(_l4_match, chosen)),
+                    )
+
+
+def gateways(each: Resource) -> list[str]:
+    """As written: `mesh`, a name, or `namespace/name`."""
+    listed: list[str] = each.spec.get("gateways") or [MESH]
+    return listed
+
+
+def gateway_keys(each: Resource) -> list[str]:
+    return [_key(name, each) for name in gateways(each)]
+
+
+def _key(name: str, each: Resource) -> str:
+    return name if name == MESH or "/" in name else f"{each.meta.namespace}/{name}"
+
+
+def here(given: Iterable[Tree], place: Place) -> list[Tree] | None:
+    """Those matches that can be true at a place; none is always. None: there are some, and all are for elsewhere."""
+    listed = list(given)
+    chosen = [each for each in listed if _is_here(each, place)]
+    return chosen if chosen or not listed else None
+
+
+def _is_here(given: Tree, place: Place) -> bool:
+    names = given.get("gateways", ())
+    short = place.gateway.rpartition("/")[2]
+    named = not names or place.gateway in names or short in names
+    return named and not given.get("sourceLabels")
+
+
+def joined(routes: Iterable[HttpRoute]) -> tuple[HttpRoute, ...]:
+    """Up to the first that takes every request."""
+    found: list[HttpRoute] = []
+    for route in routes:
+        found.append(route)
+        if not route.matches or HttpMatch() in route.matches:
+            break
+    return tuple(found)
+
+
+def _narrowed(outer: list[Tree], inner: list[Tree]) -> list[Tree] | None:
+    """Both must be true. None: they contradict each other everywhere."""
+    if not outer or not inner:
+        return outer or inner
+    found = [both for one in outer for other in inner if (both := _both(one, other)) is not None]
+    return found or None
+
+
+_ONE: Final = ("scheme", "method", "authority", "port", "sourceNamespace")
+_MAPS: Final = ("headers", "withoutHeaders", "queryParams", "sourceLabels")
+
+
+def _both(outer: Tree, inner: Tree) -> Tree | None:
+    """None: no request is both, or it takes an expression to say so (Istio refuses these, too)."""
+    found: dict[str, Any] = {**outer, **inner}
+    for name in _ONE:
+        if name in outer and name in inner and outer[name] != inner[name]:
+            return None
+    for name in _MAPS:
+        one, other = outer.get(name, {}), inner.get(name, {})
+        if any(one[key] != other[key] for key in one.keys() & other.keys()):
+            return None
+        if one or other:
+            found[name] = {**one, **other}
+    if outer.get("uri") and inner.get("uri"):
+        uri = _both_uris(outer["uri"], inner["uri"])
+        if uri is None:
+            return None
+        found["uri"] = uri
+    return found
+
+
+def _both_uris(outer: Tree, inner: Tree) -> Tree | None:
+    if outer == inner:
+        return outer
+    if "regex" in outer or "regex" in inner:
+        return None
+    for one, other in ((outer, inner), (inner, outer)):
+        if "prefix" in one and other.get("exact", other.get("prefix", "")).startswith(one["prefix"]):
+            return other
+    return None
+
+
+def _l4_match(given: Tree) -> L4Match:
+    return L4Match(
+        port=given.get("port", 0),
+        sni=tuple(given.get("sniHosts", ())),
+        networks=tuple(ip_network(each, strict=False) for each in given.get("destinationSubnets", ())),
+        source_namespace=given.get("sourceNamespace", ""),
+    )

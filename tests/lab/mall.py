@@ -1,0 +1,156 @@
+"""A small shop behind a waypoint, and how it is asked: one curl per question, answers as the client saw them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from lab import apps, documents, proxies
+from lab.cluster import Cluster, Pod
+from lab.documents import PodSpec
+from lab.processes import wait_until
+
+NAMESPACE = "mall"
+EFFECT_S = 10.0
+_MARK = "\n--8<--"
+_WRITE = _MARK + "%{http_code} %{time_total} %{num_connects}\n"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`status` 0: none. `told`: what the application saw, if it was the application that answered."""
+
+    status: int
+    seconds: float
+    text: str
+    told: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        return self.told.get("version", "")
+
+    def header(self, name: str) -> str:
+        """As the application saw it."""
+        return self.told.get("headers", {}).get(name, "")
+
+
+class Mall:
+    """Services `reviews` (v1 on node1, v2 on node2) and `ratings` (v1), clients `alice` and `bob`, waypoint `way`."""
+
+    def __init__(self, mesh: Cluster) -> None:
+        self.mesh = mesh
+        self.applied: list[str] = []
+        self.number = 0
+
+    def build(self) -> None:
+        mesh = self.mesh
+        mesh.apply(f"namespace-{NAMESPACE}", documents.namespace(NAMESPACE, documents.AMBIENT))
+        proxies.apply(mesh, "way", NAMESPACE)
+        self.way = proxies.add(mesh, "way", "node1", NAMESPACE)
+        self.alice, self.bob = (self.pod(name, "node1", name) for name in ("alice", "bob"))
+        self.service("reviews")
+        self.service("ratings")
+        self.reviews = [self.echo(f"reviews-v{n}", f"node{n}", "reviews", f"v{n}") for n in (1, 2)]
+        self.ratings = self.echo("ratings-v1", "node2", "ratings", "v1")
+        for name in ("reviews", "ratings"):
+            self.until(lambda name=name: self.ask(f"http://{self.vip(name)}/").status == 200, f"{name} answers")
+
+    def pod(self, name: str, node: str, app: str, version: str = "", account: str = "") -> Pod:
+        labels = {"version": version} if version else {}
+        spec = PodSpec(name, node, NAMESPACE, app=app, labels=labels, service_account=account or name)
+        return self.mesh.add_pod(spec, with_apps=False)
+
+    def echo(self, name: str, node: str, app: str, version: str) -> Pod:
+        pod = self.pod(name, node, app, version, account=app)
+        self.mesh.start_in(pod, f"echo-{name}", apps.echo(name, version))
+        url = f"127.0.0.1:{apps.HTTP_PORT}/seen"
+        wait_until(f"{name} answers", lambda: self.mesh.http_status(pod.netns, url) == 200, 20)
+        return pod
+
+    def service(self, name: str, waypoint: str = "way", **ports: tuple[int, int]) -> str:
+        """`ports`: name -> (port, pods' port)."""
+        vip = self.mesh.add_service(name, {80: apps.HTTP_PORT}, NAMESPACE)
+        labels = {"istio.io/use-waypoint": waypoint} if waypoint else {}
+        document = documents.http_service(NAMESPACE, name, [vip], labels)
+        document["spec"]["ports"] += [
+            {"name": each.replace("_", "-"), "port": port, "targetPort": target}
+            for each, (port, target) in ports.items()
+        ]
+        self.mesh.apply(f"service-{NAMESPACE}-{name}", document)
+        return vip
+
+    def vip(self, name: str) -> str:
+        return self.mesh.vips[name]
+
+    # Configuration --------------------------------------------------------------------------------------------------
+
+    def apply(self, text: str) -> None:
+        """Documents as an operator writes them; namespace `mall` unless they say another. Gone after the test."""
+        for document in yaml.safe_load_all(text):
+            self.number += 1
+            document["metadata"].setdefault("namespace", NAMESPACE)
+            name = f"l7-{document['kind'].lower()}-{document['metadata']['name']}"
+            self.applied.append(name)
+            self.mesh.apply(name, document)
+
+    def clean(self) -> None:
+        for name in self.applied:
+            self.mesh.remove(name)
+        self.applied.clear()
+
+    def until(self, true: Any, what: str = "the change is felt") -> None:
+        wait_until(what, true, EFFECT_S)
+
+    # Requests -------------------------------------------------------------------------------------------------------
+
+    def ask(self, url: str, *options: str, client: Pod | None = None) -> Answer:
+        """`url`: a path of reviews, or a whole one."""
+        [answer] = self.ask_many(url, 1, *options, client=client)
+        return answer
+
+    def ask_many(self, url: str, times: int, *options: str, client: Pod | None = None) -> list[Answer]:
+        """One after the other over as few connections as curl needs."""
+        whole = url if "://" in url else f"http://{self.vip('reviews')}{url}"
+        numbered = f"{whole}{'&' if '?' in whole else '?'}n=[1-{times}]" if times > 1 else whole
+        command = ["curl", "-gs" if times == 1 else "-s", "-i", "-m", "20", "-w", _WRITE, *options, numbered]
+        out = self.mesh.exec(client or self.alice, command, timeout_s=120).stdout
+        return [_answer(each) for each in _split(out)]
+
+    def counted(self, url: str, times: int, *options: str, client: Pod | None = None) -> Counter[str]:
+        """How many answers came of which version, or with which status when no application answered."""
+        return Counter(each.version or str(each.status) for each in self.ask_many(url, times, *options, client=client))
+
+    def seen(self, pod: Pod) -> dict[str, int]:
+        """Requests by path, in the application's own words."""
+        found = self.mesh.exec(pod, ["curl", "-s", f"http://127.0.0.1:{apps.HTTP_PORT}/seen"]).stdout
+        return dict(json.loads(found))
+
+
+def _split(out: str) -> list[tuple[str, str]]:
+    """Each answer with the line that curl wrote after it."""
+    found, rest = [], out
+    while _MARK in rest:
+        text, _, rest = rest.partition(_MARK)
+        line, _, rest = rest.partition("\n")
+        found.append((text, line))
+    return found
+
+
+def _answer(parts: tuple[str, str]) -> Answer:
+    text, line = parts
+    status, seconds, _ = line.split()
+    head, body = "", text
+    while body.startswith("HTTP/"):
+        head, _, body = body.partition("\r\n\r\n")
+    fields = (each.partition(": ") for each in head.split("\r\n")[1:])
+    headers = {name.lower(): value for name, _, value in fields}
+    try:
+        told = json.loads(body)
+    except ValueError:
+        told = {}
+    return Answer(int(status), float(seconds), body, told if isinstance(told, dict) else {}, headers)
