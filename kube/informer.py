@@ -11,14 +11,16 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Final, Generic
 
-from kube.backoff import Backoff
 from kube.client import BOOKMARK, Client, Event
 from kube.errors import ApiError, Expired, NotFound
 from kube.objects import Key, Resource, T
 from kube.reflect import Change, ListPage, Reflection
 from mesh import log
+from mesh.backoff import Backoff
 from mesh.errors import LocalError, MeshError
 
+FIRST_S: Final = 0.2
+CAP_S: Final = 30.0
 # A watch that lasted this long was a good one, even if nothing happened.
 GOOD_WATCH_S: Final = 5.0
 ABSENT_S: Final = 30.0
@@ -46,7 +48,7 @@ class Informer(Generic[T]):
         """"" while a watch is open."""
         self._client, self._told, self._selectors = client, told, selectors or {}
         self._reflection: Reflection[T] = Reflection(cached=cached)
-        self._backoff = Backoff()
+        self._backoff = Backoff(FIRST_S, CAP_S)
 
     @property
     def objects(self) -> Mapping[Key, T]:
@@ -97,7 +99,7 @@ class Informer(Generic[T]):
         if clock() - began > GOOD_WATCH_S:
             self._backoff.worked()
         elif not heard:
-            await asyncio.sleep(self._backoff.failed(random.random()))
+            await asyncio.sleep(self._pause_s())
 
     def _heard(self, event: Event[T]) -> None:
         if event.kind == BOOKMARK:
@@ -116,7 +118,11 @@ class Informer(Generic[T]):
             say("the API server cannot be followed", kind=self.resource.kind, why=str(error))
         self.trouble = str(error)
         asked_s = error.retry_after_s if isinstance(error, ApiError) else 0.0
-        await asyncio.sleep(self._backoff.failed(random.random(), asked_s))
+        await asyncio.sleep(max(asked_s, self._pause_s()))
+
+    def _pause_s(self) -> float:
+        """Between half and all of it, so that a thousand agents do not come back in step."""
+        return self._backoff.failed() * (0.5 + random.random() / 2)
 
     async def _without_the_kind(self, error: NotFound) -> None:
         if self._reflection.absent():

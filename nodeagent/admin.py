@@ -21,9 +21,16 @@ _dumps = partial(json.dumps, indent=1)
 
 class Admin:
     def __init__(
-        self, node: str, registry: Registry, tunnels: Callable[[], int], capture: Callable[[], dict[str, Any]]
+        self,
+        node: str,
+        registry: Registry,
+        tunnels: Callable[[], int],
+        capture: Callable[[], dict[str, Any]],
+        cluster: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
+        """`cluster`: how the Kubernetes API is followed; None: it is not."""
         self._node, self._registry, self._tunnels, self._capture = node, registry, tunnels, capture
+        self._cluster = cluster
         self._runner: web.AppRunner | None = None
 
     async def start(self, path: Path) -> None:
@@ -53,4 +60,4 @@ class Admin:
         states = Counter(pod.state.name for pod in self._registry.pods)
         captured = Counter(pod.member.backend for pod in self._registry.pods)
         said = {"node": self._node, "ready": self._tunnels() > 0, "tunnels": self._tunnels(), "pods": dict(states)}
-        return {**said, "capture": self._capture(), "captured_by": dict(captured)}
+        return {**said, "capture": self._capture(), "captured_by": dict(captured), "kubernetes": self._cluster()}

@@ -26,6 +26,7 @@ from nodeagent.enrol.plugin_server import PluginServer
 from nodeagent.enrol.pods import FilePods
 from nodeagent.enrol.registry import Registry
 from nodeagent.enrol.store import Member, Store
+from nodeagent.kubernetes import Cluster
 from nodeagent.settings import Settings
 
 _log: Final = log.get("nodeagent")
@@ -69,10 +70,12 @@ class Agent:
             bpf_root=settings.bpf_root,
             memory=settings.state_dir / "tunnels.json",
         )
+        api = settings.api
+        self._cluster = Cluster(api, settings.node, settings.taint_after_s) if api else None
         self.registry = Registry(
             settings.cluster,
             settings.node,
-            FilePods(settings.pods_dir),
+            self._cluster.pods if self._cluster else FilePods(settings.pods_dir),
             Store(settings.state_dir),
             self._capture,
             dns_capture=settings.dns_capture,
@@ -81,8 +84,12 @@ class Agent:
             self._snapshot, self._heard, lambda: self.registry.tell_all(m.TunnelLost), self._capture.meet
         )
         self.registry.use(TunnelOfNode(self._zds))
-        self._admin = Admin(settings.node, self.registry, lambda: self._zds.connected, self._capture.describe)
+        self._admin = Admin(
+            settings.node, self.registry, lambda: self._zds.connected, self._capture.describe, self._describe_cluster
+        )
         self._plugin = PluginServer(self.registry, lambda: self._zds.connected > 0)
+        if self._cluster:
+            self._cluster.attach(self.registry, lambda: self._zds.connected > 0)
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises what a task of ours broke down with: a bug ends the agent."""
@@ -95,6 +102,10 @@ class Agent:
             self.registry.readopt()
             doors.push_async_callback(self._zds.stop)
             self._zds.start(self._settings.zds_socket, self._settings.tunnel_user)
+            if self._cluster:
+                following = asyncio.create_task(self._cluster.run(), name="the Kubernetes API")
+                following.add_done_callback(self._ended)
+                doors.push_async_callback(_cancelled, following)
             doors.push_async_callback(self._admin.stop)
             await self._admin.start(self._settings.admin_socket)
             doors.push_async_callback(self._plugin.stop)
@@ -104,6 +115,9 @@ class Agent:
             _log.info(log.STOPPING)
         if self._bug is not None:
             raise self._bug
+
+    def _describe_cluster(self) -> dict[str, Any] | None:
+        return self._cluster.describe() if self._cluster else None
 
     def _snapshot(self) -> list[zds.Workload]:
         return [_workload_of(pod) for pod in self.registry.snapshot()]
@@ -115,6 +129,11 @@ class Agent:
             return
         self.registry.tell(Uid(uid), lambda pod: m.Failed(pod, f"the tunnel refused it: {why}"))
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Of work that never ends by itself."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broke_down(asyncio.get_running_loop(), {"message": task.get_name(), "exception": error})
+
     def _broke_down(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if error is None or (isinstance(error, (MeshError, OSError)) and not isinstance(error, LocalError)):
@@ -123,6 +142,11 @@ class Agent:
         _log.error("a task broke down", what=context.get("message"), why=repr(error))
         self._bug = self._bug or error
         self._over.set()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def serve(settings: Settings) -> None:
@@ -137,6 +161,8 @@ def main(variables: Mapping[str, str] = os.environ, arguments: Sequence[str] | N
             raise OperatorError("the only command is `nodeagent run`; its settings come from the environment")
         settings = Settings.read(variables)
         log.configure(settings.log_format, settings.log_level)
+        if settings.api is not None:
+            settings.api.check()
         if os.geteuid() != 0:
             raise OperatorError("the node agent enters network namespaces and has to run as root")
         asyncio.run(serve(settings))

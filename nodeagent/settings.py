@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from kube.access import HOST, Access
 from mesh import log
 from mesh.errors import OperatorError
 from mesh.settings import Env
@@ -28,6 +29,9 @@ class Settings:
     capture: str
     cgroup_root: Path | None
     bpf_root: Path
+    api: Access | None
+    """None: pods come from `pods_dir`."""
+    taint_after_s: float
     log_format: str
     log_level: str
 
@@ -35,6 +39,7 @@ class Settings:
     def read(cls, variables: Mapping[str, str]) -> Self:
         """Raises OperatorError."""
         env = Env(variables)
+        source = "kubernetes" if variables.get(HOST) else "files"
         return cls(
             node=env.text("NODE_NAME"),
             cluster=env.text("CLUSTER_ID", "Kubernetes"),
@@ -48,6 +53,10 @@ class Settings:
             capture=env.choice("NODEMESH_CAPTURE", "auto", ("auto", "bpf", "nft", "iptables")),
             cgroup_root=Path(root) if (root := env.text("NODEMESH_CGROUP_ROOT", "")) else None,
             bpf_root=env.path("NODEMESH_BPF_DIR", "/sys/fs/bpf/nodemesh"),
+            api=Access.read(variables)
+            if env.choice("NODEMESH_PODS_SOURCE", source, ("files", "kubernetes")) == "kubernetes"
+            else None,
+            taint_after_s=env.duration("NODEMESH_TAINT_AFTER", "1m"),
             log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
             log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
         )

@@ -27,7 +27,6 @@ PURE = (
     "mesh/policy.py",
     "kube/reflect.py",
     "kube/objects.py",
-    "kube/backoff.py",
     "lab/apiserver/patches.py",
     "lab/apiserver/selectors.py",
     "nodeagent/enrol/machine.py",

@@ -75,10 +75,12 @@ class Server:
         self._continued: dict[str, tuple[int, list[Item]]] = {}
         self.watches: set[asyncio.Transport] = set()
         self._failures: list[web.Response] = []
+        self._closed = False
         self.asked: list[str] = []
         """Method, path and caller of the last requests."""
 
     def application(self) -> web.Application:
+        self._closed = False
         app = web.Application(middlewares=[self._errors, self._who], client_max_size=MAX_BODY_BYTES)
         for root in ("/api", "/apis"):
             app.router.add_route("*", root + "/{path:.+}", self._serve)
@@ -102,6 +104,9 @@ class Server:
         if request.path == "/readyz":
             return await handler(request)
         transport = request.transport
+        if self._closed and transport is not None:
+            transport.abort()  # of a connection that outlived its last request
+            raise Refused(503, "ServiceUnavailable", "the server is shutting down")
         peer = transport.get_extra_info("socket") if transport is not None else None
         local = peer is not None and peer.family == socket.AF_UNIX
         if not local and self._failures:
@@ -247,7 +252,7 @@ class Server:
             async with asyncio.timeout(float(request.query.get("timeoutSeconds", "1800"))):
                 async for kind, item in self._events(place, request.query, matches):
                     await response.write(json.dumps({"type": kind, "object": item}).encode() + b"\n")
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):
             pass
         except Refused as refused:
             status = _status_body(refused.code, refused.reason, refused.message)
@@ -294,6 +299,7 @@ class Server:
 
     async def close(self, runner: web.AppRunner) -> None:
         """As the kernel does when the process dies: no new connection, no watch."""
+        self._closed = True
         for site in list(runner.sites):
             await site.stop()
         self.disconnect()

@@ -40,7 +40,7 @@ class Api:
         directory = self.directory / "account"
         directory.mkdir(exist_ok=True)
         context = certificate(directory, ("127.0.0.1",))
-        self._runner = web.AppRunner(self.server.application(), shutdown_timeout=0.0, handler_cancellation=True)
+        self._runner = web.AppRunner(self.server.application(), shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port or 0, ssl_context=context).start()
         self.port = self._runner.addresses[0][1]

@@ -1,8 +1,5 @@
 """The list-and-watch conversation, as it is told: what the server says, what changed, what is asked next."""
 
-import pytest
-
-from kube.backoff import Backoff
 from kube.objects import Key, Metadata, Object
 from kube.reflect import Change, ListPage, Reflection, Watch
 
@@ -81,12 +78,3 @@ def test_a_kind_that_the_server_does_not_have_is_empty_unless_it_had_objects():
     fresh, held = Reflection(), synced(item("a", 1))
     assert (fresh.absent(), fresh.synced) == (True, True)
     assert (held.absent(), len(held.objects), held.next()) == (False, 1, ListPage(None, ""))
-
-
-@pytest.mark.parametrize(("chance", "expected"), [(0.0, [1, 2, 4, 4]), (1.0, [2, 4, 8, 8])])
-def test_waiting_doubles_up_to_a_cap_and_starts_anew(chance, expected):
-    backoff = Backoff(first_s=2.0, cap_s=8.0)
-    assert [backoff.failed(chance) for _ in range(4)] == expected
-    assert backoff.failed(chance, at_least_s=60.0) == 60.0
-    backoff.worked()
-    assert backoff.failed(chance) == expected[0]
