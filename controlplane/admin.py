@@ -52,7 +52,12 @@ def _readable(value: Any, key: str = "") -> Any:
     return value
 
 
-async def serve(path: Path, status: Callable[[], dict[str, Any]], resources: Callable[[], Resources]) -> web.AppRunner:
+async def serve(
+    path: Path,
+    status: Callable[[], dict[str, Any]],
+    resources: Callable[[], Resources],
+    analysis: Callable[[], list[dict[str, Any]]],
+) -> web.AppRunner:
     """Raises OperatorError: the socket cannot be made, or another control plane answers there."""
 
     async def show_status(_: web.Request) -> web.Response:
@@ -61,8 +66,17 @@ async def serve(path: Path, status: Callable[[], dict[str, Any]], resources: Cal
     async def show_resources(_: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(describe, resources()))
 
+    async def show_analysis(_: web.Request) -> web.Response:
+        return web.json_response(await asyncio.to_thread(analysis))
+
     app = web.Application()
-    app.add_routes([web.get("/status", show_status), web.get("/resources", show_resources)])
+    app.add_routes(
+        [
+            web.get("/status", show_status),
+            web.get("/resources", show_resources),
+            web.get("/analysis", show_analysis),
+        ]
+    )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import click
 
-from controlplane import admin, rotation, server
+from controlplane import admin, checks, rotation, server
 from controlplane.attest import Tokens, proxy_caller, proxy_key
 from controlplane.ca import load_authority
 from controlplane.envoys import Envoys
@@ -65,6 +65,8 @@ def check(directory: Path) -> None:
 
 
 cli.add_command(rotation.commands, "ca")
+cli.add_command(checks.validate)
+cli.add_command(checks.analyze)
 
 
 @cli.group()
@@ -128,7 +130,12 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
     async with AsyncExitStack() as stack:
         stack.push_async_callback(grpc_server.stop, STOP_GRACE_S)
         socket = settings.run_dir / SOCKET
-        runner = await admin.serve(socket, lambda: status(store, board, discovery), lambda: board.current)
+        runner = await admin.serve(
+            socket,
+            status=lambda: status(store, board, discovery),
+            resources=lambda: board.current,
+            analysis=lambda: checks.reports(store),
+        )
         stack.callback(socket.unlink, missing_ok=True)
         stack.push_async_callback(runner.cleanup)
         await grpc_server.start()

@@ -18,6 +18,8 @@ from controlplane.documents import CLUSTER_SCOPED, Document, Key, Parsed
 from controlplane.l7.model import L7
 from controlplane.objects import Mesh, Object
 from controlplane.translate import authorization, istio, kubernetes, resources, world
+from controlplane.translate.inventory import Inventory
+from controlplane.translate.l7 import Layer7
 from controlplane.translate.notices import Notice
 from controlplane.translate.policies import closed
 from controlplane.validate import Field, Finding, Level, Problem
@@ -106,7 +108,25 @@ class Store:
     @property
     def notices(self) -> tuple[Notice, ...]:
         """What became of documents of layer 7."""
-        return self._builder.notices
+        return self._builder.layer7.notices
+
+    @property
+    def inventory(self) -> Inventory:
+        return self._builder.inventory
+
+    @property
+    def layer7(self) -> Layer7:
+        """What `l7` was made of."""
+        return self._builder.layer7
+
+    def places(self) -> dict[Key, tuple[str, int]]:
+        """File and line of each object that has a document."""
+        found: dict[Key, tuple[str, int]] = {}
+        for key, entries in dict(self._places).items():
+            if listed := list(entries):
+                chosen = _choose(listed, self._force.get(key)).document
+                found[key] = chosen.file, chosen.line
+        return found
 
     @property
     def counts(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ from mesh.errors import MeshError, OperatorError, PeerError
 # Name -> (module, help): a module is imported when its command runs, so that `--help` and completion stay quick.
 COMMANDS: Final = {
     "all": ("meshctl.tunnel", "Workloads, services, policies, certificates and connections."),
+    "analyze": ("meshctl.analyze", "What is wrong between documents, by Istio's message codes."),
     "bugreport": ("meshctl.bugreport", "Everything for somebody who helps, in one archive, without secrets."),
     "certificates": ("meshctl.tunnel", "Identities, certificates, validity."),
     "check": ("meshctl.check", "Is everything on this node as it should be?"),
@@ -28,6 +29,7 @@ COMMANDS: Final = {
     "services": ("meshctl.tunnel", "Services, virtual addresses, endpoints."),
     "status": ("meshctl.status", "The daemons here: who runs, what is wrong."),
     "top": ("meshctl.top", "Who talks to whom, how much, now."),
+    "validate": ("meshctl.analyze", "Is each document of some files valid?"),
     "workloads": ("meshctl.tunnel", "Workloads and how they are reached."),
 }
 

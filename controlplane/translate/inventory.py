@@ -47,6 +47,7 @@ class Inventory:
         self.service_entries = self._of(ServiceEntry)
         self.authorization_policies = self._of(AuthorizationPolicy)
         self.peer_authentications = self._of(PeerAuthentication)
+        self.used_namespaces = {each.meta.namespace for kind in self._by_kind.values() for each in kind}
         self.secrets = self._of(Secret)
         self._resources: dict[str, list[Resource]] = defaultdict(list)
         for resource in self._of(Resource):

@@ -48,7 +48,7 @@ _DISTRIBUTION: Final = {
     "PreferSameNode": (*_NEAR, LoadBalancingScope.SUBZONE, LoadBalancingScope.NODE),
 }
 # appProtocol and, in the first part of a port's name, Istio's convention.
-_PROTOCOLS: Final = {
+PROTOCOLS: Final = {
     "http": AppProtocol.HTTP11,
     "http2": AppProtocol.HTTP2,
     "kubernetes.io/h2c": AppProtocol.HTTP2,
@@ -182,7 +182,7 @@ def _target(value: Field, default: int) -> int | str:
 
 def _protocol(port: Field, name: str) -> AppProtocol:
     given = port.get("appProtocol").string()
-    return _PROTOCOLS.get(given or name.partition("-")[0], AppProtocol.UNKNOWN)
+    return PROTOCOLS.get(given or name.partition("-")[0], AppProtocol.UNKNOWN)
 
 
 def _load_balancing(document: Field, spec: Field) -> LoadBalancing | None:

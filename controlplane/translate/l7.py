@@ -47,23 +47,35 @@ class Layer7:
     """`model`, and in `notices` what became of each document in it."""
 
     def __init__(self, inventory: Inventory, world: World, mesh: Mesh) -> None:
-        self._inventory, self._world = inventory, world
+        self._inventory, self.world, self.root = inventory, world, mesh.root_namespace
         configs = inventory.resources("MeshConfig")
         self._config: Tree = configs[0].spec if configs else {}
-        self._hosts = hosts = Hosts(inventory, world)
+        self.hosts = hosts = Hosts(inventory, world)
         self._secrets = Secrets(inventory)
         grants = Grants(inventory.resources("ReferenceGrant"))
         self._backends = Backends(hosts, grants)
         self._parents = Parents(inventory, hosts)
         tls, told = backend_tls.by_service(inventory.resources("BackendTLSPolicy"), hosts, self._secrets.names)
         rules = inventory.resources("DestinationRule")
-        self._destinations = Destinations(rules, hosts, self._config, mesh.root_namespace, tls)
-        self._virtual = VirtualServices(inventory.resources("VirtualService"), hosts, self._destinations, self._config)
-        self._providers = providers(self._config, hosts, mesh.root_namespace)
-        self._attached = Attached(inventory, hosts, self._providers, mesh.root_namespace)
+        self.destinations = Destinations(rules, hosts, self._config, mesh.root_namespace, tls)
+        self._virtual = VirtualServices(inventory.resources("VirtualService"), hosts, self.destinations, self._config)
+        self.providers = providers(self._config, hosts, mesh.root_namespace)
+        self._attached = Attached(inventory, hosts, self.providers, mesh.root_namespace)
         self._gateways = KubernetesGateways(self._parents, self._backends, grants, self._config, self._secrets.names)
+        self._serving = gateway_pods.proxies(inventory, inventory.resources(ISTIO_GATEWAY))
         self.model = self._model()
         self.notices = (*self._parents.notices, *self._gateways.notices, *told, *self._resolved(), *self._bound())
+
+    def endpoints(self, service: Service) -> Iterator[Labels]:
+        """The labels of each of a service's endpoints."""
+        for workload in self.world.workloads.values():
+            if service.key in workload.services:
+                yield workload.labels
+
+    def has_secret(self, name: str, gateway: Resource) -> bool:
+        """Beside any of the proxies that serve a Gateway."""
+        serving = [proxy.namespace for proxy, served in self._serving if gateway in served]
+        return any((name if "/" in name else f"{where}/{name}") in self._secrets.names for where in serving)
 
     def _model(self) -> L7:
         proxies = {each.key: each for each in (*self._istio_gateways(), *self._of_gateway_api())}
@@ -71,14 +83,14 @@ class Layer7:
         return L7(
             proxies=MappingProxyType(dict(sorted(proxies.items()))),
             destinations=MappingProxyType(destinations),
-            authorizers=MappingProxyType(dict(self._providers.authorizers)),
-            tracers=MappingProxyType(dict(self._providers.tracers)),
+            authorizers=MappingProxyType(dict(self.providers.authorizers)),
+            tracers=MappingProxyType(dict(self.providers.tracers)),
             secrets=MappingProxyType(self._secrets.used(proxies.values(), destinations.values())),
         )
 
     def _all_destinations(self) -> Iterator[tuple[str, Destination]]:
-        for key, service in self._world.services.items():
-            yield key, self._destinations.of(service, service.namespace)
+        for key, service in self.world.services.items():
+            yield key, self.destinations.of(service, service.namespace)
 
     def _of_gateway_api(self) -> Iterator[Proxy]:
         served = self._served()
@@ -90,7 +102,7 @@ class Layer7:
 
     def _served(self) -> dict[Gateway, list[Service]]:
         served: dict[Gateway, list[Service]] = defaultdict(list)
-        for service in self._world.services.values():
+        for service in self.world.services.values():
             places = (service.waypoint, *(each for each, _ in service.weighted_waypoints))
             for place in dict.fromkeys(each for each in places if each):
                 served[place].append(service)
@@ -146,7 +158,7 @@ class Layer7:
         )
 
     def _istio_gateways(self) -> Iterator[Proxy]:
-        for proxy, gateways in gateway_pods.proxies(self._inventory, self._inventory.resources(ISTIO_GATEWAY)):
+        for proxy, gateways in self._serving:
             spot = Spot(proxy.namespace, proxy.name, "", proxy.labels, selected=True)
             yield Proxy(
                 proxy.name,
@@ -165,9 +177,9 @@ class Layer7:
     def _own_destinations(self, namespace: str) -> Mapping[str, Destination]:
         """Those that rules of the proxy's own namespace change for it alone."""
         found: dict[str, Destination] = {}
-        for service in self._destinations.foreign(namespace, self._world.services.values()):
-            own = self._destinations.of(service, namespace)
-            if own != self._destinations.of(service, service.namespace):
+        for service in self.destinations.foreign(namespace, self.world.services.values()):
+            own = self.destinations.of(service, namespace)
+            if own != self.destinations.of(service, service.namespace):
                 found[service.key] = own
         return MappingProxyType(found)
 

@@ -10,7 +10,6 @@ from controlplane.objects import Mesh, Object
 from controlplane.translate import l7
 from controlplane.translate.gateways import NETWORK, Gateways
 from controlplane.translate.inventory import Inventory
-from controlplane.translate.notices import Notice
 from controlplane.translate.policies import Policies
 from controlplane.translate.services import Services
 from controlplane.translate.workloads import Workloads
@@ -28,12 +27,13 @@ class Builder:
         self._services: Services | None = None
         self._workloads: Workloads | None = None
         self.l7 = L7()
-        self.notices: tuple[Notice, ...] = ()
+        self.inventory: Inventory
+        self.layer7: l7.Layer7
 
     def build(self, objects: Iterable[Object], version: int = 0) -> World:
         """O(objects), about a microsecond each; 100 for a pod that is new or whose namespace changed.
 
-        `l7` is what goes with it beyond layer 4, `notices` what became of each document there.
+        `l7` is what goes with it beyond layer 4, `layer7` what that was made of.
         """
         inventory = Inventory(objects)
         root = inventory.namespaces.get(self._mesh.root_namespace)
@@ -52,6 +52,6 @@ class Builder:
             services=MappingProxyType(services.trusting(far, self._mesh.trust_domain)),
             policies=MappingProxyType(policies.all),
         )
-        made = l7.Layer7(inventory, world, self._mesh)
-        self.l7, self.notices = made.model, made.notices
+        self.inventory, self.layer7 = inventory, l7.Layer7(inventory, world, self._mesh)
+        self.l7 = self.layer7.model
         return world

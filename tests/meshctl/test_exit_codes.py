@@ -155,3 +155,24 @@ def test_somebody_else_is_told_who_may_ask(tmp_path, daemon):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
     ).stdout
     assert said.split() == ["NotPermitted", "4"]
+
+
+def test_the_running_control_plane_is_asked_what_is_wrong(daemon):
+    report = {
+        "level": "Warning",
+        "code": "IST0174",
+        "origin": "DestinationRule a/b",
+        "reference": "f:1",
+        "message": "m",
+    }
+    place = str(daemon("controlplane", [report]))
+    assert run("analyze", "--run-dir", place) == (0, "Warning [IST0174] (DestinationRule a/b f:1) m\n", "")
+    assert run("analyze", "--run-dir", place, "--failure-threshold", "Warning")[0] == 1
+
+
+def test_files_are_judged_by_the_control_planes_checker(tmp_path):
+    (tmp_path / "a.yaml").write_text("apiVersion: v1\nkind: Node\nmetadata: {name: n}\n")
+    assert run("validate", str(tmp_path / "a.yaml"))[0] == 0
+    (tmp_path / "a.yaml").write_text("apiVersion: v1\nkind: Node\nmetadata: {name: N}\n")
+    assert run("validate", str(tmp_path / "a.yaml"))[0] == 1
+    assert run("analyze", str(tmp_path / "a.yaml"))[0] == 1
