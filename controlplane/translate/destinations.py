@@ -7,6 +7,7 @@ before it; a port's settings replace all four blocks, as in Istio.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,13 +29,14 @@ from controlplane.l7.traffic import (
     UpstreamTls,
 )
 from controlplane.objects import Resolution as EntryResolution
-from controlplane.objects import Resource
+from controlplane.objects import Resource, ServiceEntry
 from controlplane.translate.hosts import Hosts, by_age, exported, fqdn, matches, specificity
 from mesh.model import Service
 
 Tree = Mapping[str, Any]
 # By port, as text; "" is every port.
 Secured = Mapping[str, UpstreamTls]
+_NOTHING_SAID: Final = Destination()
 _BLOCKS: Final = ("connectionPool", "outlierDetection", "loadBalancer", "tls")
 _INHERITED: Final = ("proxyProtocol", "retryBudget")
 _RESOLUTIONS: Final = {
@@ -48,9 +50,10 @@ _RESOLUTIONS: Final = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rule:
-    """Rules of one namespace for one host, merged."""
+    """Rules of one namespace for one host, merged. `sources`: all of them."""
 
     host: str
+    sources: list[Resource]
     policy: Tree
     subsets: Mapping[str, Tree]
     export_to: tuple[str, ...]
@@ -65,24 +68,59 @@ class _Place:
     as_asked: bool
 
 
+# What a destination was made of, and the destination.
+_Made = tuple[Service, list[Resource], ServiceEntry | None, Destination]
+
+
 class Destinations:
     """How each service is called from each namespace."""
 
-    def __init__(self, rules: list[Resource], hosts: Hosts, mesh: Tree, root: str, tls: Mapping[str, Secured]) -> None:
-        """`mesh`: the mesh's configuration. `tls`: BackendTLSPolicy by service key, see `gateway_api.backend_tls`."""
-        self._hosts, self._mesh, self._root, self._tls = hosts, mesh, root, tls
+    def __init__(
+        self,
+        rules: list[Resource],
+        hosts: Hosts,
+        mesh: Tree,
+        root: str,
+        tls: Mapping[str, Secured],
+        before: Destinations | None = None,
+    ) -> None:
+        """`mesh`: the mesh's configuration. `tls`: by service key, see `backend_tls.py`. `before` spares what is the
+        same as there."""
+        self._hosts, self._root, self._tls = hosts, root, tls
+        self._mesh: Tree = mesh
+        self._known: Mapping[tuple[str, str], _Made] = before._made if before and before._mesh == mesh else {}
         self._default: Tree = mesh.get("defaultTrafficPolicy", {})
+        self._plain = not self._default and "connectTimeout" not in mesh and "localityLbSetting" not in mesh
         self._exported = tuple(mesh.get("defaultDestinationRuleExportTo", ()))
         self._by_namespace: dict[str, dict[str, list[Resource]]] = defaultdict(lambda: defaultdict(list))
         for each in by_age(rules):
             host = fqdn(each.spec.get("host", ""), each.meta.namespace)
             if "workloadSelector" not in each.spec:
                 self._by_namespace[each.meta.namespace][host].append(each)
+        self._wildcards = {
+            namespace: sorted((host for host in named if host.startswith("*")), key=specificity, reverse=True)
+            for namespace, named in self._by_namespace.items()
+        }
         self._merged: dict[tuple[str, str], _Rule] = {}
+        self._made: dict[tuple[str, str], _Made] = {}
 
     def of(self, service: Service, client: str) -> Destination:
         """As called from a namespace."""
-        rule = self._rule(service, client)
+        key = service.key, client
+        if key not in self._made:
+            rule = self._rule(service, client)
+            sources, entry = rule.sources if rule else [], self._hosts.entry(service.key)
+            known = self._known.get(key)
+            same = known and service.key not in self._tls and known[0] is service and known[2] is entry
+            if known and same and _identical(known[1], sources):
+                self._made[key] = known
+            else:
+                self._made[key] = service, sources, entry, self._of(service, client, rule)
+        return self._made[key][3]
+
+    def _of(self, service: Service, client: str, rule: _Rule | None) -> Destination:
+        if not rule and self._plain and service.key not in self._tls and not self._hosts.entry(service.key):
+            return _NOTHING_SAID
         policy: Tree = rule.policy if rule else {}
         subsets: Mapping[str, Tree] = rule.subsets if rule else {}
         entry = self._hosts.entry(service.key)
@@ -103,14 +141,19 @@ class Destinations:
         """Other namespaces' services that a rule of this one is about."""
         named = self._by_namespace.get(client)
         for service in services if named else ():
-            if service.namespace != client and any(matches(host, service.hostname.lower()) for host in named or ()):
+            name = service.hostname.lower()
+            if service.namespace != client and (
+                name in (named or ()) or any(matches(host, name) for host in self._wildcards[client])
+            ):
                 yield service
 
     def _rule(self, service: Service, client: str) -> _Rule | None:
         for namespace in dict.fromkeys((client, service.namespace, self._root)):
-            named = self._by_namespace.get(namespace, {})
-            fitting = sorted((h for h in named if matches(h, service.hostname.lower())), key=specificity, reverse=True)
-            for host in fitting:
+            if namespace not in self._by_namespace:
+                continue
+            name, named = service.hostname.lower(), self._by_namespace[namespace]
+            wild = (host for host in self._wildcards[namespace] if matches(host, name))
+            for host in (*([name] if name in named else ()), *(each for each in wild if each != name)):
                 rule = self._of_host(namespace, host)
                 if namespace == client or exported(rule.export_to, namespace, client):
                     return rule
@@ -126,7 +169,7 @@ class Destinations:
                     subsets.setdefault(subset["name"], subset)
             policy: Tree = next((each.spec["trafficPolicy"] for each in listed if "trafficPolicy" in each.spec), {})
             export_to = tuple(listed[0].spec.get("exportTo", self._exported))
-            self._merged[key] = _Rule(host, policy, subsets, export_to)
+            self._merged[key] = _Rule(host, listed, policy, subsets, export_to)
         return self._merged[key]
 
     def _subset(self, policy: Tree, subset: Tree, place: _Place) -> Subset:
@@ -170,6 +213,10 @@ class Destinations:
             ports={number: secure(found.ports.get(number, found.traffic), number) for number in sorted(numbers)},
             subsets={name: replace(each, traffic=secure(each.traffic)) for name, each in found.subsets.items()},
         )
+
+
+def _identical(one: list[Resource], other: list[Resource]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _port_numbers(policy: Tree) -> set[int]:

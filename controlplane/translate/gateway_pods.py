@@ -53,6 +53,13 @@ def _known(inventory: Inventory, gateways: list[Resource]) -> dict[str, GatewayP
     return found
 
 
+def accounts(inventory: Inventory) -> dict[tuple[str, str], str]:
+    """Of the pods of the Gateway API's Gateways, by namespace and name."""
+    label = NAME_LABELS[0]
+    pods = (pod for pod in inventory.pods if label in pod.meta.labels)
+    return {(pod.meta.namespace, pod.meta.labels[label]): pod.service_account for pod in pods}
+
+
 def _members(inventory: Inventory) -> Iterator[tuple[str, str, Labels]]:
     for pod in inventory.pods:
         yield pod.meta.namespace, pod.service_account, pod.meta.labels

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from controlplane.objects import KubernetesGateway, KubernetesService, Labels, Meta, Namespace, ServicePort
@@ -38,7 +39,6 @@ class Gateways:
         self._network = network
         self._by_name = {(each.meta.namespace, each.meta.name): each for each in gateways}
         self.remote = [each for each in gateways if each.gateway_class == _REMOTE and each.meta.labels.get(NETWORK)]
-        self._made: dict[tuple[str, str, int], KubernetesService] = {}
         self._by_network = {each.meta.labels[NETWORK]: each for each in reversed(self.remote) if each.addresses}
 
     def services(self, written: Iterable[KubernetesService]) -> list[KubernetesService]:
@@ -48,7 +48,7 @@ class Gateways:
         found = []
         for (namespace, name), gateway in self._by_name.items():
             if gateway.gateway_class == WAYPOINT and (namespace, name) not in names:
-                found.append(self._made.setdefault((namespace, name, gateway.port), _service(gateway)))
+                found.append(_service(namespace, name, gateway.port))
         return found
 
     def same_as(self, other: Gateways) -> bool:
@@ -114,14 +114,15 @@ class Gateways:
         return Gateway(namespace=name[0], hostname=hostname, port=port)
 
 
-def _service(gateway: KubernetesGateway) -> KubernetesService:
-    about = gateway.meta
+@lru_cache(maxsize=1 << 12)
+def _service(namespace: str, name: str, port: int) -> KubernetesService:
+    """The same object for the same waypoint: what was made of it stays, too."""
     label = _NAME_LABELS[0]
     return KubernetesService(
-        meta=Meta(about.name, about.namespace, labels={label: about.name}),
-        selector={label: about.name},
+        meta=Meta(name, namespace, labels={label: name}),
+        selector={label: name},
         cluster_ips=(),
-        ports=(ServicePort("mesh", gateway.port, gateway.port, AppProtocol.UNKNOWN),),
+        ports=(ServicePort("mesh", port, port, AppProtocol.UNKNOWN),),
         load_balancing=None,
         ip_families=IPFamilies.AUTOMATIC,
         external_name=False,

@@ -47,7 +47,6 @@ class Inventory:
         self.service_entries = self._of(ServiceEntry)
         self.authorization_policies = self._of(AuthorizationPolicy)
         self.peer_authentications = self._of(PeerAuthentication)
-        self.used_namespaces = {each.meta.namespace for kind in self._by_kind.values() for each in kind}
         self.secrets = self._of(Secret)
         self._resources: dict[str, list[Resource]] = defaultdict(list)
         for resource in self._of(Resource):
@@ -55,6 +54,15 @@ class Inventory:
         self.slices: dict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
         for each in self._of(EndpointSlice):
             self.slices[each.meta.namespace, each.service].append(each)
+
+    @property
+    def used_namespaces(self) -> set[str]:
+        """Those that an object lies in. O(objects)."""
+        return {each.meta.namespace for kind in self._by_kind.values() for each in kind}
+
+    @property
+    def resource_kinds(self) -> list[str]:
+        return sorted(self._resources)
 
     def resources(self, kind: str) -> list[Resource]:
         """Documents of layer 7, by the name under which their kind goes in the configuration."""

@@ -6,6 +6,7 @@ Gateways of the Gateway API are gateways of their own, Istio's are for the pods 
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -29,7 +30,7 @@ from controlplane.translate.notices import WAYPOINT as WAYPOINT_ACCEPTED
 from controlplane.translate.parents import Parents
 from controlplane.translate.providers import providers
 from controlplane.translate.secrets import Secrets
-from controlplane.translate.virtual_services import VirtualServices, joined
+from controlplane.translate.virtual_services import Routes, VirtualServices, joined
 from mesh.model import HOSTNAME_SUFFIX, Gateway, Service, World
 
 Tree = Mapping[str, Any]
@@ -43,28 +44,94 @@ def build(inventory: Inventory, world: World, mesh: Mesh) -> L7:
     return Layer7(inventory, world, mesh).model
 
 
-class Layer7:
-    """`model`, and in `notices` what became of each document in it."""
+class _Parts:
+    """What everything but VirtualServices and pods says: made once, and used as long as none of it changes."""
 
-    def __init__(self, inventory: Inventory, world: World, mesh: Mesh) -> None:
-        self._inventory, self.world, self.root = inventory, world, mesh.root_namespace
+    def __init__(self, inventory: Inventory, world: World, mesh: Mesh, before: _Parts | None) -> None:
+        self.inputs = _inputs(inventory, world)
         configs = inventory.resources("MeshConfig")
-        self._config: Tree = configs[0].spec if configs else {}
+        self.config: Tree = configs[0].spec if configs else {}
         self.hosts = hosts = Hosts(inventory, world)
-        self._secrets = Secrets(inventory)
-        grants = Grants(inventory.resources("ReferenceGrant"))
-        self._backends = Backends(hosts, grants)
-        self._parents = Parents(inventory, hosts)
-        tls, told = backend_tls.by_service(inventory.resources("BackendTLSPolicy"), hosts, self._secrets.names)
+        self.secrets = Secrets(inventory)
+        self.grants = Grants(inventory.resources("ReferenceGrant"))
+        self.backends = Backends(hosts, self.grants)
+        self.parents = Parents(inventory, hosts)
+        tls, self.told = backend_tls.by_service(inventory.resources("BackendTLSPolicy"), hosts, self.secrets.names)
         rules = inventory.resources("DestinationRule")
-        self.destinations = Destinations(rules, hosts, self._config, mesh.root_namespace, tls)
-        self._virtual = VirtualServices(inventory.resources("VirtualService"), hosts, self.destinations, self._config)
-        self.providers = providers(self._config, hosts, mesh.root_namespace)
-        self._attached = Attached(inventory, hosts, self.providers, mesh.root_namespace)
-        self._gateways = KubernetesGateways(self._parents, self._backends, grants, self._config, self._secrets.names)
+        earlier = before.destinations if before else None
+        self.destinations: Destinations = Destinations(rules, hosts, self.config, mesh.root_namespace, tls, earlier)
+        self.providers = providers(self.config, hosts, mesh.root_namespace)
+        self.attached = Attached(inventory, hosts, self.providers, mesh.root_namespace)
+
+
+def _inputs(inventory: Inventory, world: World) -> list[list[Any]]:
+    kinds = [inventory.resources(kind) for kind in inventory.resource_kinds if kind != "VirtualService"]
+    return [
+        list(world.services.values()),
+        list(inventory.namespaces.values()),
+        inventory.services,
+        inventory.service_entries,
+        inventory.gateways,
+        inventory.authorization_policies,
+        inventory.secrets,
+        *kinds,
+    ]
+
+
+def _same(one: list[list[Any]], other: list[list[Any]]) -> bool:
+    """The same values, which nearly always are the same objects; O(objects), some 20 ns each."""
+    if [len(each) for each in one] != [len(each) for each in other]:
+        return False
+    return all(all(map(operator.is_, a, b)) or a == b for a, b in zip(one, other, strict=True))
+
+
+class Layer7:
+    """`model`, and in `notices` what became of each document in it. `before` spares what is the same as there."""
+
+    def __init__(self, inventory: Inventory, world: World, mesh: Mesh, before: Layer7 | None = None) -> None:
+        self._inventory, self.world, self.root = inventory, world, mesh.root_namespace
+        same = before is not None and _same(before._parts.inputs, _inputs(inventory, world))
+        self._before = before if same else None
+        self._parts: _Parts = (
+            before._parts if before and same else _Parts(inventory, world, mesh, before._parts if before else None)
+        )
+        parts = self._parts
+        self._config, self.hosts, self.destinations = parts.config, parts.hosts, parts.destinations
+        self.providers, self._attached, self._secrets = parts.providers, parts.attached, parts.secrets
+        self._parents, self._backends = parts.parents, parts.backends
+        self._gateways = KubernetesGateways(
+            parts.parents, parts.backends, parts.grants, parts.config, self._secrets.names
+        )
+        self._documents = inventory.resources("VirtualService")
+        self._virtual = VirtualServices(self._documents, self.hosts, self.destinations, self._config)
         self._serving = gateway_pods.proxies(inventory, inventory.resources(ISTIO_GATEWAY))
+        self._accounts = gateway_pods.accounts(inventory) if inventory.gateways else {}
+        # By proxy and service.
+        self._routes: dict[tuple[str, str], Routes] = {}
+        self._known: Mapping[tuple[str, str], Routes] = before._routes if before else {}
+        self.model, self.notices = self._reused() or self._made()
+
+    def _reused(self) -> tuple[L7, tuple[Notice, ...]] | None:
+        """All of it, when neither documents nor gateways' pods changed."""
+        before = self._before
+        self._before = None  # or every one that ever was would stay
+        if not before:
+            return None
+        pods = before._serving == self._serving and before._accounts == self._accounts
+        if pods and _same([before._documents], [self._documents]):
+            self._routes = before._routes
+            return before.model, before.notices
+        return None
+
+    def _made(self) -> tuple[L7, tuple[Notice, ...]]:
         self.model = self._model()
-        self.notices = (*self._parents.notices, *self._gateways.notices, *told, *self._resolved(), *self._bound())
+        return self.model, (
+            *self._parents.notices,
+            *self._gateways.notices,
+            *self._parts.told,
+            *self._resolved(),
+            *self._bound(),
+        )
 
     def endpoints(self, service: Service) -> Iterator[Labels]:
         """The labels of each of a service's endpoints."""
@@ -125,7 +192,8 @@ class Layer7:
         )
 
     def _serve(self, service: Service, spot: Spot) -> Served:
-        http, l4 = self._virtual.of_service(service, spot.namespace)
+        key = f"{spot.namespace}/{spot.gateway}", service.key
+        routes = self._routes[key] = self._virtual.of_service(service, spot.namespace, self._known.get(key))
         attached = self._parents.of_service.get(service.key, ())
         first = gateway_routes.ordered(
             ranked
@@ -136,16 +204,15 @@ class Layer7:
         plain = [each for each, _ in attached if each.kind in ("TCPRoute", "TLSRoute")]
         return Served(
             service=service.key,
-            http=joined((*first, *http)),
-            l4=(*(route for each in plain for route in gateway_routes.l4(each, self._backends)), *l4),
+            http=joined((*first, *routes.http)) if first else routes.http,
+            l4=(*(route for each in plain for route in gateway_routes.l4(each, self._backends)), *routes.l4),
             rules=self._attached.rules(replace(spot, service=service)),
         )
 
     def _gateway(self, gateway: KubernetesGateway) -> Proxy:
         about = gateway.meta
         labels = _labels(gateway)
-        pods = (pod for pod in self._inventory.pods if pod.meta.namespace == about.namespace)
-        account = next((pod.service_account for pod in pods if pod.meta.labels.get(_NAME_LABELS[0]) == about.name), "")
+        account = self._accounts.get((about.namespace, about.name), "")
         spot = Spot(about.namespace, about.name, gateway.gateway_class, labels, selected=True)
         return Proxy(
             about.name,

@@ -7,6 +7,7 @@ asks for the labels of the source never matches there, as in Istio.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
@@ -22,6 +23,7 @@ from controlplane.l7.routes import (
     Redirect,
     Target,
 )
+from controlplane.l7.traffic import Destination
 from controlplane.objects import Resource
 from controlplane.translate import http_routes as parts
 from controlplane.translate.destinations import Destinations
@@ -56,11 +58,33 @@ class Place:
     port: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Question:
+    """Which service is meant by a host in a document of a namespace, and how a client calls it."""
+
+    host: str
+    namespace: str
+    client: str
+    answer: tuple[Service | None, Destination | None] = (None, None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Routes:
+    """A service's routes, and what they were made of."""
+
+    http: tuple[HttpRoute, ...]
+    l4: tuple[L4Route, ...]
+    documents: list[Resource]
+    asked: tuple[_Question, ...]
+    mesh: Tree
+
+
 class VirtualServices:
     """All of them, with delegates put in where they belong."""
 
     def __init__(self, resources: list[Resource], hosts: Hosts, destinations: Destinations, mesh: Tree) -> None:
-        self._hosts, self._destinations = hosts, destinations
+        self._hosts, self._destinations, self._mesh = hosts, destinations, mesh
+        self._asked: list[_Question] = []
         self._retries: Tree | None = mesh.get("defaultHttpRetryPolicy")
         self._exported = mesh.get("defaultVirtualServiceExportTo", ())
         self._delegates = {each.key: each for each in resources if not each.spec.get("hosts")}
@@ -72,8 +96,36 @@ class VirtualServices:
                     self._by_host.setdefault(fqdn(host, each.meta.namespace), []).append(each)
         self._wildcards = [host for host in self._by_host if host.startswith("*")]
 
-    def of_service(self, service: Service, proxy: str) -> tuple[tuple[HttpRoute, ...], tuple[L4Route, ...]]:
-        """For a waypoint in namespace `proxy`."""
+    def about(self, service: Service, proxy: str) -> list[Resource]:
+        """The documents that `of_service` looks at; all delegates, if one of them delegates."""
+        chosen = list(self._about(service, proxy))
+        delegates = any("delegate" in route for each in chosen for route in each.spec.get("http", ()))
+        return [*chosen, *self._delegates.values()] if delegates else chosen
+
+    def of_service(self, service: Service, proxy: str, known: Routes | None = None) -> Routes:
+        """For a waypoint in namespace `proxy`. `known`: of an earlier world; it stays if it would be the same."""
+        about = self.about(service, proxy)
+        if known and self._is_same(known, about):
+            return known
+        self._asked = []
+        http, l4 = self._of_service(service, proxy)
+        return Routes(http, l4, about, tuple(self._asked), self._mesh)
+
+    def _is_same(self, known: Routes, about: list[Resource]) -> bool:
+        """The same documents, and every question that they asked then has the same answer now."""
+        if len(about) != len(known.documents) or not all(map(operator.is_, about, known.documents)):
+            return False
+        return known.mesh == self._mesh and all(map(self._is_answered_so, known.asked))
+
+    def _is_answered_so(self, asked: _Question) -> bool:
+        service, destination = self._answer(asked)
+        return service is asked.answer[0] and destination == asked.answer[1]
+
+    def _answer(self, asked: _Question) -> tuple[Service | None, Destination | None]:
+        found = self._hosts.find(asked.host, asked.namespace)
+        return found, self._destinations.of(found, asked.client) if found else None
+
+    def _of_service(self, service: Service, proxy: str) -> tuple[tuple[HttpRoute, ...], tuple[L4Route, ...]]:
         place = Place(MESH, proxy)
         chosen = list(self._about(service, proxy))
         http = joined(route for each in chosen for route in self.http(each, place))
@@ -166,7 +218,10 @@ class VirtualServices:
 
     def target(self, destination: Tree, about: Resource, place: Place) -> Target:
         """Nowhere: no such service, port or subset; requests get 500, and nobody else gets them."""
-        service = self._hosts.find(destination["host"], about.meta.namespace)
+        asked = _Question(destination["host"], about.meta.namespace, place.namespace)
+        asked = replace(asked, answer=self._answer(asked))
+        self._asked.append(asked)
+        service = asked.answer[0]
         if not service:
             return NOWHERE
         wanted: Tree = destination.get("port", {})

@@ -27,6 +27,7 @@ class Builder:
         self._services: Services | None = None
         self._workloads: Workloads | None = None
         self.l7 = L7()
+        self._layer7: l7.Layer7 | None = None
         self.inventory: Inventory
         self.layer7: l7.Layer7
 
@@ -52,6 +53,7 @@ class Builder:
             services=MappingProxyType(services.trusting(far, self._mesh.trust_domain)),
             policies=MappingProxyType(policies.all),
         )
-        self.inventory, self.layer7 = inventory, l7.Layer7(inventory, world, self._mesh)
+        self.inventory, self.layer7 = inventory, l7.Layer7(inventory, world, self._mesh, self._layer7)
+        self._layer7 = self.layer7
         self.l7 = self.layer7.model
         return world

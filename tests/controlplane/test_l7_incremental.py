@@ -1,0 +1,89 @@
+"""What is made of the documents of layer 7 does not depend on what was made before, only its cost does."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlplane.documents import parse
+from controlplane.objects import Mesh
+from controlplane.store import Store
+from tests.controlplane.l7 import SHOP
+
+
+def document(kind, name, spec, group="networking.istio.io/v1", namespace="shop"):
+    return f"apiVersion: {group}\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+
+
+GATEWAY_API = "gateway.networking.k8s.io/v1"
+# Per file: what it may hold, from nothing to several forms of the same.
+FILES = {
+    "service.yaml": [
+        "",
+        document("Service", "x", "{ports: [{port: 80, name: http}]}", "v1"),
+        document("Service", "x", "{ports: [{port: 80, name: other}, {port: 81, name: http}]}", "v1"),
+    ],
+    "route.yaml": [
+        "",
+        document("VirtualService", "a", "{hosts: [web], http: [{route: [{destination: {host: x, subset: v1}}]}]}"),
+        document(
+            "VirtualService", "a", "{hosts: [web], http: [{route: [{destination: {host: x, port: {name: http}}}]}]}"
+        ),
+        document("VirtualService", "a", "{hosts: ['*.local'], http: [{delegate: {name: d}}]}"),
+    ],
+    "delegate.yaml": ["", document("VirtualService", "d", "{http: [{route: [{destination: {host: db}}]}]}")],
+    "rule.yaml": [
+        "",
+        document("DestinationRule", "r", "{host: x, subsets: [{name: v1, labels: {version: v1}}]}"),
+        document(
+            "DestinationRule", "r", "{host: '*', trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}}"
+        ),
+    ],
+    "policy.yaml": [
+        "",
+        document("AuthorizationPolicy", "p", "{targetRefs: [{kind: Service, name: web}]}", "security.istio.io/v1"),
+    ],
+    "http.yaml": [
+        "",
+        document("HTTPRoute", "h", "{parentRefs: [{group: '', kind: Service, name: web}]}", GATEWAY_API),
+    ],
+    "mesh.yaml": [
+        "",
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n"
+        "data: {mesh: 'defaultHttpRetryPolicy: {attempts: 7}'}\n",
+    ],
+    "pod.yaml": [
+        "",
+        document("Pod", "edge", "{nodeName: n, serviceAccountName: s}", "v1").replace(
+            "namespace: shop", "namespace: shop, labels: {istio: ingressgateway}"
+        ),
+    ],
+    "gateway.yaml": [
+        "",
+        document(
+            "Gateway",
+            "front",
+            "{selector: {istio: ingressgateway},"
+            " servers: [{port: {number: 80, name: a, protocol: TCP}, hosts: [a.b]}]}",
+        ),
+    ],
+}
+
+
+def contents(chosen):
+    texts = {"shop.yaml": SHOP, **{file: FILES[file][number] for file, number in chosen.items()}}
+    return {file: parse(file, text.encode()) for file, text in texts.items() if text}
+
+
+CHANGE = st.sampled_from([(file, number) for file, forms in FILES.items() for number in range(len(forms))])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(CHANGE, min_size=1, max_size=12))
+def test_a_model_is_the_same_whatever_was_there_before(changes):
+    store, chosen = Store(Mesh()), dict.fromkeys(FILES, 0)
+    for file, number in changes:
+        chosen[file] = number
+        store.update(contents(chosen))
+        fresh = Store(Mesh())
+        fresh.update(contents(chosen))
+        assert store.l7 == fresh.l7
+        assert sorted(store.notices) == sorted(fresh.notices)
