@@ -1,0 +1,173 @@
+"""What only capture by BPF promises: every way to connect, names as if nothing had happened, no maker needed."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab import needs
+from lab.apps import HTTP_PORT
+from lab.documents import PodSpec
+from lab.processes import wait_until
+from lab.wire import Capture
+from nodeagent.redirect import bpf_programs, libbpf
+from tests.lab import scripts, ways_out
+from tests.lab.damage import captured_by
+
+pytestmark = pytest.mark.lab
+
+SOON_S = 20.0
+PORT = 9009
+LOAD = """
+import socket
+for _ in range(400):
+    socket.create_connection(({ip!r}, {port}), 5).close()
+print("all 400", flush=True)
+"""
+REPEATER = """
+connection.settimeout(5)
+words = connection.recv(100)
+connection.sendall(peer[0].removeprefix("::ffff:").encode() + b" said " + words)
+connection.close()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def by_bpf(mesh):
+    if captured_by(mesh, mesh.pods["web-1"]) != "bpf":
+        pytest.skip("the agents capture with something else")
+
+
+@pytest.fixture(scope="module")
+def server(mesh):
+    """In web-2, on the other node."""
+    pod = mesh.pods["web-2"]
+    mesh.start_in(pod, "repeater", scripts.server(PORT, REPEATER))
+    wait_until("the repeater listens", lambda: "listening" in mesh.layout.log("repeater").read_text(), SOON_S)
+    return pod
+
+
+@pytest.fixture(scope="module", params=[4, 6], ids=["ipv4", "ipv6"])
+def told(mesh, server, request):
+    """Way -> what the program in web-1 was told, and the client's and the server's address."""
+    ip = server.address(request.param)
+    script = str(needs.REPOSITORY / "tests/lab/ways_out.py")
+    with Capture(mesh, f"ways{request.param}") as wire:
+        said = mesh.exec(mesh.pods["web-1"], [sys.executable, "-I", "-S", script, ip, str(PORT)])
+    lines = [json.loads(line) for line in said.stdout.splitlines()]
+    assert wire.count(b"hello") == 0
+    return {line.pop("way"): line for line in lines}, mesh.pods["web-1"].address(request.param), ip
+
+
+@pytest.mark.parametrize("way", [way.__name__ for way in ways_out.WAYS])
+def test_every_way_of_connecting_is_captured_and_shows_the_addresses_that_were_meant(told, way):
+    lines, client, server = told
+    assert lines[way] == {"said": f"{client} said hello", "peer": server, "own": client}
+
+
+def test_the_application_accepts_from_the_clients_address_and_may_ask_who_it_is(mesh, server):
+    """And answers over lo: nothing of the inner connection is on the wire, which the capture above counted."""
+    assert mesh.http(mesh.pods["web-1"], server.at(HTTP_PORT)) == f"{mesh.pods['web-1'].ip} web-2"
+    assert mesh.http(mesh.pods["plain-1"], server.at(HTTP_PORT)) == f"{mesh.pods['plain-1'].ip} web-2"
+
+
+def test_nothing_of_netfilter_is_used_for_capture(mesh):
+    tables = mesh.exec(mesh.pods["web-1"], ["nft", "list", "tables"]).stdout
+    assert "nodemesh\n" not in tables
+    assert "nat" not in mesh.exec(mesh.pods["web-1"], ["nft", "list", "ruleset"]).stdout
+
+
+def test_without_the_tunnel_connections_are_refused_in_both_directions_and_come_back_with_it(mesh, pods, version):
+    client, server = pods["web-1"], pods["web-2"]
+    code = "import socket, sys; print(socket.socket({f}).connect_ex(({ip!r}, {port})))"
+    family = "socket.AF_INET6" if version == 6 else "socket.AF_INET"
+    knock = scripts.python(code.format(f=family, ip=server.address(version), port=HTTP_PORT))
+    tunnel = mesh.daemons["ztunnel-node1"]
+    tunnel.kill()
+    try:
+        with Capture(mesh, "away", everything=True) as wire:
+            assert mesh.exec(client, knock).stdout == "111\n"
+            knock = scripts.python(code.format(f=family, ip=client.address(version), port=HTTP_PORT))
+            assert mesh.exec(pods["plain-2"], knock).stdout == "111\n"
+        assert not [packet for packet in wire.packets if str(packet.src) == client.ip and packet.dport == HTTP_PORT]
+    finally:
+        mesh.start_tunnel("node1")
+    wait_until("they talk again", lambda: mesh.reaches(client, server, version), SOON_S)
+    wait_until("and are reached", lambda: mesh.reaches(pods["plain-2"], client, version), SOON_S)
+
+
+def test_capture_outlives_a_killed_agent_and_the_next_one_touches_nothing(mesh, pods):
+    agent = mesh.daemons["nodeagent-node1"]
+    pins = _pins(mesh, pods["web-1"])
+    before = {pin.name: libbpf.describe(pin) for pin in pins.iterdir()}
+    agent.kill()
+    assert mesh.reaches(pods["web-1"], pods["web-2"])
+    mesh.start_agent("node1")
+    wait_until("its pods are back", lambda: _in_mesh(mesh, "node1"), SOON_S)
+    assert {pin.name: libbpf.describe(pin) for pin in pins.iterdir()} == before
+    assert "rules differ" not in mesh.layout.log("nodeagent-node1").read_text().split('"stopping"')[-1]
+
+
+def test_an_agent_of_another_version_replaces_the_programs_in_place_under_load(mesh, pods):
+    """As if the earlier agent had shipped other objects: its directory of programs bears another digest."""
+    programs = mesh.layout.bpf_dir("node1") / "v1/programs"
+    pins = _pins(mesh, pods["web-1"])
+    before = {pin.name: libbpf.describe(pin) for pin in pins.iterdir()}
+    mesh.daemons["nodeagent-node1"].kill()
+    current = next(programs.iterdir())
+    current.rename(programs / "0123456789ab")
+    ask = LOAD.format(ip=pods["web-2"].ip, port=HTTP_PORT)
+    load = mesh.start_in(pods["web-1"], "upgrade-load", scripts.python(ask))
+    mesh.start_agent("node1")
+    wait_until("its pods are back", lambda: _in_mesh(mesh, "node1"), SOON_S)
+    assert load.wait(60)
+    assert mesh.layout.log("upgrade-load").read_text() == "all 400\n"
+    after = {pin.name: libbpf.describe(pin) for pin in pins.iterdir()}
+    assert {name for name in after if after[name].program == before[name].program} == set()
+    assert {name: info.target for name, info in after.items()} == {name: info.target for name, info in before.items()}
+    assert [each.name for each in programs.iterdir()] != ["0123456789ab"]
+    assert mesh.reaches(pods["web-1"], pods["web-2"])
+
+
+def test_a_pod_that_goes_leaves_no_pin_no_entry_and_no_setting(mesh):
+    pod = mesh.add_pod(PodSpec("passing", "node1"), with_apps=False)
+    pins = _pins(mesh, pod)
+    assert len(list(pins.iterdir())) == len(bpf_programs.WORKLOAD_HOOKS) + 1
+    mesh.delete_pod("passing")
+    assert not pins.exists()
+    enrolled = {pod["netns_identity"].removeprefix("cookie:") for pod in mesh.ask("nodeagent-node1", "/pods")}
+    assert {each.name.removeprefix("netns-") for each in pins.parent.iterdir()} == enrolled
+
+
+def test_a_link_that_somebody_took_is_missed_and_put_back(mesh, pods):
+    pin = _pins(mesh, pods["web-1"]) / "connect4"
+    pin.unlink()
+    verified = {pod["name"]: pod["differences"] for pod in mesh.ask("nodeagent-node1", "/verify")}
+    assert verified["web-1"] == ["the hook connect4 is missing"]
+    mesh.daemons["nodeagent-node1"].signal(signal.SIGKILL)
+    mesh.start_agent("node1")
+    wait_until("it is repaired", pin.exists, SOON_S)
+    wait_until("its pods are back", lambda: _in_mesh(mesh, "node1"), SOON_S)
+    assert mesh.reaches(pods["web-1"], pods["web-2"])
+
+
+def test_a_gateways_pod_takes_plaintext_itself_and_tunnels_still(mesh, pods, version):
+    spec = PodSpec("gate", "node1", annotations={"ambient.istio.io/bypass-inbound-capture": "true"})
+    gate = mesh.add_pod(spec)
+    try:
+        assert mesh.http(pods["plain-2"], gate.at(HTTP_PORT, version)) == f"{pods['plain-2'].address(version)} gate"
+        wait_until("it is known", lambda: mesh.reaches(pods["web-2"], gate, version), SOON_S)
+    finally:
+        mesh.delete_pod("gate")
+
+
+def _pins(mesh, pod):
+    told = next(each for each in mesh.ask(f"nodeagent-{pod.node}", "/pods") if each["name"] == pod.name)
+    cookie = told["netns_identity"].removeprefix("cookie:")
+    return Path(mesh.layout.bpf_dir(pod.node)) / "v1/workloads" / f"netns-{cookie}"
+
+
+def _in_mesh(mesh, node):
+    return {pod["state"] for pod in mesh.ask(f"nodeagent-{node}", "/pods")} == {"IN_MESH"}

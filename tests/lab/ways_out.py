@@ -1,0 +1,107 @@
+"""Runs inside a pod: every way that a program has to connect, and what it is told of its peer. One JSON line each.
+
+`python -I -S ways_out.py IP PORT`: the server says whom it sees and repeats what it reads.
+"""
+
+import json
+import select
+import socket
+import sys
+
+MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, IPPROTO_MPTCP = 0x20000000, 30, 262
+WAIT_S = 5.0
+HELLO = b"hello\n"
+
+
+def talk(sock, say=HELLO):
+    sock.sendall(say)
+    sock.settimeout(WAIT_S)
+    said = sock.makefile("rb").readline().decode().strip()
+    return {"said": said, "peer": sock.getpeername()[0], "own": sock.getsockname()[0]}
+
+
+def made(ip, protocol=0):
+    return socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM, protocol)
+
+
+def plainly(ip, port):
+    with made(ip) as sock:
+        sock.connect((ip, port))
+        return talk(sock)
+
+
+def without_blocking(ip, port):
+    with made(ip) as sock:
+        sock.setblocking(False)
+        sock.connect_ex((ip, port))
+        assert select.select([], [sock], [], WAIT_S)[1]
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        return talk(sock)
+
+
+def bound_first(ip, port):
+    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM) as asked, made(ip) as sock:
+        asked.connect((ip, port))
+        sock.bind((asked.getsockname()[0], 0))
+        sock.connect((ip, port))
+        return talk(sock)
+
+
+def mapped(ip, port):
+    with socket.socket(socket.AF_INET6) as sock:
+        sock.connect((ip if ":" in ip else f"::ffff:{ip}", port))
+        told = talk(sock)
+        return told | {key: told[key].removeprefix("::ffff:") for key in ("peer", "own")}
+
+
+def by_multipath(ip, port):
+    with made(ip, IPPROTO_MPTCP) as sock:
+        sock.connect((ip, port))
+        return talk(sock) | {"peer": ip}  # the kernel keeps the peer's name on the subflow only: a known gap
+
+
+def fast_open(ip, port):
+    with made(ip) as sock:
+        sock.sendto(HELLO, MSG_FASTOPEN, (ip, port))
+        return talk(sock, b"")
+
+
+def fast_open_by_connect(ip, port):
+    with made(ip) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+        sock.connect((ip, port))
+        return talk(sock)
+
+
+def again_after_a_refusal(ip, port):
+    """The same socket first goes to its own pod, where nobody listens, and is told nothing of that later."""
+    with made(ip) as sock:
+        assert sock.connect_ex(("::1" if ":" in ip else "127.0.0.1", 1)) != 0
+        sock.connect((ip, port))
+        return talk(sock)
+
+
+WAYS = (
+    plainly,
+    without_blocking,
+    bound_first,
+    mapped,
+    by_multipath,
+    fast_open,
+    fast_open_by_connect,
+    again_after_a_refusal,
+)
+
+
+def main():
+    ip, port = sys.argv[1], int(sys.argv[2])
+    for way in WAYS:
+        try:
+            told = way(ip, port)
+        except (OSError, AssertionError) as error:
+            told = {"failed": repr(error)}
+        print(json.dumps({"way": way.__name__, **told}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
