@@ -140,7 +140,7 @@ static __always_inline int divert(struct bpf_sock_addr *ctx, struct mesh_address
 	if (!keep(ctx, to))
 		return -1; /* without it the tunnel could not tell where to */
 	side = mesh_side(to);
-	*to = who->listen[side & 1];
+	*to = why == MESH_DNS_CAPTURED ? who->dns_listen[side & 1] : who->listen[side & 1];
 	*port_be = bpf_htons(why == MESH_DNS_CAPTURED ? who->dns_port[side & 1] : who->tcp_port[side & 1]);
 	return 1;
 }
@@ -437,6 +437,67 @@ int mesh_tunnel_connect6(struct bpf_sock_addr *ctx)
 	from.word_be[2] = sk->src_ip6[2];
 	from.word_be[3] = sk->src_ip6[3];
 	return mark_client(ctx, &from);
+}
+
+/*
+ * The tunnel reads a question: its socket takes over where the client's socket wanted to go, until the next one is read.
+ * So SO_ORIGINAL_DST works for datagrams, right after each.
+ */
+static __always_inline void take_question(struct bpf_sock_addr *ctx, struct bpf_sock_tuple *client, __u32 size)
+{
+	struct bpf_sock *sk = ctx->sk, *asker;
+	struct mesh_destination *asked, taken = {};
+
+	if (!sk)
+		return;
+	asker = bpf_sk_lookup_udp(ctx, client, size, BPF_F_CURRENT_NETNS, 0);
+	if (asker) {
+		asked = bpf_sk_storage_get(&mesh_asked, asker, 0, 0);
+		if (asked)
+			taken = *asked;
+		bpf_sk_release(asker);
+	}
+	bpf_sk_storage_delete(&mesh_asked, sk);
+	if (taken.port_be)
+		bpf_sk_storage_get(&mesh_asked, sk, &taken, BPF_SK_STORAGE_GET_F_CREATE);
+}
+
+SEC("cgroup/recvmsg4")
+int mesh_tunnel_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock_tuple client = {};
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk || sk->src_port != MESH_DNS_CAPTURE_PORT)
+		return ALLOW;
+	client.ipv4.saddr = sk->src_ip4;
+	client.ipv4.sport = bpf_htons(MESH_DNS_CAPTURE_PORT);
+	client.ipv4.daddr = ctx->user_ip4;
+	client.ipv4.dport = (__u16)ctx->user_port;
+	take_question(ctx, &client, sizeof(client.ipv4));
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg6")
+int mesh_tunnel_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock_tuple client = {};
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk || sk->src_port != MESH_DNS_CAPTURE_PORT)
+		return ALLOW;
+	client.ipv6.saddr[0] = sk->src_ip6[0];
+	client.ipv6.saddr[1] = sk->src_ip6[1];
+	client.ipv6.saddr[2] = sk->src_ip6[2];
+	client.ipv6.saddr[3] = sk->src_ip6[3];
+	client.ipv6.sport = bpf_htons(MESH_DNS_CAPTURE_PORT);
+	client.ipv6.daddr[0] = ctx->user_ip6[0];
+	client.ipv6.daddr[1] = ctx->user_ip6[1];
+	client.ipv6.daddr[2] = ctx->user_ip6[2];
+	client.ipv6.daddr[3] = ctx->user_ip6[3];
+	client.ipv6.dport = (__u16)ctx->user_port;
+	take_question(ctx, &client, sizeof(client.ipv6));
+	return ALLOW;
 }
 
 static __always_inline int answer4(struct bpf_sockopt *ctx, const struct mesh_destination *asked)

@@ -61,9 +61,10 @@ struct mesh_id {
 	__u32 zero;
 };
 
-/* One enrolled workload. Written by nodeagent/redirect/bpf.py. Both addresses are local: the tunnel listens there. */
+/* One enrolled workload. Written by nodeagent/redirect/bpf.py. Where the tunnel listens for it: [0] IPv4, [1] IPv6. */
 struct mesh_workload {
-	struct mesh_address listen[2]; /* for IPv4 (mapped), for IPv6 */
+	struct mesh_address listen[2];
+	struct mesh_address dns_listen[2]; /* loopback: who asks is known by the namespace */
 	__u16 tcp_port[2];
 	__u16 dns_port[2];
 	__u32 flags; /* enum mesh_flag */

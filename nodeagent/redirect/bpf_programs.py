@@ -56,6 +56,8 @@ WORKLOAD_HOOKS: Final = {
 TUNNEL_HOOKS: Final = {
     "sockops": Hook("mesh_tunnel_sockops", 3),
     "getsockopt": Hook("mesh_tunnel_getsockopt", 21),
+    "recvmsg4": Hook("mesh_tunnel_recvmsg4", 19),
+    "recvmsg6": Hook("mesh_tunnel_recvmsg6", 20),
     "connect4": Hook("mesh_tunnel_connect4", 10),
     "connect6": Hook("mesh_tunnel_connect6", 11),
 }

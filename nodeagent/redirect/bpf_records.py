@@ -16,7 +16,7 @@ SCHEMA: Final = 1
 LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 _ID: Final = struct.Struct("=QII")
-_WORKLOAD: Final = struct.Struct("=16s16s2H2HII")
+_WORKLOAD: Final = struct.Struct("=16s16s16s16s2H2HII")
 _PORT: Final = struct.Struct("=16sHHI")
 _LISTENER: Final = struct.Struct("=QII")
 _RANGE: Final = struct.Struct("=II16s16s")
@@ -74,10 +74,11 @@ class Workload:
     listen: tuple[Address, Address]
     flags: Flag
     tcp_port: tuple[int, int] = (OUTBOUND_PORT, OUTBOUND_PORT)
+    dns_listen: tuple[Address, Address] = LOOPBACK
     dns_port: tuple[int, int] = (DNS_CAPTURE_PORT, DNS_CAPTURE_PORT)
 
     def pack(self) -> bytes:
-        listen = (pack_address(address) for address in self.listen)
+        listen = (pack_address(address) for address in (*self.listen, *self.dns_listen))
         return _WORKLOAD.pack(*listen, *self.tcp_port, *self.dns_port, self.flags, 0)
 
 

@@ -144,7 +144,7 @@ def test_python_writes_what_c_reads(c):
         records.pack_listener(7, plan.INBOUND_PLAIN_PORT),
     )
     assert [len(each) for each in written] == [c.sizes(which) for which in range(len(written))]
-    assert [c.offsets(which) for which in range(6)] == [32, 36, 40, 8, 24, 16]
+    assert [c.offsets(which) for which in range(6)] == [64, 68, 72, 8, 24, 16]
 
 
 def test_a_pod_is_met_at_its_own_addresses_and_a_missing_family_at_loopback(c):

@@ -34,3 +34,40 @@ def client(ip, port, body):
 
 def _indented(body):
     return "\n".join("    " + line for line in body.strip().split("\n"))
+
+
+NAME_SERVER = """
+import select, socket
+ways = []
+for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind((host, 53))
+    ways.append(sock)
+print("listening", flush=True)
+while True:
+    for sock in select.select(ways, [], [])[0]:
+        asked, client = sock.recvfrom(512)
+        head = asked[:2] + bytes.fromhex("8180") + asked[4:6] + bytes.fromhex("000100000000")
+        sock.sendto(head + asked[12:] + bytes.fromhex("c00c000100010000003c0004c000024d"), client)
+"""
+"""Answers every question with 192.0.2.77, over datagrams."""
+
+ASKER = """
+import json, socket
+family = socket.AF_INET6 if ":" in {server!r} else socket.AF_INET
+def ask(connected):
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(8)
+        if connected:
+            sock.connect(({server!r}, 53))
+            sock.send(bytes.fromhex({question!r}))
+            sender = sock.getpeername()
+        else:
+            sock.sendto(bytes.fromhex({question!r}), ({server!r}, 53))
+        answer, said = sock.recvfrom(512)
+        return answer.hex(), said[:2], (sender if connected else said)[:2]
+for connected in (False, True):
+    print(json.dumps(ask(connected)), flush=True)
+"""

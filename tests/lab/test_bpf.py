@@ -13,6 +13,7 @@ from lab.documents import PodSpec
 from lab.processes import wait_until
 from lab.wire import Capture
 from nodeagent.redirect import bpf_programs, libbpf
+from tests import dnswire
 from tests.lab import scripts, ways_out
 from tests.lab.damage import captured_by
 
@@ -49,6 +50,14 @@ def server(mesh):
     return pod
 
 
+@pytest.fixture(scope="module")
+def name_server(mesh):
+    pod = mesh.pods["plain-2"]
+    mesh.start_in(pod, "names", scripts.python(scripts.NAME_SERVER))
+    wait_until("it listens", lambda: "listening" in mesh.layout.log("names").read_text(), SOON_S)
+    return pod
+
+
 @pytest.fixture(scope="module", params=[4, 6], ids=["ipv4", "ipv6"])
 def told(mesh, server, request):
     """Way -> what the program in web-1 was told, and the client's and the server's address."""
@@ -71,6 +80,23 @@ def test_the_application_accepts_from_the_clients_address_and_may_ask_who_it_is(
     """And answers over lo: nothing of the inner connection is on the wire, which the capture above counted."""
     assert mesh.http(mesh.pods["web-1"], server.at(HTTP_PORT)) == f"{mesh.pods['web-1'].ip} web-2"
     assert mesh.http(mesh.pods["plain-1"], server.at(HTTP_PORT)) == f"{mesh.pods['plain-1'].ip} web-2"
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"), [("web.shop.svc.cluster.local", "of the mesh"), ("example.org", ["192.0.2.77"])]
+)
+def test_questions_are_answered_by_the_tunnel_or_by_the_server_that_was_asked_under_its_name(
+    mesh, pods, name_server, version, name, answers
+):
+    server = name_server.address(version)
+    question = dnswire.question(name).hex()
+    done = mesh.exec(pods["web-1"], scripts.python(scripts.ASKER.format(server=server, question=question)))
+    for line in done.stdout.splitlines():
+        answer, *senders = json.loads(line)
+        assert senders == [[server, 53], [server, 53]]
+        wanted = [mesh.vips["web"]] if answers == "of the mesh" else answers
+        assert dnswire.Message(bytes.fromhex(answer)).texts == wanted
+    assert done.stdout.count("\n") == 2, done.stderr
 
 
 def test_nothing_of_netfilter_is_used_for_capture(mesh):

@@ -100,8 +100,8 @@ async fn datagrams(server: Rc<Server>, socket: std::net::UdpSocket) {
             None => {
                 let (server, socket) = (server.clone(), socket.clone());
                 let question = question.to_vec();
+                let envelope = server.envelope(&socket, client); // before the next one is read
                 waiting.spawn_local(async move {
-                    let envelope = server.envelope(&socket, client);
                     if let Some(answer) = server.follow_up(&question, envelope, labels).await {
                         let _ = socket.send_to(&answer, client).await; // the client may be gone
                     }
@@ -161,7 +161,7 @@ impl Server {
     async fn converse(&self, mut stream: TcpStream, client: SocketAddr) -> io::Result<()> {
         let envelope = Envelope {
             tcp: true,
-            meant: upstream::meant(&stream, client),
+            meant: upstream::meant(socket2::SockRef::from(&stream), client),
         };
         loop {
             let question = timeout(STREAM_IDLE, next_question(&mut stream)).await??;
@@ -188,9 +188,12 @@ impl Server {
     fn envelope(&self, socket: &UdpSocket, client: SocketAddr) -> Envelope {
         let ours = socket.local_addr().ok();
         let originals = self.originals.as_ref();
-        let meant = originals
-            .zip(ours)
-            .and_then(|(table, ours)| table.of(client, ours));
+        // Where BPF captured, the socket itself knows about the datagram that it gave last; else conntrack does.
+        let meant = upstream::meant(socket2::SockRef::from(socket), client).or_else(|| {
+            originals
+                .zip(ours)
+                .and_then(|(table, ours)| table.of(client, ours))
+        });
         Envelope { tcp: false, meant }
     }
 

@@ -131,7 +131,7 @@ fn netns_own(server: SocketAddr) -> bool {
     ztunnel_core::addr::is_own_host(server.ip()) || ztunnel_core::addr::is_illegal(server.port())
 }
 
-/// Where a stream was meant to go.
-pub(super) fn meant(stream: &tokio::net::TcpStream, client: SocketAddr) -> Option<SocketAddr> {
-    netns::original_dst(socket2::SockRef::from(stream), client.ip())
+/// Where a stream, or the datagram that was read last, was meant to go.
+pub(super) fn meant(socket: socket2::SockRef<'_>, client: SocketAddr) -> Option<SocketAddr> {
+    netns::original_dst(socket, client.ip())
 }
