@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from controlplane.private_files import private_directory, write_private
 from mesh.errors import OperatorError, PeerError
@@ -36,6 +36,13 @@ class JoinToken:
     node: str
     sha256: str
     expires: float
+
+
+class Callers(Protocol):
+    """Whoever can say who calls."""
+
+    async def caller(self, authorization: str | bytes | None) -> str:
+        """The node (or proxy) that a call's `authorization` proves. Raises PeerError with the sentence to answer."""
 
 
 class Tokens:
@@ -69,6 +76,10 @@ class Tokens:
         for name in sorted(os.listdir(self._directory)):
             if _NODE.fullmatch(name) or _PROXY.fullmatch(name):
                 yield _load(self._directory / name)
+
+    async def caller(self, authorization: str | bytes | None) -> str:
+        """As `Callers` has it."""
+        return self.node_of(authorization)
 
     def node_of(self, authorization: str | bytes | None) -> str:
         """The node (or proxy) that a call's `authorization` proves. Raises PeerError with the sentence to answer.

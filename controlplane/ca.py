@@ -209,6 +209,8 @@ def entitlement(world: World, node: str, identity: SpiffeId, trust_domain: str) 
             here = workload.node == node and (workload.namespace, workload.service_account) == wanted
             if here and workload.hbone and not workload.native_tunnel:
                 return
+        if (node, *wanted) in world.joining:
+            return
     raise PeerError(f"no workload in the mesh on node {node} has the identity {identity}")
 
 

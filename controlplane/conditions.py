@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from controlplane.documents import Document
 from controlplane.objects import AuthorizationPolicy, Object
 from controlplane.translate.notices import ACCEPTED, RECONCILED, WAYPOINT, Notice
-from controlplane.validate import Level
+from controlplane.validate import Level, Problem
 
 TUNNEL: Final = "ZtunnelAccepted"
 # What the tunnels judge; the rest is for waypoints and gateways.
@@ -66,7 +66,7 @@ def _type(kind: str, force: InForce | None) -> str:
 
 
 def _verdict(document: Document, force: InForce | None, kind: str) -> tuple[str, str, str]:
-    problems = [f"line {problem.line}: {problem.why}" for problem in dict.fromkeys(document.root.problems)]
+    problems = [_told(problem) for problem in dict.fromkeys(document.root.problems)]
     if any(problem.level is Level.ERROR for problem in document.root.problems):
         return "False", _INVALID, "; ".join([*problems, _instead(force)])
     if force is None or force.file != document.file:
@@ -76,6 +76,11 @@ def _verdict(document: Document, force: InForce | None, kind: str) -> tuple[str,
     if problems and kind == TUNNEL:
         return "False", "UnsupportedValue", "; ".join(problems)
     return "True", "Accepted", "; ".join(problems) or "in force as written"
+
+
+def _told(problem: Problem) -> str:
+    """An object of the API has no lines."""
+    return f"line {problem.line}: {problem.why}" if problem.line else problem.why
 
 
 def _instead(force: InForce | None) -> str:

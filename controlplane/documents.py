@@ -100,7 +100,7 @@ def parse(file: str, text: bytes) -> Parsed:
         for root in yaml.compose_all(text, Loader=_Loader):
             if root.tag != NULL:  # nothing between two separators
                 _refuse_depth(root)
-                documents.extend(_documents(file, root))
+                documents.extend(documents_of(file, root))
     except yaml.MarkedYAMLError as error:
         return Parsed(file, tuple(documents), (_syntax(file, error),), broken=True)
     except (yaml.YAMLError, ValueError) as error:
@@ -149,7 +149,7 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
         yield from node.value
 
 
-def _documents(file: str, node: yaml.Node) -> Iterator[Document]:
+def documents_of(file: str, node: yaml.Node) -> Iterator[Document]:
     """One, or the members of a `kind: List` as `kubectl get -o yaml` writes it."""
     root = Field(node, "", node.start_mark.line + 1, [])
     if isinstance(node, yaml.MappingNode) and root.get("kind").string() == "List":

@@ -16,8 +16,9 @@ from typing import Any, Final
 import click
 
 from controlplane import admin, checks, rotation, server
-from controlplane.attest import Tokens, proxy_caller, proxy_key
-from controlplane.ca import load_authority
+from controlplane.attest import Callers, Tokens, proxy_caller, proxy_key
+from controlplane.ca import Authority, load_authority
+from controlplane.cluster import Cluster
 from controlplane.envoys import Envoys
 from controlplane.push import Board
 from controlplane.settings import Settings, load
@@ -117,32 +118,55 @@ def _tokens() -> Tokens:
 async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: None) -> None:
     """Until SIGTERM or SIGINT. `ready` is called with the port once calls are answered. Raises OperatorError."""
     authority = load_authority(settings.state_dir, settings.mesh.trust_domain)
-    store, tokens = Store(settings.mesh), Tokens(settings.state_dir)
-    source = FileSource(settings.config_dir, store.judge)
-    _take(store, source.read())
-    board, envoys = Board(store.world), Envoys(store.world, store.l7)
-    gc.freeze()  # what is in force lives long: not to be looked through again and again
-    discovery = server.Discovery(board, tokens, envoys)
-    certificates = server.Certificates(authority, tokens, board, settings.mesh.trust_domain, envoys)
-    bundles = server.Bundles(authority, tokens, settings.mesh.trust_domain)
-    certificate = server.ServerCertificate(authority, (*server.NAMES, *settings.sans))
-    grpc_server, port = server.listen(settings.address, certificate, discovery, certificates, bundles)
+    store = Store(settings.mesh)
     async with AsyncExitStack() as stack:
+        cluster, source = await _source(settings, authority, store, stack)
+        callers: Callers = cluster.callers if cluster else Tokens(settings.state_dir)
+        board, envoys = Board(store.world), Envoys(store.world, store.l7)
+        gc.freeze()  # what is in force lives long: not to be looked through again and again
+        discovery = server.Discovery(board, callers, envoys)
+        certificates = server.Certificates(authority, callers, board, settings.mesh.trust_domain, envoys)
+        bundles = server.Bundles(authority, callers, settings.mesh.trust_domain)
+        certificate = server.ServerCertificate(authority, (*server.NAMES, *settings.sans))
+        grpc_server, port = server.listen(settings.address, certificate, discovery, certificates, bundles)
         stack.push_async_callback(grpc_server.stop, STOP_GRACE_S)
         socket = settings.run_dir / SOCKET
         runner = await admin.serve(
             socket,
-            status=lambda: status(store, board, discovery),
+            status=lambda: status(store, board, discovery, cluster),
             resources=lambda: board.current,
             analysis=lambda: checks.reports(store),
         )
         stack.callback(socket.unlink, missing_ok=True)
         stack.push_async_callback(runner.cleanup)
         await grpc_server.start()
-        _log.info(log.READY, address=f"{settings.address[0]}:{port}", path=str(settings.config_dir))
+        _log.info(log.READY, address=f"{settings.address[0]}:{port}", path=_path(settings))
         ready(port)
-        await _until_stopped(_watch(source, store, board, envoys), board.run(), envoys.run())
+        told = cluster.statuses.touch if cluster else lambda: None
+        work = [_watch(source, store, board, envoys, told), board.run(), envoys.run()]
+        await _until_stopped(*work, *([cluster.run()] if cluster else []))
         _log.info(log.STOPPING)
+
+
+async def _source(
+    settings: Settings, authority: Authority, store: Store, stack: AsyncExitStack
+) -> tuple[Cluster | None, Source]:
+    """With its first state in `store`: the whole of it. Raises OperatorError."""
+    if settings.kubernetes is None:
+        files = FileSource(settings.config_dir, store.judge)
+        _take(store, files.read())
+        return None, files
+    settings.kubernetes.access.check()
+    cluster = Cluster(settings, settings.kubernetes, authority, store.judge, store.conditions)
+    stack.push_async_callback(cluster.stop)
+    cluster.start()
+    await asyncio.to_thread(_take, store, await cluster.source.first())
+    cluster.statuses.touch()
+    return cluster, cluster.source
+
+
+def _path(settings: Settings) -> str:
+    return settings.kubernetes.access.server if settings.kubernetes else str(settings.config_dir)
 
 
 async def _until_stopped(*work: Any) -> None:
@@ -161,11 +185,12 @@ async def _until_stopped(*work: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(source: Source, store: Store, board: Board, envoys: Envoys) -> None:
+async def _watch(source: Source, store: Store, board: Board, envoys: Envoys, told: Callable[[], None]) -> None:
     async for contents in source.changes():
         if await asyncio.to_thread(_take, store, contents):
             board.propose(store.world)
             envoys.propose(store.world, store.l7)
+        told()
 
 
 def _take(store: Store, contents: Contents) -> bool:
@@ -180,15 +205,15 @@ def _take(store: Store, contents: Contents) -> bool:
 
 
 def _report(finding: Finding) -> None:
-    where = f"{finding.file}:{finding.line}"
     said = _log.error if finding.level is Level.ERROR else _log.warning
     event = log.CONFIG_REFUSED if finding.level is Level.ERROR else "configuration has no full effect"
-    said(event, where=where, kind=finding.kind, name=finding.name, why=finding.why)
+    said(event, where=finding.place, kind=finding.kind, name=finding.name, why=finding.why)
 
 
-def status(store: Store, board: Board, discovery: server.Discovery) -> dict[str, Any]:
+def status(store: Store, board: Board, discovery: server.Discovery, cluster: Cluster | None = None) -> dict[str, Any]:
     return {
         "objects": store.counts,
+        "kubernetes": cluster.describe() if cluster else None,
         "findings": [
             {
                 "file": each.file,

@@ -34,6 +34,8 @@ class Mesh:
     cluster_id: str = "Kubernetes"
     trust_domain: str = "cluster.local"
     root_namespace: str = "istio-system"
+    marked: bool = False
+    """Agents write on each pod that it is captured (`ambient.istio.io/redirection`): before, nobody comes by HBONE."""
 
 
 @dataclass(frozen=True, slots=True)

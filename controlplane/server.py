@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from controlplane.attest import Tokens, proxy_key
+from controlplane.attest import Callers, proxy_key
 from controlplane.ca import SERVER_LIFETIME, Authority, KeyPair, entitlement, proxy_entitlement
 from controlplane.envoys import EnvoyConversation, Envoys, place_of
 from controlplane.push import Board, Conversation
@@ -88,7 +88,7 @@ class Session:
 class Discovery(AggregatedDiscoveryServiceServicer):
     """One task per stream, which both answers and pushes, so that a conversation is never touched by two."""
 
-    def __init__(self, board: Board, tokens: Tokens, envoys: Envoys) -> None:
+    def __init__(self, board: Board, tokens: Callers, envoys: Envoys) -> None:
         self._board = board
         self._tokens = tokens
         self._envoys = envoys
@@ -178,7 +178,7 @@ async def _after(
 class Certificates(IstioCertificateServiceServicer):
     """Issues what is due to the caller's node in the world of this moment."""
 
-    def __init__(self, authority: Authority, tokens: Tokens, board: Board, trust_domain: str, envoys: Envoys) -> None:
+    def __init__(self, authority: Authority, tokens: Callers, board: Board, trust_domain: str, envoys: Envoys) -> None:
         self._authority = authority
         self._tokens = tokens
         self._board = board
@@ -226,7 +226,7 @@ class Certificates(IstioCertificateServiceServicer):
 class Bundles(SpiffeWorkloadAPIServicer):
     """Roots apart from leaves: the part of SPIFFE's Workload API that is about trust, for whoever has a join token."""
 
-    def __init__(self, authority: Authority, tokens: Tokens, trust_domain: str) -> None:
+    def __init__(self, authority: Authority, tokens: Callers, trust_domain: str) -> None:
         self._authority = authority
         self._tokens = tokens
         self._key = f"spiffe://{trust_domain}"
@@ -251,11 +251,11 @@ class Bundles(SpiffeWorkloadAPIServicer):
             await asyncio.sleep(BUNDLES_S)
 
 
-async def _caller(context: Context, tokens: Tokens) -> str:
+async def _caller(context: Context, tokens: Callers) -> str:
     """The node that calls; ends the call otherwise."""
     metadata = dict(context.invocation_metadata() or ())
     try:
-        return tokens.node_of(metadata.get("authorization"))
+        return await tokens.caller(metadata.get("authorization"))
     except PeerError as error:
         _log.warning("caller refused", address=context.peer(), why=str(error))
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))

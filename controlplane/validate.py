@@ -41,7 +41,8 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """Something that a person should know about a document. `line` counts from 1; 0: the file as a whole."""
+    """Something that a person should know about a document. `line` counts from 1; 0: the file as a whole, or an
+    object of the Kubernetes API, whose `file` is its kind and name."""
 
     file: str
     line: int
@@ -52,9 +53,14 @@ class Finding:
 
     def __str__(self) -> str:
         """One line, whatever the document calls itself."""
-        subject = f"{self.kind} {self.name}: " if self.kind or self.name else ""
-        line = f"{self.file}:{self.line}: {self.level}: {subject}{self.why}"
+        named = f"{self.kind} {self.name}"
+        subject = f"{named}: " if (self.kind or self.name) and named != self.file else ""
+        line = f"{self.place}: {self.level}: {subject}{self.why}"
         return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Generic
 
 from kube.client import BOOKMARK, Client, Event
@@ -39,14 +39,18 @@ class Informer(Generic[T]):
         *,
         selectors: Mapping[str, str] | None = None,
         cached: bool = False,
+        alternatives: Iterable[Resource[T]] = (),
     ) -> None:
-        """`selectors`: fieldSelector and labelSelector. `cached`: as `Reflection` has it."""
+        """`selectors`: fieldSelector and labelSelector. `cached`: as `Reflection` has it. `alternatives`: versions of
+        the kind to be tried when the server does not have the first."""
         self.resource = resource
+        self.told = told
+        self._versions = [resource, *alternatives]
         self.synced = asyncio.Event()
         """All that there is was seen once, or the server does not have the kind."""
         self.trouble = "not asked yet"
         """"" while a watch is open."""
-        self._client, self._told, self._selectors = client, told, selectors or {}
+        self._client, self._selectors = client, selectors or {}
         self._reflection: Reflection[T] = Reflection(cached=cached)
         self._backoff = Backoff(FIRST_S, CAP_S)
 
@@ -83,7 +87,7 @@ class Informer(Generic[T]):
         if page.token:
             return
         if changes:
-            self._told(changes)
+            self.told(changes)
         self.synced.set()
 
     async def _watch(self, version: str) -> None:
@@ -105,11 +109,11 @@ class Informer(Generic[T]):
         if event.kind == BOOKMARK:
             self._reflection.bookmark(event.item.version)
         elif changes := self._reflection.event(event.kind, event.item):
-            self._told(changes)
+            self.told(changes)
 
     def _well(self) -> None:
         if self.trouble and self.synced.is_set():
-            _log.info("in step with the API server", kind=self.resource.kind, objects=len(self.objects))
+            _log.debug("in step with the API server", kind=self.resource.kind, objects=len(self.objects))
         self.trouble = ""
 
     async def _wait(self, error: MeshError) -> None:
@@ -125,9 +129,14 @@ class Informer(Generic[T]):
         return self._backoff.failed() * (0.5 + random.random() / 2)
 
     async def _without_the_kind(self, error: NotFound) -> None:
-        if self._reflection.absent():
+        later = self._versions[self._versions.index(self.resource) + 1 :]
+        if later and not self.objects:
+            self._reflection.expired()
+            self.resource = later[0]
+        elif self._reflection.absent():
+            self.resource = self._versions[0]
             if self.trouble:
-                _log.info("the API server does not have this kind", kind=self.resource.kind)
+                _log.debug("the API server does not have this kind", kind=self.resource.kind)
             self.trouble = ""
             self.synced.set()
             await asyncio.sleep(ABSENT_S * (0.5 + random.random() / 2))

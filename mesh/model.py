@@ -267,3 +267,5 @@ class World:
     workloads: Mapping[str, Workload] = field(default_factory=lambda: EMPTY)
     services: Mapping[str, Service] = field(default_factory=lambda: EMPTY)
     policies: Mapping[str, Policy] = field(default_factory=lambda: EMPTY)
+    joining: frozenset[tuple[str, str, str]] = frozenset()
+    """Node, namespace and account of pods on their way into the mesh: their tunnel needs certificates already."""

@@ -127,10 +127,15 @@ def _of_pod(pod: Json, served: Sequence[str]) -> Iterator[Finding]:
         yield Finding("fail", f"pod {name} is not served by the tunnel", "restart the tunnel")
 
 
+def place(finding: Json) -> str:
+    """FILE:LINE; an object of the Kubernetes API has no line."""
+    return f"{finding.get('file')}:{finding['line']}" if finding.get("line") else str(finding.get("file"))
+
+
 def of_controlplane(status: Json) -> Iterator[Finding]:
     errors = [each for each in status.get("findings") or [] if each.get("level") == "error"]
     for each in errors:
-        what = f"{each.get('file')}:{each.get('line')}: {each.get('why')}"
+        what = f"{place(each)}: {each.get('why')}"
         yield Finding("fail", what, "correct the document; its last good state is in force")
     if not errors:
         yield Finding("ok", "the control plane runs and refuses no document")

@@ -10,6 +10,7 @@ import click
 
 from meshctl import columns
 from meshctl.admin import NotPermitted, Place, Unreachable, get
+from meshctl.findings import place
 from meshctl.tunnel import place_options
 
 DAEMONS: Final = ("controlplane", "nodeagent", "ztunnel")
@@ -99,7 +100,7 @@ def _refused_documents(details: dict[str, Any]) -> Iterator[str]:
     """The control plane's, as file:line and why."""
     for each in details.get("findings") or []:
         if each.get("level") == "error":
-            yield f"{each.get('file')}:{each.get('line')}: {each.get('why')}"
+            yield f"{place(each)}: {each.get('why')}"
 
 
 def _of_agent(details: dict[str, Any]) -> Iterator[str]:

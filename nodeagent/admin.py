@@ -37,7 +37,7 @@ class Admin:
         """Raises OperatorError."""
         app = web.Application()
         app.add_routes([web.get("/status", self._status), web.get("/pods", self._pods)])
-        app.add_routes([web.get("/verify", self._verify)])
+        app.add_routes([web.get("/verify", self._verify), web.get("/healthz/ready", self._ready)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
         await web.SockSite(self._runner, listen_on(path, socket.SOCK_STREAM)).start()
@@ -48,6 +48,10 @@ class Admin:
 
     async def _status(self, _: web.Request) -> web.Response:
         return web.json_response(self.status(), dumps=_dumps)
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        """For a probe: an ADD would be served."""
+        return web.Response(status=200 if self._tunnels() > 0 else 503)
 
     async def _pods(self, _: web.Request) -> web.Response:
         return web.json_response([describe(pod) for pod in self._registry.pods], dumps=_dumps)

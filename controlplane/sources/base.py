@@ -15,8 +15,5 @@ Contents = Mapping[str, Parsed]
 
 
 class Source(Protocol):
-    def read(self) -> Contents:
-        """The state now. Raises OperatorError: it cannot be read at all."""
-
     def changes(self) -> AsyncIterator[Contents]:
         """Each later state, in full. Never raises and never ends: what is wrong with a source is a finding."""

@@ -63,6 +63,10 @@ def enrolled(pod: Pod, namespace_labels: Labels) -> bool:
     )
 
 
+def _labels(namespace: Namespace | None) -> Labels:
+    return namespace.meta.labels if namespace else {}
+
+
 Context = tuple[Namespace | None, tuple[Offered, ...], tuple[AuthorizationPolicy | PeerAuthentication, ...]]
 # A pod, its context, its node, what slices say of it, what became of it.
 _Made = tuple[Pod, Context, Node | None, Served, Workload]
@@ -79,6 +83,8 @@ class Workloads:
     network: str
     gateways: Gateways
     before: InitVar[Workloads | None] = None
+    joining: set[tuple[str, str, str]] = field(default_factory=set)
+    """As `World` has it."""
     _made: dict[int, _Made] = field(default_factory=dict)
     _contexts: dict[str, Context] = field(default_factory=dict)
     _known: dict[int, _Made] = field(default_factory=dict)
@@ -103,6 +109,8 @@ class Workloads:
                     held = pod, context, nodes.get(pod.node), own, self._pod(pod, own)
                 made[id(pod)] = held
                 if pod.phase not in FINISHED:
+                    if self.mesh.marked and not held[4].hbone and enrolled(pod, _labels(context[0])):
+                        self.joining.add((pod.node, namespace, pod.service_account))
                     yield held[4]
         known.clear()
         for entry in self.inventory.workload_entries:
@@ -167,7 +175,7 @@ class Workloads:
             network_gateway=self.gateways.of_network(network, self.network),
             service_account=pod.service_account,
             node=pod.node,
-            hbone=native or enrolled(pod, namespace.meta.labels if namespace else {}),
+            hbone=native or self._captured(pod, namespace),
             native_tunnel=native,
             host_network=pod.host_network,
             healthy=pod.ready,
@@ -175,6 +183,13 @@ class Workloads:
             locality=self._locality(pod.node),
             services={**self.services.of(about.namespace, about.labels, pod.ports, is_pod=True), **sliced},
         )
+
+    def _captured(self, pod: Pod, namespace: Namespace | None) -> bool:
+        """Meant for the mesh, and in it. A pod whose label goes is out at once: what comes in the clear is still let in
+        by its tunnel, until the agent has taken the rules out."""
+        if self.mesh.marked and pod.meta.annotations.get(REDIRECTION) != "enabled":
+            return False
+        return enrolled(pod, _labels(namespace))
 
     def _base(self, about: Meta, labels: Labels, workload_name: str) -> Workload:
         trust_domain = self.mesh.trust_domain

@@ -106,7 +106,7 @@ def test_the_rest_of_the_file_is_applied(config):
 
 def test_an_unreadable_file_keeps_everything_that_it_held(config):
     assert not config.damage("a.yaml").changed
-    assert config.why == ["a.yaml:0: error: cannot be read: Permission denied"]
+    assert config.why == ["a.yaml: error: cannot be read: Permission denied"]
 
 
 def test_last_good_is_kept_through_any_number_of_bad_edits(config):
