@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +26,7 @@ http {{
   default_type text/plain;
   client_max_body_size 64m;
   server {{
-    listen {port};
-    listen [::]:{port};
+    {listen}
     location / {{ return 200 "$remote_addr {name}\\n"; }}
     location /one {{ access_log off; return 200 "1"; }}
   }}
@@ -34,14 +34,20 @@ http {{
 """
 
 
-def commands(name: str, directory: Path) -> dict[str, list[str]]:
-    """Process name -> command line. `GET /` and `POST /` answer with the address of the client that nginx saw."""
+def commands(name: str, directory: Path, addresses: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Process name -> command line. `GET /` and `POST /` answer with the address of the client that nginx saw.
+    `addresses`: where several share a namespace, each listens on its own."""
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "nginx.conf"
-    config.write_text(_NGINX.format(dir=directory, port=HTTP_PORT, name=name))
+    at = [f"[{each}]" if ":" in each else each for each in addresses] or ["0.0.0.0", "[::]"]
+    listen = " ".join(f"listen {each}:{HTTP_PORT};" for each in at)
+    config.write_text(_NGINX.format(dir=directory, listen=listen, name=name))
+    nginx = ["nginx", "-e", str(directory / "nginx-error.log"), "-c", str(config)]
+    if addresses:
+        return {f"nginx-{name}": nginx, **{f"echo{n}-{name}": _echo_at(each) for n, each in enumerate(at)}}
     echo = f"TCP6-LISTEN:{ECHO_PORT},ipv6only=0,fork,reuseaddr,backlog=128,nodelay"
     return {
-        f"nginx-{name}": ["nginx", "-e", str(directory / "nginx-error.log"), "-c", str(config)],
+        f"nginx-{name}": nginx,
         f"iperf3-{name}": ["iperf3", "-s", "-p", str(IPERF_PORT), "--forceflush"],
         f"echo-{name}": ["socat", echo, "EXEC:cat"],
     }
@@ -50,3 +56,8 @@ def commands(name: str, directory: Path) -> dict[str, list[str]]:
 def echo(name: str, version: str, port: int = HTTP_PORT) -> list[str]:
     """An HTTP server that tells what it saw (`echo.py`)."""
     return [sys.executable, "-m", "lab.echo", name, version, str(port)]
+
+
+def _echo_at(address: str) -> list[str]:
+    family = 6 if address.startswith("[") else 4
+    return ["socat", f"TCP{family}-LISTEN:{ECHO_PORT},bind={address},fork,reuseaddr,backlog=128,nodelay", "EXEC:cat"]

@@ -48,6 +48,8 @@ class Pod:
     service_account: str
     sandbox: Sandbox
     took_s: dict[str, float] = field(default_factory=dict)
+    group: str = ""
+    """Of a workload that is no pod but a control group of its node: the group's name below the node's."""
 
     @property
     def ip(self) -> str:
@@ -75,7 +77,8 @@ class Pod:
 
     @property
     def uid(self) -> str:
-        return f"Kubernetes//Pod/{self.namespace}/{self.name}"
+        kind = "networking.istio.io/WorkloadEntry" if self.group else "/Pod"
+        return f"Kubernetes/{kind}/{self.namespace}/{self.name}"
 
 
 class Cluster:
@@ -267,6 +270,14 @@ class Cluster:
         self.apply(f"pod-{spec.namespace}-{spec.name}", documents.running(document, added.ips, hosts))
         return pod
 
+    def record(self, pod: Pod) -> None:
+        self.pods[pod.name] = pod
+        self._save()
+
+    def forget(self, pod: Pod) -> None:
+        del self.pods[pod.name]
+        self._save()
+
     def delete_pod(self, name: str) -> None:
         """Ends what runs in it, then DEL, as a runtime does."""
         pod = self.pods.pop(name)
@@ -301,14 +312,18 @@ class Cluster:
 
     def start_in(self, pod: Pod, name: str, argv: list[str]) -> Process:
         """A long-running application in a pod."""
-        return processes.start(self.layout, name, pod.netns, argv)
+        return processes.start(self.layout, name, pod.netns, argv, group=pod.group)
+
+    def inside(self, pod: Pod) -> list[str]:
+        """What to put before a command so that it runs in the pod, or as the workload of a node."""
+        return netns.inside(pod.netns, pod.group)
 
     def exec(
         self, pod: Pod, argv: Sequence[str], *, stdin: str | None = None, timeout_s: float = 60.0
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command in a pod to its end."""
         env = processes.environment(self.layout, {})
-        command = [*netns.inside(pod.netns), *argv]
+        command = [*self.inside(pod), *argv]
         return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, timeout=timeout_s)
 
     def http(self, pod: Pod, target: str, *options: str) -> str:

@@ -122,6 +122,21 @@ def pod(spec: PodSpec, uid: str) -> Document:
     }
 
 
+def host_workload(spec: PodSpec, ips: Sequence[str], group: str) -> Document:
+    """A control group of a node, with an identity and addresses of its own."""
+    notes = {"nodemesh/node": spec.node, "nodemesh/cgroup": group, "nodemesh/addresses": ",".join(ips[1:])}
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadEntry",
+        "metadata": {"name": spec.name, "namespace": spec.namespace, "annotations": notes | spec.annotations},
+        "spec": {
+            "address": ips[0],
+            "serviceAccount": spec.account,
+            "labels": {"app": spec.app or spec.name, **spec.labels},
+        },
+    }
+
+
 def running(document: Document, ips: Sequence[str], host_ips: Sequence[str]) -> Document:
     """What the kubelet adds once the pod runs."""
     status = {

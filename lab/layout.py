@@ -117,6 +117,11 @@ def underlay_address(number: int, version: int = 4) -> str:
     return str(UNDERLAY[version][10 + number])
 
 
+def workload_address(number: int, version: int = 4) -> str:
+    """Of a workload that is no pod, beside its host's on the fabric."""
+    return str(UNDERLAY[version][100 + number])
+
+
 def pod_range(number: int, version: int = 4) -> IPNetwork:
     subnets: Iterator[IPNetwork] = iter(PODS[version].subnets(8 if version == 4 else 16))
     return next(islice(subnets, number, None))

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from lab import cluster, needs, netns, processes
+from lab import cluster, hosts, needs, netns, processes
 from lab.cluster import Cluster
 from lab.daemons import AUTO, CAPTURES
 from lab.layout import DEFAULT_NAME, Layout
@@ -34,10 +34,13 @@ def lab() -> None:
 @click.option("--nodes", default=2, show_default=True, help="How many nodes.")
 @click.option("--pods", default=2, show_default=True, help="How many pods, spread over the nodes.")
 @_capture
-def up(name: str, nodes: int, pods: int, capture: str) -> None:
+@click.option("--bare", is_flag=True, help="No pods: the workloads are control groups of the nodes, as on bare metal.")
+def up(name: str, nodes: int, pods: int, capture: str, bare: bool) -> None:
     """Brings a mesh up: control plane, nodes, pods web-1…, Service web."""
     began = time.monotonic()
-    made = Cluster.up(name, nodes, pods, lambda line: click.echo(f"  {line}", err=True), capture)
+    made = Cluster.up(name, nodes, 0 if bare else pods, lambda line: click.echo(f"  {line}", err=True), capture)
+    if bare:
+        hosts.populate(made, pods)
     click.echo(f"lab {name} is up after {time.monotonic() - began:.1f} s; configuration: {made.layout.config}")
 
 
@@ -62,9 +65,9 @@ def exec_(name: str, where: str, command: tuple[str, ...]) -> None:
     """Runs a command inside a pod or on a node: exec web-1 -- curl -s 10.96.0.10"""
     needs.require_root()
     attached = Cluster.attach(name)
-    hosts = {node: attached.layout.node_netns(node) for node in attached.nodes} | {"control": attached.layout.control}
-    space = hosts.get(where) or attached.pod(where).netns
-    argv = [*netns.inside(space), *command]
+    places = {node: attached.layout.node_netns(node) for node in attached.nodes} | {"control": attached.layout.control}
+    inside = netns.inside(places[where]) if where in places else attached.inside(attached.pod(where))
+    argv = [*inside, *command]
     os.execvpe(argv[0], argv, {**os.environ, **processes.environment(attached.layout, {})})
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from lab import netns, processes
+from lab import processes
 from lab.cluster import Cluster, Pod
 from mesh.errors import OperatorError
 
@@ -26,7 +26,7 @@ class Probe:
         command = [sys.executable, "-I", "-S", _SCRIPT, kind, ip, str(port), str(number), *extra]
         self._what = f"{kind} from {pod.name} to {ip}:{port}"
         self._process = subprocess.Popen(
-            [*netns.inside(pod.netns), *command],
+            [*cluster.inside(pod), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,6 +11,10 @@ from typing import Final
 
 MODE_LABEL: Final = "istio.io/dataplane-mode"
 SIDECAR_ANNOTATION: Final = "sidecar.istio.io/status"
+HOST_NODE: Final = "nodemesh/node"
+HOST_CGROUP: Final = "nodemesh/cgroup"
+HOST_ADDRESSES: Final = "nodemesh/addresses"
+"""Annotations of a WorkloadEntry that is a control group of a host: which host, which group, further addresses."""
 # Nodes must be able to start what the mesh itself needs.
 EXCLUDED_NAMESPACES: Final = frozenset({"kube-system"})
 TUNNEL_LABEL: Final = ("app", "ztunnel")

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "check": ("meshctl.check", "Is everything on this node as it should be?"),
     "completion": ("meshctl.completion", "Completion for bash, zsh or fish."),
     "connections": ("meshctl.tunnel", "Open connections of this node's pods."),
+    "enroll": ("meshctl.enroll", "A control group of this host joins the mesh."),
     "explain": ("meshctl.explain", "What would become of a connection, and who decides."),
     "lab": ("lab.main", "A cluster in one kernel: up, status, exec, demo, down."),
     "log": ("meshctl.logs", "Log levels of a running tunnel."),
@@ -30,6 +31,7 @@ COMMANDS: Final = {
     "status": ("meshctl.status", "The daemons here: who runs, what is wrong."),
     "top": ("meshctl.top", "Who talks to whom, how much, now."),
     "validate": ("meshctl.analyze", "Is each document of some files valid?"),
+    "withdraw": ("meshctl.enroll", "A control group of this host leaves the mesh."),
     "workloads": ("meshctl.tunnel", "Workloads and how they are reached."),
 }
 

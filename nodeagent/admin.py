@@ -13,6 +13,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from nodeagent.enrol.registry import Registry, describe
+from nodeagent.hosts.keeper import Hosts
 from nodeagent.sockets import listen_on
 
 SHUTDOWN_S: Final = 1.0
@@ -26,9 +27,11 @@ class Admin:
         registry: Registry,
         tunnels: Callable[[], int],
         capture: Callable[[], dict[str, Any]],
+        hosts: Hosts,
         cluster: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         """`cluster`: how the Kubernetes API is followed; None: it is not."""
+        self._hosts = hosts
         self._node, self._registry, self._tunnels, self._capture = node, registry, tunnels, capture
         self._cluster = cluster
         self._runner: web.AppRunner | None = None
@@ -57,11 +60,13 @@ class Admin:
         return web.json_response([describe(pod) for pod in self._registry.pods], dumps=_dumps)
 
     async def _verify(self, _: web.Request) -> web.Response:
-        return web.json_response(await self._registry.verify(), dumps=_dumps)
+        return web.json_response(await self._registry.verify() + await self._hosts.verify(), dumps=_dumps)
 
     def status(self) -> dict[str, Any]:
         """`ready`: an ADD would be served."""
         states = Counter(pod.state.name for pod in self._registry.pods)
         captured = Counter(pod.member.backend for pod in self._registry.pods)
         said = {"node": self._node, "ready": self._tunnels() > 0, "tunnels": self._tunnels(), "pods": dict(states)}
+        if on_host := self._hosts.describe():
+            said["host_workloads"] = on_host
         return {**said, "capture": self._capture(), "captured_by": dict(captured), "kubernetes": self._cluster()}

@@ -26,6 +26,9 @@ from nodeagent.enrol.plugin_server import PluginServer
 from nodeagent.enrol.pods import FilePods
 from nodeagent.enrol.registry import Registry
 from nodeagent.enrol.store import Member, Store
+from nodeagent.hosts.documents import HostDocuments, HostWorkload
+from nodeagent.hosts.keeper import Hosts
+from nodeagent.hosts.keeper import Namespace as HostNamespace
 from nodeagent.kubernetes import Cluster
 from nodeagent.settings import Settings
 
@@ -33,7 +36,7 @@ _log: Final = log.get("nodeagent")
 
 
 class TunnelOfNode:
-    """`executor.Tunnel` by ZDS."""
+    """`executor.Tunnel` and `keeper.Tunnel` by ZDS."""
 
     def __init__(self, server: zds.ZdsServer) -> None:
         self._server = server
@@ -44,8 +47,20 @@ class TunnelOfNode:
         except zds.NotConnected as error:
             raise NoTunnel(str(error)) from None
 
+    @property
+    def is_there(self) -> bool:
+        return self._server.connected > 0
+
+    async def add_host(self, who: HostWorkload, namespace: HostNamespace) -> None:
+        await self._server.add(_host_workload(who, namespace))
+
     async def remove(self, uid: Uid) -> None:
         await self._server.remove(uid)
+
+
+def _host_workload(who: HostWorkload, namespace: HostNamespace) -> zds.Workload:
+    addresses = tuple(map(str, who.addresses))
+    return zds.Workload(who.uid, who.namespace, who.name, who.service_account, namespace, addresses=addresses)
 
 
 def _workload(member: Member, namespace: Namespace) -> zds.Workload:
@@ -80,12 +95,18 @@ class Agent:
             self._capture,
             dns_capture=settings.dns_capture,
         )
-        self._zds = zds.ZdsServer(
-            self._snapshot, self._heard, lambda: self.registry.tell_all(m.TunnelLost), self._capture.meet
-        )
-        self.registry.use(TunnelOfNode(self._zds))
+        self._zds = zds.ZdsServer(self._snapshot, self._heard, self._tunnels_lost, self._meet)
+        tunnel = TunnelOfNode(self._zds)
+        self.registry.use(tunnel)
+        documents = HostDocuments(settings.pods_dir, settings.cluster, settings.node)
+        self.hosts = Hosts(documents, lambda: self._capture.guard.tunnels, tunnel)
         self._admin = Admin(
-            settings.node, self.registry, lambda: self._zds.connected, self._capture.describe, self._describe_cluster
+            settings.node,
+            self.registry,
+            lambda: self._zds.connected,
+            self._capture.describe,
+            self.hosts,
+            self._describe_cluster,
         )
         self._plugin = PluginServer(self.registry, lambda: self._zds.connected > 0)
         if self._cluster:
@@ -100,6 +121,7 @@ class Agent:
         async with AsyncExitStack() as doors:
             doors.push_async_callback(self.registry.stop)
             self.registry.readopt()
+            await self.hosts.adopt()
             doors.push_async_callback(self._zds.stop)
             self._zds.start(self._settings.zds_socket, self._settings.tunnel_user)
             if self._cluster:
@@ -110,6 +132,9 @@ class Agent:
             await self._admin.start(self._settings.admin_socket)
             doors.push_async_callback(self._plugin.stop)
             await self._plugin.start(self._settings.plugin_socket)
+            keeping = asyncio.create_task(self.hosts.run(), name="host workloads")
+            keeping.add_done_callback(self._ended)
+            doors.push_async_callback(_cancelled, keeping)
             _log.info(log.READY, node=self._settings.node, pods=len(self.registry.pods))
             await self._over.wait()
             _log.info(log.STOPPING)
@@ -120,10 +145,21 @@ class Agent:
         return self._cluster.describe() if self._cluster else None
 
     def _snapshot(self) -> list[zds.Workload]:
-        return [_workload_of(pod) for pod in self.registry.snapshot()]
+        on_host = [_host_workload(who, namespace) for who, namespace in self.hosts.snapshot()]
+        return [_workload_of(pod) for pod in self.registry.snapshot()] + on_host
+
+    async def _meet(self, pid: int) -> None:
+        await self._capture.meet(pid)
+        await self.hosts.renew()
+
+    def _tunnels_lost(self) -> None:
+        self.registry.tell_all(m.TunnelLost)
+        self.hosts.lost()
 
     def _heard(self, uid: str, why: str | None) -> None:
-        """A tunnel's word on a pod of the snapshot."""
+        """A tunnel's word on a workload of the snapshot."""
+        if self.hosts.heard(Uid(uid), why):
+            return
         if why is None:
             self.registry.tell(Uid(uid), m.Serving)
             return

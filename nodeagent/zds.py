@@ -47,6 +47,8 @@ class Workload:
     service_account: str
     netns: Descriptor
     search: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    """Its own ones in a namespace that it shares with others; none: the namespace is its own."""
 
 
 Snapshot = Callable[[], Sequence[Workload]]
@@ -300,6 +302,7 @@ def _add(workload: Workload) -> zds_pb2.WorkloadRequest:
     info = zds_pb2.WorkloadInfo(
         name=workload.name, namespace=workload.namespace, service_account=workload.service_account
     )
+    info.addresses.extend(workload.addresses)
     info.search.extend(_fitting(workload.search, MAX_PACKET_BYTES - info.ByteSize() - len(workload.uid) - _FRAME_BYTES))
     return zds_pb2.WorkloadRequest(add=zds_pb2.AddWorkload(uid=workload.uid, workload_info=info))
 

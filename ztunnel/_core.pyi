@@ -49,10 +49,18 @@ class Core:
         Open connections are then judged again. Raises ValueError: `type_url` is neither of the two."""
 
     def enrol(
-        self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int, search: list[str] = ...
+        self,
+        uid: str,
+        name: str,
+        namespace: str,
+        service_account: str,
+        netns_fd: int,
+        search: list[str] = ...,
+        addresses: list[str] = ...,
     ) -> None:
         """Binds 15001, 15006, 15008 and 15053 (loopback, UDP too) in the namespace and serves them. `search`: search
-        domains of the pod's resolver besides the cluster's and the node's. The descriptor is duplicated.
+        domains of the pod's resolver besides the cluster's and the node's. `addresses`: in a shared namespace only
+        these are bound, and spoken from; none: all of the namespace is its own. The descriptor is duplicated.
         Idempotent for the same uid and namespace; another namespace replaces the old pod.
         Raises NamespaceGone, AddressTaken, OSError."""
 

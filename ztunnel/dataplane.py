@@ -16,7 +16,14 @@ class Native(Protocol):
     def take(self) -> list[tuple[str, str, str]]: ...
     def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]: ...
     def enrol(
-        self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int, search: list[str] = ...
+        self,
+        uid: str,
+        name: str,
+        namespace: str,
+        service_account: str,
+        netns_fd: int,
+        search: list[str] = ...,
+        addresses: list[str] = ...,
     ) -> None: ...
     def withdraw(self, uid: str) -> None: ...
     def pods(self) -> list[str]: ...
@@ -59,11 +66,19 @@ class Dataplane:
             raise LocalError(f"the core does not know the type {type_url}") from error
 
     async def enrol(
-        self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int, search: Sequence[str] = ()
+        self,
+        uid: str,
+        name: str,
+        namespace: str,
+        service_account: str,
+        netns_fd: int,
+        search: Sequence[str] = (),
+        addresses: Sequence[str] = (),
     ) -> None:
         """Raises PodGone, or whatever the core says of a pod that can be tried again."""
+        who = (uid, name, namespace, service_account)
         try:
-            await asyncio.to_thread(self.core.enrol, uid, name, namespace, service_account, netns_fd, list(search))
+            await asyncio.to_thread(self.core.enrol, *who, netns_fd, list(search), list(addresses))
         except self._namespace_gone as error:
             raise PodGone(str(error) or "its network namespace is gone") from error
 

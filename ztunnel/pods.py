@@ -28,6 +28,8 @@ class Pod:
     service_account: str
     search: tuple[str, ...] = ()
     """Search domains of its resolver."""
+    addresses: tuple[str, ...] = ()
+    """Its own ones in a namespace that it shares."""
 
 
 @dataclass(slots=True)
@@ -92,7 +94,8 @@ class Pods:
 
     async def _enrol(self, pod: Pod, netns_fd: int) -> str:
         try:
-            await self._dataplane.enrol(pod.uid, pod.name, pod.namespace, pod.service_account, netns_fd, pod.search)
+            who = (pod.uid, pod.name, pod.namespace, pod.service_account)
+            await self._dataplane.enrol(*who, netns_fd, pod.search, pod.addresses)
         except PodGone as error:
             os.close(netns_fd)
             self._served.pop(pod.uid, None)

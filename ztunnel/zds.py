@@ -110,7 +110,7 @@ class Session:
         if not self.complete:
             self._named.add(add.uid)
         info = add.workload_info
-        pod = Pod(add.uid, info.name, info.namespace, info.service_account, tuple(info.search))
+        pod = Pod(add.uid, info.name, info.namespace, info.service_account, tuple(info.search), tuple(info.addresses))
         return await self._pods.add(pod, fds.pop())
 
     def _keep(self, uid: str) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import InitVar, dataclass, field, replace
+from ipaddress import ip_address
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
@@ -35,7 +37,7 @@ from controlplane.translate.inventory import Inventory
 from controlplane.translate.policies import Policies
 from controlplane.translate.services import Offered, Services
 from mesh.ids import make_uid, pod_uid
-from mesh.membership import is_member
+from mesh.membership import HOST_ADDRESSES, HOST_CGROUP, HOST_NODE, is_member
 from mesh.model import IPAddress, Locality, OutboundPolicy, Port, Workload, WorkloadType
 
 REDIRECTION: Final = "ambient.istio.io/redirection"
@@ -217,10 +219,22 @@ class Workloads:
     def _workload_entry(self, entry: WorkloadEntry) -> Workload:
         about, endpoint = entry.meta, entry.endpoint
         labels = {**about.labels, **endpoint.labels}
-        return replace(
+        entry_of = replace(
             self._endpoint(about, labels, endpoint),
             uid=make_uid(self.mesh.cluster_id, "networking.istio.io", "WorkloadEntry", about.namespace, about.name),
             services=self.services.of(about.namespace, labels, endpoint.ports),
+        )
+        return self._on_host(about, entry_of) if HOST_CGROUP in about.annotations else entry_of
+
+    def _on_host(self, about: Meta, found: Workload) -> Workload:
+        """A control group of a host: its node's tunnel serves it, and may ask for its certificate."""
+        node = about.annotations.get(HOST_NODE, "")
+        return replace(
+            found,
+            addresses=tuple(dict.fromkeys((*found.addresses, *further_addresses(about)))),
+            node=node,
+            hbone=True,
+            locality=found.locality or self._locality(node),
         )
 
     def _endpoint(self, about: Meta, labels: Labels, endpoint: Endpoint) -> Workload:
@@ -309,6 +323,13 @@ def _entry_endpoints(entry: ServiceEntry, own: list[Offered]) -> Iterator[tuple[
         for offered in own:
             host = offered.service.hostname
             yield Endpoint(None, host, {}, {}, "", None, None, ""), [offered]
+
+
+def further_addresses(about: Meta) -> Iterator[IPAddress]:
+    """What is no address is passed over: the node's agent refuses the workload and says so."""
+    for text in about.annotations.get(HOST_ADDRESSES, "").split(","):
+        with suppress(ValueError):
+            yield ip_address(text.strip())
 
 
 def _owner(pod: Pod) -> tuple[str, WorkloadType]:

@@ -65,12 +65,17 @@ class WorkloadInfo(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     SERVICE_ACCOUNT_FIELD_NUMBER: _builtins.int
     SEARCH_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     namespace: _builtins.str
     service_account: _builtins.str
     @_builtins.property
     def search(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ours; Istio's ignore it. Search domains of the pod's resolver, besides the cluster's and the node's."""
+
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ours; Istio's ignore it. The namespace is shared: the tunnel listens on, and speaks from, these addresses only."""
 
     def __init__(
         self,
@@ -79,10 +84,11 @@ class WorkloadInfo(_message.Message):
         namespace: _builtins.str = ...,
         service_account: _builtins.str = ...,
         search: _abc.Iterable[_builtins.str] | None = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "namespace", b"namespace", "search", b"search", "service_account", b"service_account"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "name", b"name", "namespace", b"namespace", "search", b"search", "service_account", b"service_account"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,11 @@ class Guarding:
         self._why_not = "" if self._tunnels else NO_TUNNEL
 
     @property
+    def tunnels(self) -> list[Group]:
+        """The control groups of the tunnels that are known."""
+        return [group for group in self._tunnels if groups.exists(group)]
+
+    @property
     def trouble(self) -> str:
         """Why there is none, or what it lacks; "" when all is in force."""
         lacking = "" if self._frames else "frames of packet sockets pass: no egress hook before Linux 5.16"

@@ -105,7 +105,14 @@ class FakeCore:
         return refused
 
     def enrol(
-        self, uid: str, name: str, namespace: str, service_account: str, netns_fd: int, search: list[str] | None = None
+        self,
+        uid: str,
+        name: str,
+        namespace: str,
+        service_account: str,
+        netns_fd: int,
+        search: list[str] | None = None,
+        addresses: list[str] | None = None,
     ) -> None:
         self._alive()
         if uid in self.refuses_pods:

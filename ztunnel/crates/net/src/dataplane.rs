@@ -12,7 +12,7 @@ use crate::identity::Identities;
 use crate::log::{Level, Line, Log};
 use crate::mailbox::Mailbox;
 use crate::meter::{MOST_SERIES, Totals, TurnedAway};
-use crate::netns::{EnrolError, NetNs, listener};
+use crate::netns::{EnrolError, NetNs, listener, listener_at};
 use crate::pod::{self, Pod, SIDES, Side};
 use crate::runtime::{Served, Shared, Worker, Workers};
 use crate::scrape::{self, Node};
@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -45,6 +45,8 @@ pub struct Who {
     pub service_account: String,
     /// Search domains of its resolver besides the cluster's and the node's.
     pub search: Vec<String>,
+    /// It shares its namespace with others and has these of its addresses; empty: the namespace is all its own.
+    pub addresses: Vec<IpAddr>,
 }
 
 #[derive(Default)]
@@ -146,7 +148,7 @@ impl Dataplane {
         }
         let netns = NetNs::of(fd)?;
         match pods.by_uid.get(&*who.uid) {
-            Some(old) if old.netns.is_same_as(&netns) => return Ok(()),
+            Some(old) if old.netns.is_same_as(&netns) && old.own == who.addresses => return Ok(()),
             Some(_) => self.take_out(&mut pods, &who.uid),
             None => {}
         }
@@ -402,10 +404,16 @@ fn sockets_of(pod: &Arc<Pod>, ipv6: bool) -> Result<Sockets, EnrolError> {
             .netns
             .enter(|| {
                 let sides = SIDES.iter();
-                let listeners: Result<_, EnrolError> = sides
-                    .map(|&(side, port)| listener(port, ipv6).map(|l| (side, l)))
+                let listeners: Result<Vec<Vec<_>>, EnrolError> = sides
+                    .map(|&(side, port)| {
+                        listeners_on(&inside.own, port, ipv6)
+                            .map(|all| all.into_iter().map(|l| (side, l)).collect())
+                    })
                     .collect();
-                Ok(listeners.and_then(|listeners| Ok((listeners, dns::Sockets::open(ipv6)?))))
+                Ok(listeners.and_then(|all| {
+                    let dns = dns::Sockets::open(ipv6, &inside.own)?;
+                    Ok((all.into_iter().flatten().collect(), dns))
+                }))
             })
             .map_err(EnrolError::NamespaceGone)?
     };
@@ -417,6 +425,16 @@ fn sockets_of(pod: &Arc<Pod>, ipv6: bool) -> Result<Sockets, EnrolError> {
             "the enrolling thread panicked",
         )))
     })
+}
+
+/// On each of the pod's own addresses, or on all of a namespace that is its own.
+fn listeners_on(own: &[IpAddr], port: u16, ipv6: bool) -> Result<Vec<TcpListener>, EnrolError> {
+    if own.is_empty() {
+        return Ok(vec![listener(port, ipv6)?]);
+    }
+    own.iter()
+        .map(|ip| listener_at((*ip, port).into()))
+        .collect()
 }
 
 fn descriptor_limit() -> libc::rlimit {

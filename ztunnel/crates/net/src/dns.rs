@@ -39,14 +39,15 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// In the calling thread's namespace, whether its loopback interface is up already or not.
-    pub fn open(ipv6: bool) -> Result<Self, EnrolError> {
+    /// In the calling thread's namespace, whether its loopback interface is up already or not. `own`: instead of loopback.
+    pub fn open(ipv6: bool, own: &[IpAddr]) -> Result<Self, EnrolError> {
         let mut made = Self {
             udp: Vec::new(),
             tcp: Vec::new(),
             originals: Originals::open().ok(), // without: unknown names go to the node's name servers
         };
-        for ip in LOOPBACKS {
+        let places = if own.is_empty() { &LOOPBACKS[..] } else { own };
+        for &ip in places {
             match made.add(SocketAddr::new(ip, DNS_PORT)) {
                 Err(e)
                     if ip.is_ipv6() && (!ipv6 || e.raw_os_error() == Some(libc::EAFNOSUPPORT)) => {}

@@ -256,7 +256,7 @@ async fn admit(
     let tables = worker.shared.tables.load_full();
     name(of, &tables, &me, None, None);
     drop(tables);
-    if !me.addresses.contains(&dst.ip()) && !of.pod.netns.owns(dst.ip()) {
+    if !me.addresses.contains(&dst.ip()) && !of.pod.has(dst.ip()) {
         // Routed here but meant for somebody else: we would launder it past that pod's policies.
         return Err(Failure::new(
             flag::CONNECT,

@@ -29,6 +29,8 @@ pub enum EnrolError {
     NamespaceGone(io::Error),
     #[error("port {port} is taken in the pod's namespace")]
     AddressTaken { port: u16 },
+    #[error("{ip} is no address of this host")]
+    NoSuchAddress { ip: IpAddr },
     #[error(transparent)]
     Other(#[from] io::Error),
 }
@@ -116,10 +118,22 @@ pub fn listener(port: u16, ipv6: bool) -> Result<TcpListener, EnrolError> {
     } else {
         v4()
     };
-    made.map_err(|e| match e.raw_os_error() {
+    made.map_err(|e| named(e, port))
+}
+
+/// The same on one address, for a pod that shares its namespace.
+pub fn listener_at(address: SocketAddr) -> Result<TcpListener, EnrolError> {
+    listen_on(address).map_err(|e| match e.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => EnrolError::NoSuchAddress { ip: address.ip() },
+        _ => named(e, address.port()),
+    })
+}
+
+fn named(e: io::Error, port: u16) -> EnrolError {
+    match e.raw_os_error() {
         Some(libc::EADDRINUSE) => EnrolError::AddressTaken { port },
         _ => EnrolError::Other(e),
-    })
+    }
 }
 
 fn no_such_family(e: &io::Error) -> bool {
@@ -209,6 +223,12 @@ pub fn dial_socket(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Resul
     set_int(&socket, libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
     socket.bind(&SocketAddr::new(address, 0).into())?;
     Ok(socket)
+}
+
+/// Makes a socket of ours speak from that address, which is one of this host's; the port is chosen at connect().
+pub fn speak_from(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    set_int(socket, libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
+    socket.bind(&SocketAddr::new(address, 0).into())
 }
 
 /// Where the application wanted to go before the redirection; `None` when nothing redirected this connection.

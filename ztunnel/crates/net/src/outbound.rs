@@ -7,7 +7,6 @@ pub use choice::Loads;
 
 use crate::account::{Account, Failure, established, flag, follow};
 use crate::inbound::{Request, admit_request};
-use crate::netns;
 use crate::pod::{Accepted, Client, Pod};
 use crate::pool::{Key, OpenError};
 use crate::registry::{Entered, Kind, Parties};
@@ -264,8 +263,7 @@ async fn tunnel(
     let dial = key.dial;
     let dialer = || {
         of.pod
-            .netns
-            .enter(|| netns::dial_socket(dial, worker.shared.config.packet_mark, None))
+            .dial_socket(dial, worker.shared.config.packet_mark, None)
     };
     let headers = headers(worker, of, &from);
     let headers: Vec<_> = headers

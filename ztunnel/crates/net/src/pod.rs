@@ -36,6 +36,8 @@ pub struct Pod {
     pub namespace: String,
     pub service_account: String,
     pub netns: NetNs,
+    /// Its addresses in a namespace that it shares; empty: every address of the namespace is its own.
+    pub own: Vec<IpAddr>,
     /// Set before its connections are cut: what is still on its way to a worker must not begin.
     pub gone: AtomicBool,
     /// Search domains of its resolver, besides those that the cluster gives.
@@ -53,6 +55,7 @@ impl Pod {
             namespace,
             service_account,
             search,
+            addresses,
         } = who;
         Self {
             number,
@@ -61,6 +64,7 @@ impl Pod {
             namespace,
             service_account,
             netns,
+            own: addresses,
             gone: AtomicBool::new(false),
             search: dns::resolv::search(&search, &config.cluster_domain),
             dns: dns::Status::default(),
@@ -70,6 +74,9 @@ impl Pod {
 
     /// Asks the namespace once for the address that nearly everybody asks about.
     pub fn has(&self, address: IpAddr) -> bool {
+        if !self.own.is_empty() {
+            return self.own.contains(&address);
+        }
         if self.address.get() == Some(&address) {
             return true;
         }
@@ -78,6 +85,20 @@ impl Pod {
             let _ = self.address.set(address); // Err: it has two
         }
         has
+    }
+
+    /// Whom a client of this pod is taken for: in a shared namespace the kernel chooses any of the host's addresses.
+    fn seen_as(&self, mut client: SocketAddr) -> SocketAddr {
+        if let Some(own) = self.own_of(client.ip()) {
+            client.set_ip(own);
+        }
+        client
+    }
+
+    /// Its own address in a shared namespace, of that family.
+    fn own_of(&self, family: IpAddr) -> Option<IpAddr> {
+        let same = |ip: &&IpAddr| ip.is_ipv4() == family.is_ipv4();
+        self.own.iter().find(same).copied()
     }
 
     /// Its record in the mesh; `None` also when the record speaks of another service account than the node agent does.
@@ -91,6 +112,20 @@ impl Pod {
         worker.until(|tables| self.workload(tables).cloned()).await
     }
 
+    /// See `netns::dial_socket`; in a shared namespace it speaks from the pod's own address.
+    pub fn dial_socket(
+        &self,
+        to: SocketAddr,
+        mark: u32,
+        from: Option<IpAddr>,
+    ) -> io::Result<socket2::Socket> {
+        let socket = self.netns.enter(|| netns::dial_socket(to, mark, from))?;
+        if let (None, Some(own)) = (from, self.own_of(to.ip())) {
+            netns::speak_from(&socket, own)?;
+        }
+        Ok(socket)
+    }
+
     /// A connection of ours out of the pod's namespace. `from`: see `netns::dial_socket`.
     pub async fn connect(
         &self,
@@ -99,9 +134,7 @@ impl Pod {
         from: Option<IpAddr>,
     ) -> io::Result<tokio::net::TcpStream> {
         let config = &worker.shared.config;
-        let socket = self
-            .netns
-            .enter(|| netns::dial_socket(to, config.packet_mark, from))?;
+        let socket = self.dial_socket(to, config.packet_mark, from)?;
         let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
         let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
         timeout(config.connect_timeout(), connecting)
@@ -169,8 +202,11 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, side: Side, listener: TcpList
     let mut pause = FIRST_PAUSE;
     loop {
         match listener.async_io(Interest::READABLE, accept_one).await {
-            Ok(accepted) => {
+            Ok(mut accepted) => {
                 pause = FIRST_PAUSE;
+                if side == Side::Outbound {
+                    accepted.peer = pod.seen_as(accepted.peer);
+                }
                 place(&worker, &pod, side, accepted);
             }
             Err(e) if is_the_peers(&e) => {}

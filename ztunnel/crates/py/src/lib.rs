@@ -90,7 +90,7 @@ impl Core {
         self.with(py, |core| Ok(core.apply(kind, &upserts, &removed)))
     }
 
-    #[pyo3(signature = (uid, name, namespace, service_account, netns_fd, search=Vec::new()))]
+    #[pyo3(signature = (uid, name, namespace, service_account, netns_fd, search=Vec::new(), addresses=Vec::new()))]
     #[allow(clippy::too_many_arguments)] // what Python calls by keyword
     fn enrol(
         &self,
@@ -101,7 +101,15 @@ impl Core {
         service_account: String,
         netns_fd: RawFd,
         search: Vec<String>,
+        addresses: Vec<String>,
     ) -> PyResult<()> {
+        let addresses = addresses
+            .iter()
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| PyValueError::new_err(format!("{text:?} is no address")))
+            })
+            .collect::<PyResult<Vec<_>>>()?;
         if netns_fd < 0 {
             return Err(NamespaceGone::new_err("the descriptor is negative"));
         }
@@ -113,6 +121,7 @@ impl Core {
             namespace,
             service_account,
             search,
+            addresses,
         };
         self.with(py, |core| core.enrol(who, fd).map_err(enrol_error))
     }
@@ -278,6 +287,10 @@ fn enrol_error(e: EnrolError) -> PyErr {
     match e {
         EnrolError::NamespaceGone(_) => NamespaceGone::new_err(e.to_string()),
         EnrolError::AddressTaken { .. } => AddressTaken::new_err(e.to_string()),
+        EnrolError::NoSuchAddress { .. } => os_error(io::Error::new(
+            io::ErrorKind::AddrNotAvailable,
+            e.to_string(),
+        )),
         EnrolError::Other(e) => os_error(e),
     }
 }

@@ -1,0 +1,236 @@
+"""Brings this host's workloads into the mesh and out of it: what the documents say, what the kernel does and whom the
+tunnel serves are made equal, again and again. Rules before listeners: refused, never clear.
+
+Owns the table in the host's namespace and the list of who is served. Ends without touching either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from mesh import log
+from mesh.errors import MeshError
+from mesh.ids import Uid
+from nodeagent.hosts import rules
+from nodeagent.hosts.documents import HostDocuments, HostWorkload
+from nodeagent.hosts.rules import Captured
+from nodeagent.redirect import groups, kernel, routes
+from nodeagent.redirect.guard import Group
+
+_log: Final = log.get("hosts")
+PAUSE_S: Final = 1.0
+
+
+class Tunnel(Protocol):
+    @property
+    def is_there(self) -> bool: ...
+
+    async def add_host(self, who: HostWorkload, namespace: Namespace) -> None:
+        """Raises MeshError: none is there, or it refuses."""
+
+    async def remove(self, uid: Uid) -> None: ...
+
+
+class Namespace:
+    """The host's own, as an open descriptor."""
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._fd
+
+
+@dataclass(slots=True)
+class _Known:
+    """`told`: a tunnel has been, or will be with its snapshot. `served`: it said so."""
+
+    who: HostWorkload
+    told: bool = False
+    served: bool = False
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _InForce:
+    captured: tuple[Captured, ...] = ()
+    tunnels: tuple[Group, ...] = field(default=())
+
+
+class Hosts:
+    """Not thread-safe: owned by the agent's event loop."""
+
+    def __init__(self, documents: HostDocuments, tunnels: Callable[[], Sequence[Group]], tunnel: Tunnel) -> None:
+        self._documents, self._tunnels, self._tunnel = documents, tunnels, tunnel
+        self._known: dict[Uid, _Known] = {}
+        self._in_force: _InForce | None = None
+        self._turn = asyncio.Lock()
+        self._namespace = Namespace()
+        self._trouble = ""
+
+    async def adopt(self) -> None:
+        """Before the first tunnel comes: it hears of everybody, so that it withdraws nobody whom it serves already."""
+        async with self._turn:
+            try:
+                captured = tuple(self._captured(await asyncio.to_thread(self._documents.read)))
+                await self._put(_InForce(captured, tuple(self._tunnels())))
+            except (MeshError, OSError) as error:
+                self._note(str(error))
+                return
+            for each in captured:
+                self._known[each.who.uid] = _Known(each.who, told=True)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self.reconcile()
+            await asyncio.sleep(PAUSE_S)
+
+    async def reconcile(self) -> None:
+        """Once. Never fails: what could not be done is tried again."""
+        async with self._turn:
+            try:
+                await self._reconcile()
+                self._trouble = ""
+            except (MeshError, OSError) as error:
+                self._note(str(error))
+
+    def _note(self, trouble: str) -> None:
+        if trouble != self._trouble:
+            _log.error("workloads of this host are not captured as they should", why=trouble)
+        self._trouble = trouble
+
+    async def _reconcile(self) -> None:
+        wanted = {each.uid: each for each in await asyncio.to_thread(self._documents.read)}
+        captured = tuple(self._captured(wanted.values()))
+        await self._put(_InForce(captured, tuple(self._tunnels())))
+        for uid in [uid for uid, known in self._known.items() if wanted.get(uid) != known.who]:
+            await self._withdraw(uid)
+        for each in captured:
+            await self._enrol(each.who)
+
+    def _captured(self, wanted: Any) -> list[Captured]:
+        found: list[Captured] = []
+        taken: set[Any] = set()
+        for who in wanted:
+            try:
+                group = groups.of_path(who.cgroup)
+            except MeshError as error:
+                self._waits(who, str(error))
+                continue
+            if taken & {group.path, *who.addresses}:
+                self._waits(who, "its control group or address is another workload's")
+                continue
+            taken |= {group.path, *who.addresses}
+            found.append(Captured(who, group))
+        return found
+
+    def _waits(self, who: HostWorkload, why: str) -> None:
+        known = self._known.setdefault(who.uid, _Known(who))
+        if known.trouble != why:
+            _log.warning(log.POD_REFUSED, uid=who.uid, why=why)
+        known.trouble = why
+
+    async def _put(self, wanted: _InForce) -> None:
+        """Raises MeshError, OSError."""
+        if wanted == self._in_force or (self._in_force is None and not wanted.captured and not await _is_there()):
+            return
+        await asyncio.to_thread(_load, wanted)
+        self._in_force = wanted
+
+    async def _enrol(self, who: HostWorkload) -> None:
+        known = self._known.setdefault(who.uid, _Known(who))
+        if known.served or not self._tunnel.is_there:
+            return
+        try:
+            await self._tunnel.add_host(who, self._namespace)
+        except MeshError as error:
+            self._waits(who, str(error))
+            return
+        known.told, known.served, known.trouble = True, True, ""
+        _say_enrolled(who)
+
+    async def _withdraw(self, uid: Uid) -> None:
+        known = self._known.pop(uid)
+        if known.told:
+            await self._tunnel.remove(uid)
+            _log.info(log.POD_WITHDRAWN, uid=uid)
+
+    # For the agent ----------------------------------------------------------------------------------------------------
+
+    async def renew(self) -> None:
+        """A tunnel came: before it serves anybody it is known here."""
+        async with self._turn:
+            if self._in_force is not None and self._in_force.captured:
+                await self._put(_InForce(self._in_force.captured, tuple(self._tunnels())))
+
+    def snapshot(self) -> list[tuple[HostWorkload, Namespace]]:
+        """Whom a new tunnel has to serve."""
+        return [(known.who, self._namespace) for known in self._known.values() if known.told]
+
+    def heard(self, uid: Uid, why: str | None) -> bool:
+        """A tunnel's word on one of the snapshot; False: it is none of ours."""
+        if (known := self._known.get(uid)) is None:
+            return False
+        known.served, known.trouble = why is None, why or ""
+        if why is None:
+            _log.info(
+                log.POD_ENROLLED, uid=uid, ips=[str(each) for each in known.who.addresses], cgroup=known.who.cgroup
+            )
+        return True
+
+    def lost(self) -> None:
+        """No tunnel is left: everybody is refused until the next, which hears of all."""
+        for known in self._known.values():
+            known.served, known.trouble = False, "no tunnel is connected"
+
+    async def verify(self) -> list[dict[str, Any]]:
+        """As the registry's, of pods: what differs, and who listens."""
+        listening = await asyncio.to_thread(kernel.listening)
+        found = await _is_there()
+        missing = [f"table {rules.TABLE} is missing"] if self._known and not found else []
+        return [
+            {key: each[key] for key in ("uid", "namespace", "name", "state")}
+            | {"error": "", "differences": missing, "listening": listening}
+            for each in self.describe()
+        ]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Of `GET /status`."""
+        return [
+            {
+                "uid": known.who.uid,
+                "namespace": known.who.namespace,
+                "name": known.who.name,
+                "service_account": known.who.service_account,
+                "cgroup": known.who.cgroup,
+                "addresses": [str(each) for each in known.who.addresses],
+                "state": "IN_MESH" if known.served and not self._trouble else "REFUSED",
+                "last_error": known.trouble or self._trouble,
+            }
+            for known in self._known.values()
+        ]
+
+
+def _say_enrolled(who: HostWorkload) -> None:
+    _log.info(log.POD_ENROLLED, uid=who.uid, ips=[str(each) for each in who.addresses], cgroup=who.cgroup)
+
+
+async def _is_there() -> bool:
+    """Of an agent before this one."""
+    return bool(await asyncio.to_thread(lambda: kernel.listing(kernel.find_nft(), "inet", rules.TABLE)))
+
+
+def _load(wanted: _InForce) -> None:
+    """In the host's namespace. Routes first: they change nothing until the rules mark packets."""
+    nft = kernel.find_nft()
+    if wanted.captured:
+        routes.put()
+        kernel.load(nft, rules.render(wanted.captured, wanted.tunnels))
+        return
+    kernel.load(nft, rules.REMOVAL)
+    routes.take_out()
