@@ -13,7 +13,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from nodeagent.enrol.registry import Registry, describe
-from nodeagent.hosts.keeper import Hosts
+from nodeagent.host_workloads import Hosts
 from nodeagent.sockets import listen_on
 
 SHUTDOWN_S: Final = 1.0

@@ -26,9 +26,9 @@ from nodeagent.enrol.plugin_server import PluginServer
 from nodeagent.enrol.pods import FilePods
 from nodeagent.enrol.registry import Registry
 from nodeagent.enrol.store import Member, Store
-from nodeagent.hosts.documents import HostDocuments, HostWorkload
-from nodeagent.hosts.keeper import Hosts
-from nodeagent.hosts.keeper import Namespace as HostNamespace
+from nodeagent.host_documents import HostDocuments, HostWorkload
+from nodeagent.host_workloads import Hosts
+from nodeagent.host_workloads import Namespace as HostNamespace
 from nodeagent.kubernetes import Cluster
 from nodeagent.settings import Settings
 

@@ -70,7 +70,8 @@ class Guarding:
         await self._locked(namespace.identity, lambda: namespace.run(lambda: self._put(replies)))
 
     async def compare(self, namespace: OpenNamespace, *, replies: bool) -> list[str]:
-        """What differs, one phrase each."""
+        """What differs, one phrase each. A pod of an agent before this one becomes known by it."""
+        self._replies[namespace.identity] = (namespace, replies)
         return await namespace.run(lambda: self._compare(replies))
 
     async def take_out(self, namespace: OpenNamespace) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from nodeagent.hosts.documents import HostWorkload
 from nodeagent.redirect.guard import Group
 from nodeagent.redirect.plan import (
     CONNECTION_MARK,
@@ -34,10 +34,18 @@ _UNTURNED: Final = f"meta mark & {MARK_MASK:#x} == {UNTURNED_MARK:#x}"
 _NAMES: Final = {4: ("ip", "ipv4", "127.0.0.0/8"), 6: ("ip6", "ipv6", "::1")}
 
 
+IPAddress = IPv4Address | IPv6Address
+
+
 @dataclass(frozen=True, slots=True)
 class Captured:
-    who: HostWorkload
+    """`addresses`: the workload's own, one of each family at most."""
+
     group: Group
+    addresses: tuple[IPAddress, ...]
+
+    def address(self, version: int) -> IPAddress | None:
+        return next((each for each in self.addresses if each.version == version), None)
 
     @property
     def socket(self) -> str:
@@ -62,7 +70,7 @@ def _judge(captured: Sequence[Captured]) -> Iterator[str]:
     for each in captured:
         away = f'oifname != "lo" meta l4proto tcp {each.socket}'
         for version, (_, family, _) in _NAMES.items():
-            if each.who.address(version) is None:  # refused: it could not be told from whom it is
+            if each.address(version) is None:  # refused: it could not be told from whom it is
                 yield f"{away} meta nfproto {family} reject with tcp reset"
         yield f"{away} meta mark set meta mark {_KEEP} | {UNTURNED_MARK:#x} accept"
 
@@ -87,7 +95,7 @@ def _tunnels(tunnels: Sequence[Group]) -> Iterator[str]:
 def _outbound(captured: Sequence[Captured]) -> Iterator[str]:
     for each in captured:
         for version, (ip, family, loopback) in _NAMES.items():
-            own = each.who.address(version)
+            own = each.address(version)
             if own is None:
                 continue
             yield f"{each.socket} {ip} daddr {{ {loopback}, {own} }} accept"
@@ -100,7 +108,7 @@ def _outbound(captured: Sequence[Captured]) -> Iterator[str]:
 def _arriving(captured: Sequence[Captured]) -> Iterator[str]:
     """From the wire, and from whoever else is on this host."""
     for each in captured:
-        for own in each.who.addresses:
+        for own in each.addresses:
             ip = _NAMES[own.version][0]
             yield f"{ip} daddr {own} tcp dport != {HBONE_PORT} dnat {ip} to {_at(own, INBOUND_PLAIN_PORT)}"
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from mesh import log
 from mesh.errors import MeshError
 from mesh.ids import Uid
-from nodeagent.hosts import rules
-from nodeagent.hosts.documents import HostDocuments, HostWorkload
-from nodeagent.hosts.rules import Captured
-from nodeagent.redirect import groups, kernel, routes
+from nodeagent.host_documents import HostDocuments, HostWorkload
+from nodeagent.redirect import groups, host_rules, kernel, routes
 from nodeagent.redirect.guard import Group
+from nodeagent.redirect.host_rules import Captured
 
 _log: Final = log.get("hosts")
 PAUSE_S: Final = 1.0
@@ -76,13 +75,13 @@ class Hosts:
         """Before the first tunnel comes: it hears of everybody, so that it withdraws nobody whom it serves already."""
         async with self._turn:
             try:
-                captured = tuple(self._captured(await asyncio.to_thread(self._documents.read)))
-                await self._put(_InForce(captured, tuple(self._tunnels())))
+                found = self._captured(await asyncio.to_thread(self._documents.read))
+                await self._put(self._wanted(found))
             except (MeshError, OSError) as error:
                 self._note(str(error))
                 return
-            for each in captured:
-                self._known[each.who.uid] = _Known(each.who, told=True)
+            for who, _ in found:
+                self._known[who.uid] = _Known(who, told=True)
 
     async def run(self) -> None:
         """For ever."""
@@ -106,15 +105,19 @@ class Hosts:
 
     async def _reconcile(self) -> None:
         wanted = {each.uid: each for each in await asyncio.to_thread(self._documents.read)}
-        captured = tuple(self._captured(wanted.values()))
-        await self._put(_InForce(captured, tuple(self._tunnels())))
+        found = self._captured(wanted.values())
+        await self._put(self._wanted(found))
         for uid in [uid for uid, known in self._known.items() if wanted.get(uid) != known.who]:
             await self._withdraw(uid)
-        for each in captured:
-            await self._enrol(each.who)
+        for who, _ in found:
+            await self._enrol(who)
 
-    def _captured(self, wanted: Any) -> list[Captured]:
-        found: list[Captured] = []
+    def _wanted(self, found: Iterable[tuple[HostWorkload, Group]]) -> _InForce:
+        return _InForce(tuple(Captured(group, who.addresses) for who, group in found), tuple(self._tunnels()))
+
+    def _captured(self, wanted: Iterable[HostWorkload]) -> list[tuple[HostWorkload, Group]]:
+        """Those whose group is there and whose group and addresses are nobody else's."""
+        found: list[tuple[HostWorkload, Group]] = []
         taken: set[Any] = set()
         for who in wanted:
             try:
@@ -126,7 +129,7 @@ class Hosts:
                 self._waits(who, "its control group or address is another workload's")
                 continue
             taken |= {group.path, *who.addresses}
-            found.append(Captured(who, group))
+            found.append((who, group))
         return found
 
     def _waits(self, who: HostWorkload, why: str) -> None:
@@ -192,7 +195,7 @@ class Hosts:
         """As the registry's, of pods: what differs, and who listens."""
         listening = await asyncio.to_thread(kernel.listening)
         found = await _is_there()
-        missing = [f"table {rules.TABLE} is missing"] if self._known and not found else []
+        missing = [f"table {host_rules.TABLE} is missing"] if self._known and not found else []
         return [
             {key: each[key] for key in ("uid", "namespace", "name", "state")}
             | {"error": "", "differences": missing, "listening": listening}
@@ -222,7 +225,7 @@ def _say_enrolled(who: HostWorkload) -> None:
 
 async def _is_there() -> bool:
     """Of an agent before this one."""
-    return bool(await asyncio.to_thread(lambda: kernel.listing(kernel.find_nft(), "inet", rules.TABLE)))
+    return bool(await asyncio.to_thread(lambda: kernel.listing(kernel.find_nft(), "inet", host_rules.TABLE)))
 
 
 def _load(wanted: _InForce) -> None:
@@ -230,7 +233,7 @@ def _load(wanted: _InForce) -> None:
     nft = kernel.find_nft()
     if wanted.captured:
         routes.put()
-        kernel.load(nft, rules.render(wanted.captured, wanted.tunnels))
+        kernel.load(nft, host_rules.render(wanted.captured, wanted.tunnels))
         return
-    kernel.load(nft, rules.REMOVAL)
+    kernel.load(nft, host_rules.REMOVAL)
     routes.take_out()

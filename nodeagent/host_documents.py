@@ -36,9 +36,6 @@ class HostWorkload:
     cgroup: str
     addresses: tuple[IPAddress, ...]
 
-    def address(self, version: int) -> IPAddress | None:
-        return next((each for each in self.addresses if each.version == version), None)
-
 
 class HostDocuments:
     """A file is parsed again only when it changed."""

@@ -1,1 +1,0 @@
-"""Workloads that are control groups of this host: systemd slices or services with identity and address of their own."""
