@@ -194,7 +194,7 @@ class _Round:
 
     def _called(self, target: Target) -> Called:
         service = self._view.service(target.service)
-        found = self._l7.destinations.get(target.service, _PLAIN)
+        found = self._proxy.destinations.get(target.service) or self._l7.destinations.get(target.service, _PLAIN)
         by_waypoint = bool(self._proxy.role is Role.GATEWAY and service and service.waypoint)
         return Called(target, service, found, by_waypoint)
 
@@ -203,7 +203,8 @@ class _Round:
 
     def _destination(self, target: Target) -> None:
         called, name = self._called(target), outbound(target)
-        own = (self._proxy.role.value,) if called.by_waypoint else ()
+        own: tuple[str, ...] = (self._proxy.role.value,) if called.by_waypoint else ()
+        own += (self._proxy.key,) if target.service in self._proxy.destinations else ()
         parts = (called, tuple(self._view.endpoints.get(target.service, ())) if called.by_name else ())
         self._put(CLUSTER, name, parts, lambda: clusters.cluster(called, self._view), *own)
         if clusters.has_endpoints(called):
