@@ -5,7 +5,8 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from controlplane.documents import Document
@@ -39,7 +40,9 @@ def of(document: Document, force: InForce | None, notices: Iterable[Notice] = ()
     """One entry of `policies` in the control plane's /status. `notices`: about this object, where it is used."""
     kind = _type(document.key.kind, force)
     status, reason, message = _verdict(document, force, kind)
-    told = [_condition(each.type, str(each.status), each.reason, each.message, each.parent) for each in notices]
+    told = [
+        _condition(each.type, str(each.status), each.reason, each.message, each.parent) for each in _joined(notices)
+    ]
     refused = reason in (_INVALID, _DUPLICATE)
     own = [_condition(kind, status, reason, message)] if refused or kind not in {each["type"] for each in told} else []
     return {
@@ -49,6 +52,17 @@ def of(document: Document, force: InForce | None, notices: Iterable[Notice] = ()
         "line": document.line,
         "conditions": own if refused else [*own, *told],
     }
+
+
+def _joined(notices: Iterable[Notice]) -> Iterator[Notice]:
+    """Of what is attached to several targets one condition, as in Istio: false when it is for any of them."""
+    listed = list(notices)
+    attached = [each for each in listed if each.type == WAYPOINT]
+    if attached:
+        worst = next((each for each in attached if not each.status), attached[0])
+        said = "; ".join(dict.fromkeys(each.message for each in attached if each.message))
+        yield replace(worst, parent="", message=said)
+    yield from (each for each in listed if each.type != WAYPOINT)
 
 
 def _condition(kind: str, status: str, reason: str, message: str, parent: str = "") -> dict[str, Any]:

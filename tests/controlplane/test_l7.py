@@ -225,6 +225,16 @@ def test_a_policy_on_a_service_without_a_waypoint_says_that_nobody_enforces_it()
     assert [each["reason"] for each in found["conditions"]] == ["AncestorNotBound"]
 
 
+def test_of_several_targets_one_condition_names_those_that_nobody_serves():
+    refs = ", ".join(f"{{kind: Service, name: {name}}}" for name in ("web", "gone", "lost"))
+    spec = f"{{targetRefs: [{refs}], rules: [{{}}]}}"
+    store = store_of(SHOP + attached("AuthorizationPolicy", "a", spec))
+    [found] = [each for each in store.conditions() if each["kind"] == "AuthorizationPolicy"]
+    [condition] = found["conditions"]
+    assert (condition["status"], condition["reason"]) == ("False", "TargetNotFound")
+    assert condition["message"] == "Service shop/gone does not exist; Service shop/lost does not exist"
+
+
 PATTERNS = st.sampled_from(["*", "a.b", "*.b", "*.a.b", "c.a.b", "x.y", "*.y"])
 
 
