@@ -172,12 +172,16 @@ class Cluster:
         for node in self.nodes:
             self._record(daemons.start_agent(self.layout, node, self.capture))
         for node in self.nodes:
-            daemons.issue_token(self.layout, node)
+            self._admit(node)
             self._record(daemons.start_tunnel(self.layout, node))
         for process in list(self.daemons.values()):
             self._wait_up(process)
         for node in self.nodes:
             self._wait_ready(node)
+
+    def _admit(self, node: str) -> None:
+        """Gives the node's tunnel what it proves itself with."""
+        daemons.issue_token(self.layout, node)
 
     def start_agent(self, node: str) -> None:
         self._started(daemons.start_agent(self.layout, node, self.capture))

@@ -93,7 +93,14 @@ def _common(layout: Layout, owner: str) -> dict[str, str]:
         "LOG_FORMAT": "json",
         "LOG_LEVEL": os.environ.get("LOG_LEVEL", "info"),
     }
-    return {**settings, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
+    more = more_settings(layout, owner)
+    given = json.loads(more.read_text()) if more.exists() else {}
+    return {**settings, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **given}
+
+
+def more_settings(layout: Layout, owner: str) -> Path:
+    """A file of settings besides, for all daemons of a node or of `control`."""
+    return layout.node_dir(owner) / "settings.json"
 
 
 def state_dir(layout: Layout, owner: str) -> Path:

@@ -1,0 +1,194 @@
+"""Agents and control plane on a Kubernetes API: the stand-in, a process of its own, with the manifests' roles."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from lab import cluster, daemons, documents
+from lab.apps import HTTP_PORT
+from lab.documents import PodSpec
+from lab.kubernetes import NAMESPACE, KubernetesCluster
+from lab.layout import Layout
+from lab.processes import wait_until
+from lab.runtime import CniRefused
+from lab.watchdog import Guard
+
+pytestmark = pytest.mark.lab
+
+SOON_S = 20.0
+GROUP = "security.istio.io/v1"
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """`web-1` on node1, `web-2` on node2; nothing in the configuration's directory."""
+    layout = Layout(f"k{os.getpid()}")
+    guard = Guard(layout)
+    try:
+        made = KubernetesCluster.up(layout.name, nodes=2, pods=2)
+        yield made
+    finally:
+        cluster.down(layout)
+        guard.release()
+
+
+@pytest.fixture
+def web(mesh):
+    return mesh.pods["web-1"], mesh.pods["web-2"]
+
+
+def until(what, ready):
+    """The seconds that it took."""
+    return wait_until(what, ready, SOON_S)
+
+
+def hbone(mesh, node, pod):
+    """Whether node's tunnel would reach the pod by HBONE."""
+    for each in mesh.ask(f"ztunnel-{node}", "/config_dump")["workloads"]:
+        if each["uid"] == pod.uid:
+            return each["protocol"] == "HBONE"
+    return False
+
+
+def condition(mesh, policy):
+    """The first one that the policy's status has."""
+    found = mesh.api.find("AuthorizationPolicy", "shop", policy, GROUP) or {}
+    return found.get("status", {}).get("conditions", [{}])[0]
+
+
+def kill_api(mesh):
+    mesh.api_process.signal(signal.SIGKILL)
+    assert mesh.api_process.wait(SOON_S)
+
+
+def trouble(mesh, daemon):
+    return mesh.ask(daemon, "/status")["kubernetes"]["trouble"]
+
+
+def test_pods_join_are_marked_and_speak_by_identity(mesh, web):
+    for pod in web:
+        until(f"{pod.name} is marked", lambda pod=pod: mesh.annotation("shop", pod.name) == "enabled")
+        until("the other node knows", lambda pod=pod: hbone(mesh, "node1", pod) and hbone(mesh, "node2", pod))
+    assert mesh.http(web[0], web[1].at(HTTP_PORT)).endswith("web-2")
+    assert mesh.http(web[0], mesh.vip("web")).split()[-1] in ("web-1", "web-2")
+    assert list(mesh.layout.config.iterdir()) == []
+
+
+def test_tunnels_are_known_by_their_service_accounts(mesh):
+    status = mesh.ask("controlplane", "/status")
+    assert [each["node"] for each in status["nodes"]] == ["node1", "node2"]
+    assert not (daemons.state_dir(mesh.layout, daemons.CONTROL) / "tokens").exists()
+    asked = mesh.api.ask("GET", "/status")["asked"]
+    assert any(
+        each.startswith("system:serviceaccount:nodemesh-system:controlplane POST /apis/authentication")
+        for each in asked
+    )
+
+
+def test_the_roots_are_where_the_tunnels_mount_them(mesh):
+    found = mesh.api.find("ConfigMap", NAMESPACE, "nodemesh-ca-root-cert")
+    assert found["data"]["root-cert.pem"] == daemons.root_certificate(mesh.layout).read_text()
+
+
+def test_the_nodes_have_lost_their_taint(mesh):
+    for node in mesh.nodes:
+        until("the taint is gone", lambda node=node: "taints" not in mesh.api.find("Node", "", node)["spec"])
+
+
+def test_the_manifests_give_every_right_that_is_used(mesh):
+    """The stand-in refuses what no role allows; the daemons would say so."""
+    for name in mesh.daemons:
+        log = mesh.layout.log(name).read_text()
+        assert "says 403" not in log, name
+
+
+def test_a_policy_in_the_api_takes_effect_and_its_condition_says_so(mesh, web, record_property):
+    policy = documents.deny_from("shop", "not-web-1", "web", "cluster.local/ns/shop/sa/web-1")
+    mesh.apply("policy", policy)
+    try:
+        until("web-1 is refused", lambda: not mesh.reaches(*web))
+        until(
+            "the policy says so", lambda: "status" in mesh.api.find("AuthorizationPolicy", "shop", "not-web-1", GROUP)
+        )
+        (condition,) = mesh.api.find("AuthorizationPolicy", "shop", "not-web-1", GROUP)["status"]["conditions"]
+        assert (condition["type"], condition["status"], condition["observedGeneration"]) == (
+            "ZtunnelAccepted",
+            "True",
+            1,
+        )
+    finally:
+        mesh.remove("policy")
+    until("web-1 is let in again", lambda: mesh.reaches(*web))
+
+
+def test_a_policy_that_is_not_understood_says_why_and_the_last_good_one_stays(mesh, web):
+    good = documents.deny_from("shop", "not-web-1", "web", "cluster.local/ns/shop/sa/web-1")
+    mesh.apply("policy", good)
+    try:
+        until("web-1 is refused", lambda: not mesh.reaches(*web))
+        mesh.apply("policy", {**good, "spec": {**good["spec"], "action": "DENI"}})
+        until("the policy says so", lambda: condition(mesh, "not-web-1").get("reason") == "Invalid")
+        assert condition(mesh, "not-web-1")["message"].startswith("spec.action: 'DENI' is not one of")
+        assert not mesh.reaches(*web)
+    finally:
+        mesh.remove("policy")
+    until("web-1 is let in again", lambda: mesh.reaches(*web))
+
+
+def test_without_the_api_everything_goes_on_and_new_pods_wait(mesh, web):
+    policy = documents.deny_from("shop", "not-plain", "web", "cluster.local/ns/shop/sa/nobody")
+    mesh.apply("policy", policy)
+    until("the policy is known", lambda: condition(mesh, "not-plain"))
+    kill_api(mesh)
+    until("the agent notices", lambda: trouble(mesh, "nodeagent-node1"))
+    until("the control plane notices", lambda: trouble(mesh, "controlplane"))
+    assert mesh.reaches(*web)
+    with pytest.raises(CniRefused) as refused:
+        _add_in_vain(mesh)
+    assert refused.value.code == 11
+    assert "is not known yet: GET /api/v1/namespaces/shop/pods/late" in refused.value.msg
+
+    # Neither an agent nor the control plane needs it to start again.
+    daemons.stop(mesh.daemons["nodeagent-node1"])
+    mesh.start_agent("node1")
+    daemons.stop(mesh.daemons["controlplane"])
+    mesh.start_controlplane()
+    assert mesh.ask("controlplane", "/status")["kubernetes"]["from_disk"]
+    assert "shop/not-plain" in str(mesh.ask("controlplane", "/resources"))
+    assert mesh.reaches(*web)
+
+    # It comes back another: what happened meanwhile, nobody can tell, so everything is listed again.
+    _while_nobody_looked(mesh, "not-plain")
+    mesh.start_api()
+    until("the agent is in step", lambda: not trouble(mesh, "nodeagent-node1"))
+    until("the control plane is in step", lambda: not mesh.ask("controlplane", "/status")["kubernetes"]["from_disk"])
+    until("the policy is gone", lambda: "shop/not-plain" not in str(mesh.ask("controlplane", "/resources")))
+    mesh._applied.pop("policy")
+    late = mesh.add_pod(PodSpec("late", "node1", app="web"))
+    until("it is marked", lambda: mesh.annotation("shop", "late") == "enabled")
+    assert mesh.reaches(late, web[1])
+    mesh.delete_pod("late")
+
+
+def _add_in_vain(mesh):
+    """What a kubelet with an older view would do: the API cannot be told of the pod."""
+    from lab import netns
+    from lab.runtime import Runtime, Sandbox
+
+    space = mesh.layout.pod_netns("shop", "late")
+    netns.create(space)
+    try:
+        Runtime(mesh.layout, "node1").add(Sandbox("f" * 32, space, "shop", "late", "no-such-uid"))
+    finally:
+        netns.delete(space)
+
+
+def _while_nobody_looked(mesh, policy):
+    """The policy goes, and the version rises far beyond what anybody has seen."""
+    path = mesh.layout.node_dir(daemons.CONTROL) / "apiserver" / "objects.json"
+    state = json.loads(path.read_text())
+    state["version"] += 1000
+    state["items"] = [each for each in state["items"] if each[2] != policy]
+    path.write_text(json.dumps(state))
