@@ -6,6 +6,7 @@ import json
 import re
 from typing import Final
 
+from controlplane.schema.decode import seconds
 from controlplane.schema.rules import Tree, exclude, rule, same
 from controlplane.schema.traffic import host
 from controlplane.validate import Field
@@ -106,15 +107,26 @@ def _patch(field: Field, value: Tree) -> None:
         field.warn(_UNAPPLIED)
 
 
-def local_limit(patch: Tree) -> Tree | None:
-    """The configuration of the local rate limit that a patch inserts, if it is one of those."""
-    config = patch.get("patch", {}).get("value")
-    typed = config.get("typed_config", {}) if isinstance(config, dict) else {}
+def local_limit(patch: Tree) -> tuple[int, float] | None:
+    """Tokens and seconds of the local rate limit that a patch inserts, if it is one of those."""
     inserts = patch.get("patch", {}).get("operation", "").startswith("INSERT_")
-    if patch.get("applyTo") != "HTTP_FILTER" or not inserts or "local_ratelimit" not in str(config.get("name", "")):
+    config = patch.get("patch", {}).get("value")
+    if patch.get("applyTo") != "HTTP_FILTER" or not inserts or not isinstance(config, dict):
         return None
-    found = typed.get("value", typed) if isinstance(typed, dict) else {}
-    return found if isinstance(found, dict) and isinstance(found.get("token_bucket"), dict) else None
+    if "local_ratelimit" not in str(config.get("name", "")):
+        return None
+    bucket = _inner(_inner(config, "typed_config", "value") or _inner(config, "typed_config"), "token_bucket")
+    tokens, every = str(bucket.get("tokens_per_fill", bucket.get("max_tokens", ""))), bucket.get("fill_interval", "1s")
+    duration = seconds(every) if isinstance(every, str) else None
+    return (int(tokens), duration) if tokens.isascii() and tokens.isdecimal() and duration else None
+
+
+def _inner(config: Tree, *path: str) -> Tree:
+    """{}: it is not there, or something else."""
+    for name in path:
+        found = config.get(name)
+        config = found if isinstance(found, dict) else {}
+    return config
 
 
 @rule("EnvoyFilter")

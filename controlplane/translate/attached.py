@@ -17,7 +17,6 @@ from controlplane.l7.routes import Dimension, Limit, Per, Target
 from controlplane.l7.security import Authorization, JwtRule
 from controlplane.l7.telemetry import AccessLog, MetricOverride, Tag, Telemetry, Tracing
 from controlplane.objects import AuthorizationPolicy, Labels, Resource, TargetRef
-from controlplane.schema.decode import seconds
 from controlplane.schema.edge import local_limit
 from controlplane.translate import http_routes as parts
 from controlplane.translate.hosts import Hosts, by_age
@@ -146,13 +145,9 @@ def _dimension(given: Tree) -> Dimension:
 
 def _local_limits(each: Resource) -> Iterator[Limit]:
     for index, patch in enumerate(each.spec.get("configPatches", ())):
-        config = local_limit(patch)
-        if config is None:
-            continue
-        bucket = config["token_bucket"]
-        every = seconds(str(bucket.get("fill_interval", "1s"))) or 1.0
-        tokens = int(bucket.get("tokens_per_fill", bucket.get("max_tokens", 0)))
-        yield Limit(name=f"{each.key}/{index}", tokens=tokens, every_s=every)
+        if found := local_limit(patch):
+            tokens, every = found
+            yield Limit(name=f"{each.key}/{index}", tokens=tokens, every_s=every)
 
 
 def _jwt(each: Resource) -> Iterator[JwtRule]:

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 
 from controlplane.ca import _load_csr
+from controlplane.checks import reports
 from controlplane.documents import parse
 from controlplane.objects import Mesh
 from controlplane.store import Store
@@ -33,6 +34,8 @@ from ztunnel import zds as tunnel_zds
 
 GOLDEN = sorted((Path(__file__).parents[1] / "controlplane/golden").glob("*.yaml"))
 DOCUMENTS = [each.encode() for path in GOLDEN for each in path.read_text().split("\n---\n")]
+L7_GOLDEN = sorted((Path(__file__).parents[1] / "controlplane/golden/l7").glob("*.yaml"))
+L7_DOCUMENTS = [each.encode() for path in L7_GOLDEN for each in path.read_text().split("\n---\n")]
 ATTACHMENT = {
     "container_id": "c1",
     "netns": "/run/netns/c1",
@@ -84,6 +87,10 @@ documents = st.one_of(
     damaged(DOCUMENTS),
     st.builds(replace_value, st.sampled_from(DOCUMENTS), st.integers(0, 1000), st.sampled_from(NASTY)),
 )
+requests = st.one_of(
+    damaged(L7_DOCUMENTS),
+    st.builds(replace_value, st.sampled_from(L7_DOCUMENTS), st.integers(0, 1000), st.sampled_from(NASTY)),
+)
 BODIES = [json.dumps(ATTACHMENT).encode(), b'{"valid_attachments":[{"container_id":"c1","ifname":"eth0"}]}']
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -111,6 +118,17 @@ def test_a_document_becomes_objects_or_findings_and_the_world_can_be_told(texts)
     translate(store.world)
     for finding in store.findings:
         assert "\n" not in str(finding)
+
+
+@fuzz("documents of layer 7", 300, texts=st.lists(requests, min_size=1, max_size=4))
+def test_a_document_about_requests_becomes_part_of_the_model_or_findings(texts):
+    """The whole way: text, findings, model, conditions, analysis."""
+    store = Store(Mesh())
+    store.update({path.name: parse(path.name, path.read_bytes()) for path in L7_GOLDEN[:1]})
+    store.update({"fuzz.yaml": parse("fuzz.yaml", b"\n---\n".join(texts))})
+    store.conditions()
+    for each in reports(store):
+        assert "\n" not in each["message"]
 
 
 @fuzz(
