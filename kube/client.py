@@ -104,7 +104,9 @@ class Client:
         body = await self._send("GET", resource.path(), LIST_S, params=query)
         generic: Any = _List
         listed = _decode(generic[resource.shape], body)
-        return Page(listed.items or [], listed.metadata.resource_version or "", listed.metadata.continue_ or "")
+        if not listed.metadata.resource_version:
+            raise PeerError(f"the API server's list of {resource.plural} has no version to watch from")
+        return Page(listed.items or [], listed.metadata.resource_version, listed.metadata.continue_ or "")
 
     @asynccontextmanager
     async def watch(

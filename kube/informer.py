@@ -102,8 +102,8 @@ class Informer(Generic[T]):
                 self._heard(event)
         if clock() - began > GOOD_WATCH_S:
             self._backoff.worked()
-        elif not heard:
-            await asyncio.sleep(self._pause_s())
+        else:  # whoever ends every watch at once must not make us ask without a pause
+            await asyncio.sleep(FIRST_S if heard else self._pause_s())
 
     def _heard(self, event: Event[T]) -> None:
         if event.kind == BOOKMARK:

@@ -100,6 +100,20 @@ RESIDUAL: Final = (
 )
 
 
+def of_kubernetes(status: Json) -> Iterator[Finding]:
+    """Of an agent or a control plane: whether it is in step with the API server; nothing where it needs none."""
+    cluster = status.get("kubernetes")
+    trouble = (cluster or {}).get("trouble")
+    if cluster is None:
+        return
+    if not trouble:
+        yield Finding("ok", "in step with the Kubernetes API")
+        return
+    why = trouble if isinstance(trouble, str) else "; ".join(f"{kind}: {each}" for kind, each in trouble.items())
+    do = "what was known last stays in force; look at the API server, and at the rights of docs/kubernetes.md"
+    yield Finding("warn", f"the Kubernetes API cannot be followed: {why}", do)
+
+
 def of_guard(status: Json) -> Iterator[Finding]:
     """From the agent's `/status`: can a pod get past, and what no agent can prevent."""
     why = (status.get("capture") or {}).get("guard", "this agent has none")

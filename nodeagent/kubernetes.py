@@ -19,8 +19,9 @@ from nodeagent.enrol.api_pods import ApiPods
 from nodeagent.enrol.executor import Pod
 from nodeagent.enrol.registry import Registry
 
-# A restart of the tunnel, or of the agent, is no reason to call a pod unserved: those keep the mark that they have.
-_MARKS: Final = {m.State.IN_MESH: Mark.ENABLED, m.State.CUT_OFF: Mark.PENDING}
+# A restart of the tunnel, or of the agent, is no reason to call a pod unserved: those keep the mark that they have. A
+# pod that is let go is no longer to be reached by HBONE, while its tunnel still serves who comes so.
+_MARKS: Final = {"IN_MESH": Mark.ENABLED, "CUT_OFF": Mark.PENDING, "LEAVING": Mark.NONE}
 _REASONS: Final = {m.State.REFUSED: "MeshRefused", m.State.CUT_OFF: "MeshCutOff"}
 
 
@@ -68,4 +69,4 @@ class Cluster:
 def wanted_marks(pods: Iterable[Pod]) -> dict[Key, Mark | None]:
     """By the registry's view. A pod that comes or goes at this moment keeps what it has."""
     lively = [pod for pod in pods if not pod.machine.is_over]
-    return {Key(pod.member.namespace, pod.member.name): _MARKS.get(pod.state) for pod in lively}
+    return {Key(pod.member.namespace, pod.member.name): _MARKS.get(pod.state.name) for pod in lively}

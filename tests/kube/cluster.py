@@ -5,6 +5,7 @@ import contextlib
 
 from aiohttp import web
 
+from kube import informer
 from kube.access import Access
 from kube.client import Client
 from lab.apiserver import access as standin_access
@@ -105,7 +106,11 @@ def play(directory, story, **how):
         async with asyncio.timeout(SOON_S), api(directory, **how) as made:
             await story(made)
 
-    asyncio.run(main())
+    patience_s, informer.FIRST_S = informer.FIRST_S, 0.01
+    try:
+        asyncio.run(main())
+    finally:
+        informer.FIRST_S = patience_s
 
 
 @contextlib.asynccontextmanager

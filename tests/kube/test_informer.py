@@ -282,3 +282,25 @@ def test_only_what_the_mesh_reads_is_kept_of_a_pod(tmp_path):
         assert not hasattr(found.spec.containers[0], "image")
 
     play(tmp_path, main)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ('{"items": []}', "has no version to watch from"),
+        ("[", "is not understood"),
+        ('{"items": [{"metadata": {"labels": 5}}], "metadata": {"resourceVersion": "1"}}', "is not understood"),
+    ],
+)
+def test_an_answer_that_is_none_is_no_state(tmp_path, body, why):
+    async def story(api, listener):
+        await until(lambda: why in listener.informer.trouble)
+        assert not listener.informer.synced.is_set()
+
+    async def main(api):
+        api.server._failures.extend(cluster.web.Response(text=body) for _ in range(100))
+        listener = Listener(api)
+        async with running(listener.informer.run()):
+            await story(api, listener)
+
+    play(tmp_path, main)

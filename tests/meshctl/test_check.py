@@ -124,3 +124,20 @@ def test_a_guard_in_force_is_good_news_and_what_remains_is_named():
 def test_a_tunnel_known_by_its_mark_only_is_a_warning_that_says_why():
     warning = next(findings.of_guard({"capture": {"guard": "process 7 is in the root control group"}}))
     assert (warning.level, "root control group" in warning.what) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "sentence"),
+    [
+        ("GET /api/v1/pods: no answer in time", "the Kubernetes API cannot be followed: GET /api/v1/pods: no answer"),
+        ({"Pod": "no", "Node": "never"}, "the Kubernetes API cannot be followed: Pod: no; Node: never"),
+    ],
+)
+def test_an_api_server_that_is_away_is_a_warning(trouble, sentence):
+    ((level, what),) = said(findings.of_kubernetes({"kubernetes": {"trouble": trouble}}))
+    assert (level, what[: len(sentence)]) == ("warn", sentence)
+
+
+@pytest.mark.parametrize(("status", "levels"), [({"kubernetes": {"trouble": {}}}, ["ok"]), ({"kubernetes": None}, [])])
+def test_where_there_is_no_trouble_or_no_api_server_nothing_is_wrong(status, levels):
+    assert [each.level for each in findings.of_kubernetes(status)] == levels
