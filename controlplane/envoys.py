@@ -19,7 +19,7 @@ from controlplane.translate.envoy.locality import Place
 from controlplane.translate.envoy.resources import TYPES, ByType, Cache, Translation
 from controlplane.translate.envoy.world import View
 from mesh.delta import Acked, Nacked, Publisher, Subscribed, Versioned
-from mesh.envoy import CLUSTER, ENDPOINTS
+from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from mesh.model import World
 
@@ -106,10 +106,13 @@ class Envoys:
         self._touched.clear()
 
 
+# Sent together: Envoy acknowledges clusters only when they are warm, and for that it needs their endpoints.
+_STEPS: Final = ((SECRET,), (CLUSTER, ENDPOINTS), (EXTENSION,), (LISTENER,), (ROUTES,))
+
+
 @dataclass(slots=True)
 class _Phase:
-    type_url: str
-    resources: Mapping[str, Versioned]
+    resources: Mapping[str, Mapping[str, Versioned]]
     offered: bool = False
 
 
@@ -171,21 +174,20 @@ class EnvoyConversation:
         wanted = self.target.of(self.who)
         for type_url in TYPES:
             self._held[type_url].update(wanted[type_url])
-        arriving = [_Phase(type_url, dict(self._held[type_url])) for type_url in TYPES]
-        leaving = [_Phase(type_url, wanted[type_url]) for type_url in reversed(TYPES)]
+        arriving = [_Phase({type_url: dict(self._held[type_url]) for type_url in step}) for step in _STEPS]
+        leaving = [_Phase({type_url: wanted[type_url] for type_url in step}) for step in reversed(_STEPS)]
         self._phases = deque((*arriving, *leaving))
 
     def _advance(self, responses: list[DeltaDiscoveryResponse]) -> list[DeltaDiscoveryResponse]:
         while self._phases:
             phase = self._phases[0]
-            if phase.type_url in self._in_flight:
-                return responses
-            if not phase.offered:
-                phase.offered = True
-                self._send(self._publisher.offer(phase.type_url, phase.resources), responses)
-            else:
-                self._send(self._publisher.next(phase.type_url), responses)
-            if phase.type_url in self._in_flight:
+            for type_url, resources in phase.resources.items():
+                if not phase.offered:
+                    self._send(self._publisher.offer(type_url, resources), responses)
+                else:
+                    self._send(self._publisher.next(type_url), responses)
+            phase.offered = True
+            if phase.resources.keys() & self._in_flight.keys():
                 return responses
             self._phases.popleft()
             if not self._phases:

@@ -13,9 +13,10 @@ from lab import apps, documents, proxies
 from lab.cluster import Cluster, Pod
 from lab.documents import PodSpec
 from lab.processes import wait_until
+from mesh.errors import OperatorError
 
 NAMESPACE = "mall"
-EFFECT_S = 10.0
+EFFECT_S = 5.0
 _MARK = "\n--8<--"
 _WRITE = _MARK + "%{http_code} %{time_total} %{num_connects}\n"
 
@@ -90,18 +91,43 @@ class Mall:
     # Configuration --------------------------------------------------------------------------------------------------
 
     def apply(self, text: str) -> None:
-        """Documents as an operator writes them; namespace `mall` unless they say another. Gone after the test."""
-        for document in yaml.safe_load_all(text):
-            self.number += 1
+        """Documents as an operator writes them; namespace `mall` unless they say another. In force everywhere when this
+        returns, gone after the test."""
+        documents = [each for each in yaml.safe_load_all(text) if each]
+        for document in documents:
             document["metadata"].setdefault("namespace", NAMESPACE)
-            name = f"l7-{document['kind'].lower()}-{document['metadata']['name']}"
-            self.applied.append(name)
-            self.mesh.apply(name, document)
+        self.number += 1
+        name = f"l7-{self.number}"
+        self.applied.append(name)
+        before = self.version
+        self.mesh.apply(name, yaml.safe_dump_all(documents))
+        self._settled(before)
 
     def clean(self) -> None:
-        for name in self.applied:
-            self.mesh.remove(name)
-        self.applied.clear()
+        if self.applied:
+            before = self.version
+            for name in self.applied:
+                self.mesh.remove(name)
+            self.applied.clear()
+            self._settled(before)
+
+    @property
+    def version(self) -> int:
+        return int(self.mesh.ask("controlplane", "/status")["world"]["version"])
+
+    def _settled(self, before: int) -> None:
+        """Everybody has a newer world than that one."""
+
+        def settled() -> bool:
+            status = self.mesh.ask("controlplane", "/status")
+            newest = status["world"]["version"]
+            return newest > before and all(each["synced_version"] == newest for each in status["nodes"])
+
+        try:
+            wait_until("the configuration is in force", settled, EFFECT_S)
+        except OperatorError as error:
+            status = self.mesh.ask("controlplane", "/status")
+            raise AssertionError(f"{error}: {status['findings']}, {status['nodes']}") from None
 
     def until(self, true: Any, what: str = "the change is felt") -> None:
         wait_until(what, true, EFFECT_S)
@@ -125,6 +151,12 @@ class Mall:
         """How many answers came of which version, or with which status when no application answered."""
         return Counter(each.version or str(each.status) for each in self.ask_many(url, times, *options, client=client))
 
+    def admin(self, target: str, pod: Pod | None = None, method: str = "GET") -> str:
+        """The waypoint's admin socket; `/envoy/…` is Envoy's own."""
+        socket = self.mesh.layout.run_dir((pod or self.way).name) / "waypoint.sock"
+        command = ["curl", "-sg", "-X", method, "--unix-socket", str(socket), f"http://waypoint{target}"]
+        return self.mesh.exec(pod or self.way, command).stdout
+
     def seen(self, pod: Pod) -> dict[str, int]:
         """Requests by path, in the application's own words."""
         found = self.mesh.exec(pod, ["curl", "-s", f"http://127.0.0.1:{apps.HTTP_PORT}/seen"]).stdout
@@ -146,8 +178,8 @@ def _answer(parts: tuple[str, str]) -> Answer:
     status, seconds, _ = line.split()
     head, body = "", text
     while body.startswith("HTTP/"):
-        head, _, body = body.partition("\r\n\r\n")
-    fields = (each.partition(": ") for each in head.split("\r\n")[1:])
+        head, _, body = body.partition("\n\n")  # text: line ends are translated
+    fields = (each.partition(": ") for each in head.split("\n")[1:])
     headers = {name.lower(): value for name, _, value in fields}
     try:
         told = json.loads(body)

@@ -105,6 +105,8 @@ def _kind(called: Called, view: View) -> Json:
         return {
             "type": kind,
             "dns_lookup_family": "V4_PREFERRED",
+            # A name that does not resolve must not hold up everything else.
+            "wait_for_warm_on_init": False,
             "load_assignment": endpoints(called, view, Place()),
         }
     return {"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}
