@@ -192,7 +192,7 @@ class Cluster:
 
     def start_proxy(self, key: str, pod: Pod) -> None:
         """A waypoint's or gateway's program in its pod."""
-        self._record(daemons.start_proxy(self.layout, key, pod.name, pod.netns))
+        self._record(daemons.start_proxy(self.layout, key, pod.name, pod.node, pod.netns))
 
     def _wait_ready(self, node: str) -> None:
         wait_until(f"{node}'s tunnel is ready", lambda: self.tunnel_ready(node), READY_S)

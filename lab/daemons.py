@@ -73,9 +73,11 @@ def tunnel_settings(layout: Layout, node: str) -> dict[str, str]:
     }
 
 
-def proxy_settings(layout: Layout, key: str, pod: str) -> dict[str, str]:
-    """Of a waypoint or gateway `namespace/name`; `pod`: the one that it runs in."""
+def proxy_settings(layout: Layout, key: str, pod: str, node: str) -> dict[str, str]:
+    """Of a waypoint or gateway `namespace/name`; `pod`: the one that it runs in, on that node."""
     return {
+        "REGION": "lab",
+        "ZONE": f"zone-{node}",
         **_common(layout, pod),
         "WAYPOINT_NAME": key,
         "XDS_ADDRESS": f"https://{underlay_address(0)}:15012",
@@ -157,9 +159,9 @@ def _start_on(layout: Layout, node: str, daemon: str, settings: dict[str, str]) 
     return start(layout, f"{daemon}-{node}", space, command(daemon, "run"), settings, group=daemon)
 
 
-def start_proxy(layout: Layout, key: str, pod: str, space: str) -> Process:
+def start_proxy(layout: Layout, key: str, pod: str, node: str, space: str) -> Process:
     layout.run_dir(pod).mkdir(parents=True, mode=0o700, exist_ok=True)
-    return start(layout, f"waypoint-{pod}", space, command("waypoint", "run"), proxy_settings(layout, key, pod))
+    return start(layout, f"waypoint-{pod}", space, command("waypoint", "run"), proxy_settings(layout, key, pod, node))
 
 
 def admin_socket(layout: Layout, process: Process) -> Path:

@@ -59,7 +59,10 @@ def node(name: str, *addresses: str) -> Document:
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": f"zone-{name}"}},
+        "metadata": {
+            "name": name,
+            "labels": {"topology.kubernetes.io/region": "lab", "topology.kubernetes.io/zone": f"zone-{name}"},
+        },
         "status": {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]},
     }
 

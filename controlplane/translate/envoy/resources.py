@@ -113,7 +113,7 @@ class _Round:
             lambda: listeners.listener(name, protocol, each.l4, each.rules, said, target),
         )
         if protocol not in (AppProtocol.TCP, AppProtocol.TLS):
-            called = tuple(self._traffic(one) for one in targets_of(each.http))
+            called = tuple(self._traffic(one) for one in (target, *targets_of(each.http)))
             self._put(
                 ROUTES,
                 name,

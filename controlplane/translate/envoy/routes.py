@@ -160,8 +160,6 @@ def _redirect(redirect: Redirect) -> Json:
 
 def _forward(each: HttpRoute, match: HttpMatch, shares: tuple[Share, ...], traffic_of: TrafficOf) -> Json:
     found: Json = {"timeout": seconds(each.timeout_s or 0), **_clusters(shares), **_rewrite(each.rewrite, match)}
-    if each.timeout_s:
-        found["max_stream_duration"] = {"grpc_timeout_header_max": seconds(each.timeout_s)}
     traffic = traffic_of(shares[0].target)
     if each.retries:
         found["retry_policy"] = _retries(each.retries, hashed=traffic.hash is not None)
