@@ -1,12 +1,14 @@
-"""An HTTP application that tells what it saw: for tests and demos of layer 7. `python -m lab.echo NAME VERSION`.
+"""An HTTP application that tells what it saw, for tests and demos of layer 7.
 
-Any path answers 200 with JSON. `/status/CODE` answers that, `/delay/SECONDS` later, `/flaky/N` 503 to the first N
-requests of each `x-key`, `/ws` echoes web socket messages, `/seen` counts requests by path (and is not counted itself).
+`python -m lab.echo NAME VERSION [PORT [CERTIFICATE KEY]]`. Any path answers 200 with JSON. `/status/CODE` answers that,
+`/delay/SECONDS` later, `/flaky/N` 503 to the first N requests of each `x-key`, `/check…` 403 without `x-ok: 1`, `/ws`
+echoes web socket messages, `/seen` counts requests by path (and is not counted itself).
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 from collections import Counter
 
@@ -31,6 +33,8 @@ class Application:
         match path.split("/")[1:]:
             case ["ws"]:
                 return await self._web_socket(request)
+            case ["check", *_]:
+                status = 200 if request.headers.get("x-ok") == "1" else 403
             case ["status", code]:
                 status = int(code)
             case ["delay", seconds]:
@@ -63,15 +67,19 @@ class Application:
         return socket
 
 
-async def serve(name: str, version: str, port: int) -> None:
+async def serve(name: str, version: str, port: int, pair: list[str]) -> None:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", Application(name, version).answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
+    tls = None
+    if pair:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(*pair)
     for host in ("::", "0.0.0.0"):  # asyncio binds `::` for IPv6 alone
-        await web.TCPSite(runner, host, port).start()
+        await web.TCPSite(runner, host, port, ssl_context=tls).start()
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else PORT))
+    asyncio.run(serve(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else PORT, sys.argv[4:6]))

@@ -14,23 +14,33 @@ READY_S = 30.0
 LABELS = {"istio.io/dataplane-mode": "none", "networking.istio.io/tunnel": "http"}
 
 
-def add(cluster: Cluster, name: str, node: str, namespace: str = "shop", replica: int = 1) -> Pod:
-    """A running, ready waypoint `namespace/name` as pod `name-REPLICA` on the node. Its Gateway must be there."""
-    return start(cluster, prepare(cluster, name, node, namespace, replica))
+def add(
+    cluster: Cluster, name: str, node: str, namespace: str = "shop", replica: int = 1, gateway: bool = False
+) -> Pod:
+    """A running, ready proxy `namespace/name` as pod `name-REPLICA` on the node. Its Gateway must be there.
+
+    `gateway`: a way in or out, chosen by Istio's Gateways with `istio: NAME`; else a waypoint.
+    """
+    return start(cluster, prepare(cluster, name, node, namespace, replica, gateway), gateway)
 
 
-def prepare(cluster: Cluster, name: str, node: str, namespace: str = "shop", replica: int = 1) -> Pod:
+def prepare(
+    cluster: Cluster, name: str, node: str, namespace: str = "shop", replica: int = 1, gateway: bool = False
+) -> Pod:
     """The pod without its program."""
-    labels = {"gateway.networking.k8s.io/gateway-name": name, **LABELS}
+    own = {"istio": name, "istio.io/dataplane-mode": "none"} if gateway else LABELS
+    labels = {"gateway.networking.k8s.io/gateway-name": name, **own}
     spec = PodSpec(f"{name}-{replica}", node, namespace, service_account=name, app=name, labels=labels)
     return cluster.add_pod(spec, with_apps=False)
 
 
-def start(cluster: Cluster, pod: Pod) -> Pod:
+def start(cluster: Cluster, pod: Pod, gateway: bool = False) -> Pod:
+    """A gateway is ready once it has a server, which the tests give it later."""
     key = f"{pod.namespace}/{pod.service_account}"
     daemons.issue_token(cluster.layout, pod.name, key)
     cluster.start_proxy(key, pod)
-    wait_until(f"{pod.name} is ready", lambda: is_ready(cluster, pod), READY_S)
+    if not gateway:
+        wait_until(f"{pod.name} is ready", lambda: is_ready(cluster, pod), READY_S)
     return pod
 
 

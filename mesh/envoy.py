@@ -42,6 +42,11 @@ def _class(type_url: str) -> type[Message]:
     return GetMessageClass(_pool().FindMessageTypeByName(type_url.removeprefix(TYPE)))
 
 
+def message_class(name: str) -> type[Message]:
+    """Of a message by its full name, for who speaks one of Envoy's services."""
+    return _class(TYPE + name)
+
+
 def pack(type_url: str, resource: dict[str, Any]) -> Versioned:
     """The version is a hash of the content. Raises LocalError: we made something that Envoy's schema does not know."""
     try:

@@ -76,14 +76,17 @@ class Mall:
     def service(self, name: str, waypoint: str = "way", **ports: tuple[int, int]) -> str:
         """`ports`: name -> (port, pods' port)."""
         vip = self.mesh.add_service(name, {80: apps.HTTP_PORT}, NAMESPACE)
+        self.mesh.apply(f"service-{NAMESPACE}-{name}", self.service_document(name, vip, waypoint, **ports))
+        return vip
+
+    def service_document(self, name: str, vip: str, waypoint: str = "", **ports: tuple[int, int]) -> dict[str, Any]:
         labels = {"istio.io/use-waypoint": waypoint} if waypoint else {}
         document = documents.http_service(NAMESPACE, name, [vip], labels)
         document["spec"]["ports"] += [
             {"name": each.replace("_", "-"), "port": port, "targetPort": target}
             for each, (port, target) in ports.items()
         ]
-        self.mesh.apply(f"service-{NAMESPACE}-{name}", document)
-        return vip
+        return document
 
     def vip(self, name: str) -> str:
         return self.mesh.vips[name]

@@ -2,7 +2,6 @@
 
 import pytest
 
-from lab import apps
 from tests.lab.test_l7_routing import SUBSETS, routes, to
 
 pytestmark = pytest.mark.lab

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from controlplane.l7.routes import Compare, HeaderChanges, Target, Text
+from controlplane.l7.routes import Compare, HeaderChanges, NamedText, Target, Text
 from mesh.envoy import TYPE
 
 Json = dict[str, Any]
@@ -88,6 +88,19 @@ def matcher(text: Text, before: str = "", after: str = "") -> Json:
             regex = f"(?i){value}" if text.ignore_case else value
             return {"safe_regex": {"regex": re.escape(before) + regex + re.escape(after) if before or after else regex}}
     return {**found, "ignore_case": True} if text.ignore_case else found
+
+
+def header_match(each: NamedText) -> Json:
+    found: Json = {"name": each.name}
+    if each.text.how is Compare.PRESENT:
+        found["present_match"] = True
+    else:
+        found["string_match"] = matcher(each.text)
+    if each.absent:
+        found["invert_match"] = True
+        if each.text.how is not Compare.PRESENT:
+            found["treat_missing_header_as_empty"] = True
+    return found
 
 
 def header_fields(changes: HeaderChanges, kind: str) -> Json:

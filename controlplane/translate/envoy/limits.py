@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
-from controlplane.l7.routes import Dimension, Limit, Per
+from controlplane.l7.routes import Compare, Dimension, HttpMatch, Limit, NamedText, Per, Text
 from controlplane.translate.envoy.common import (
     SOURCE,
     Json,
     extension,
     fraction,
+    header_match,
     outbound,
     seconds,
     typed,
@@ -20,6 +22,7 @@ LOCAL: Final = "envoy.filters.http.local_ratelimit"
 GLOBAL: Final = "envoy.filters.http.ratelimit"
 _LOCAL_TYPE: Final = "extensions.filters.http.local_ratelimit.v3.LocalRateLimit"
 _TIMEOUT_S: Final = 0.25
+_MATCHED: Final = "matched"
 
 
 def per_route(limits: Iterable[Limit]) -> Json:
@@ -32,8 +35,8 @@ def per_route(limits: Iterable[Limit]) -> Json:
 
 def _local(limits: list[Limit]) -> Json:
     """One bucket for all is the filter's own; each with dimensions is a descriptor's."""
-    general = [each for each in limits if not each.dimensions]
-    special = [each for each in limits if each.dimensions]
+    general = [each for each in limits if not each.dimensions and not each.matches]
+    special = [each for each in limits if each.dimensions or each.matches]
     tightest = min(general, key=lambda each: each.tokens / each.every_s) if general else None
     whole = bucket(tightest) if tightest else {"max_tokens": 4294967295, "fill_interval": "1s"}
     found: Json = {
@@ -47,7 +50,8 @@ def _local(limits: list[Limit]) -> Json:
         found["descriptors"] = [
             {
                 "entries": [
-                    {"key": each.key, **({"value": each.value} if each.value else {})} for each in limit.dimensions
+                    *([{"key": _MATCHED, "value": limit.name}] if limit.matches else []),
+                    *({"key": each.key, **({"value": each.value} if each.value else {})} for each in limit.dimensions),
                 ],
                 "token_bucket": bucket(limit),
             }
@@ -68,11 +72,33 @@ def actions(limits: Iterable[Limit]) -> list[Json]:
     """A route's `rate_limits`: what is told of a request."""
     found = []
     for limit in limits:
-        if limit.dimensions:
-            found.append({"actions": [_action(each) for each in limit.dimensions]})
-        elif limit.service:
-            found.append({"actions": [{"generic_key": {"descriptor_value": limit.name}}]})
+        dimensions = [_action(each) for each in limit.dimensions]
+        if limit.service and not dimensions:
+            dimensions = [{"generic_key": {"descriptor_value": limit.name}}]
+        if limit.matches:
+            found += [{"actions": [_matched(limit.name, match), *dimensions]} for match in limit.matches]
+        elif dimensions:
+            found.append({"actions": dimensions})
     return found
+
+
+def _matched(name: str, match: HttpMatch) -> Json:
+    """One entry more when a request fits; when it does not, nothing is told of it. A path without its query."""
+    headers = [header_match(each) for each in match.headers]
+    if match.method:
+        headers.append(header_match(NamedText(":method", match.method)))
+    if match.path:
+        headers.append({"name": ":path", "string_match": {"safe_regex": {"regex": _path(match.path)}}})
+    headers = headers or [{"name": ":method", "present_match": True}]
+    return {"header_value_match": {"descriptor_key": _MATCHED, "descriptor_value": name, "headers": headers}}
+
+
+def _path(path: Text) -> str:
+    value = path.value if path.how is Compare.REGEX else re.escape(path.value)
+    tail = {Compare.EXACT: "", Compare.REGEX: "", Compare.SEGMENTS: "(/[^?]*)?"}.get(path.how, "[^?]*")
+    head = "[^?]*" if path.how is Compare.SUFFIX else ""
+    flags = "(?i)" if path.ignore_case else ""
+    return f"{flags}{head}(?:{value}){'' if path.how is Compare.SUFFIX else tail}(\\?.*)?"
 
 
 def _action(each: Dimension) -> Json:

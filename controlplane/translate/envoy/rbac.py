@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from controlplane.l7.routes import ClaimText, Compare, Text
 from controlplane.l7.security import Authorization, AuthorizationRule, Condition, Networks, Operation, Source, Values
-from controlplane.translate.envoy.common import SOURCE, Json, matcher, typed
+from controlplane.translate.envoy.common import ORIGINAL_DST, SOURCE, Json, matcher, typed
 from controlplane.translate.envoy.routes import JWT_METADATA, JWT_PAYLOAD, claim
 from mesh.model import Action, IPNetwork
 
@@ -167,8 +167,8 @@ def _source(source: Source) -> list[Json]:
     found += _ids(source.namespaces, _namespace)
     found += _ids(source.service_accounts, _account)
     found += _ids(source.trust_domains, _trust_domain)
-    found += _networks(source.ips, "direct_remote_ip")
-    found += _networks(source.remote_ips, "remote_ip")
+    found += _networks(source.ips, _direct)
+    found += _networks(source.remote_ips, _remote)
     return found
 
 
@@ -181,13 +181,24 @@ def _ids(values: Values, one: Callable[[Text], Json]) -> list[Json]:
     return found
 
 
-def _networks(networks: Networks, key: str) -> list[Json]:
+def _networks(networks: Networks, one: Callable[[Sequence[IPNetwork]], Json]) -> list[Json]:
     found: list[Json] = []
     if networks.any:
-        found.append({"or_ids": {"ids": [{key: cidr(each)} for each in networks.any]}})
+        found.append(one(networks.any))
     if networks.none:
-        found.append({"not_id": {"or_ids": {"ids": [{key: cidr(each)} for each in networks.none]}}})
+        found.append({"not_id": one(networks.none)})
     return found
+
+
+def _direct(networks: Sequence[IPNetwork]) -> Json:
+    """Who opened the connection: at a gateway its socket says so, behind a tunnel the filter state does."""
+    ranges = {"ranges": [cidr(each) for each in networks]}
+    inside = {"filter_state": {"key": f"{ORIGINAL_DST}.remote_ip", "address_match": ranges}}
+    return {"or_ids": {"ids": [inside, *({"direct_remote_ip": cidr(each)} for each in networks)]}}
+
+
+def _remote(networks: Sequence[IPNetwork]) -> Json:
+    return {"or_ids": {"ids": [{"remote_ip": cidr(each)} for each in networks]}}
 
 
 def cidr(network: IPNetwork) -> Json:
@@ -330,7 +341,7 @@ _IDENTITIES: Final[dict[str, Callable[[Text], Json]]] = {
     "request.auth.audiences": lambda text: _metadata(("aud",), text),
     "request.auth.presenter": lambda text: _metadata(("azp",), text),
 }
-_ADDRESSES: Final = {"source.ip": "direct_remote_ip", "remote.ip": "remote_ip"}
+_ADDRESSES: Final = {"source.ip": _direct, "remote.ip": _remote}
 
 
 def _condition(condition: Condition, port: int) -> tuple[list[Json], list[Json]]:
@@ -338,8 +349,8 @@ def _condition(condition: Condition, port: int) -> tuple[list[Json], list[Json]]
     key, values = condition.key, condition.values
     if one := _IDENTITIES.get(key):
         return [], _ids(values, one)
-    if kind := _ADDRESSES.get(key):
-        return [], _networks(condition.networks, kind)
+    if by_address := _ADDRESSES.get(key):
+        return [], _networks(condition.networks, by_address)
     if key.startswith("request.auth.claims["):
         path = tuple(_CLAIM.findall(key))
         return [], _ids(values, lambda text: _metadata(path, text))

@@ -34,6 +34,7 @@ from controlplane.translate.envoy.common import (
     extension,
     fraction,
     header_fields,
+    header_match,
     matcher,
     outbound,
     percent,
@@ -107,19 +108,6 @@ def _path(path: Text | None) -> Json:
             return {"prefix": "/"}
         case _:
             return {"safe_regex": {"regex": f"(?i){path.value}" if path.ignore_case else path.value}}
-
-
-def header_match(each: NamedText) -> Json:
-    found: Json = {"name": each.name}
-    if each.text.how is Compare.PRESENT:
-        found["present_match"] = True
-    else:
-        found["string_match"] = matcher(each.text)
-    if each.absent:
-        found["invert_match"] = True
-        if each.text.how is not Compare.PRESENT:
-            found["treat_missing_header_as_empty"] = True
-    return found
 
 
 def _query(each: NamedText) -> Json:

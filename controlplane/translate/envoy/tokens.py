@@ -105,6 +105,8 @@ def authorizer(provider: str, of: Authorizer) -> Json:
         found["grpc_service"] = {"envoy_grpc": {"cluster_name": cluster}, "timeout": seconds(of.timeout_s)}
     else:
         found["http_service"] = _http_service(of, cluster)
+        if of.include_headers:
+            found["allowed_headers"] = _names(of.include_headers)
     return typed(f"{_HTTP}.ext_authz.v3.ExtAuthz", **found)
 
 
@@ -138,7 +140,7 @@ def identity_headers() -> Json:
 
 def slots(authorizers: Mapping[str, Authorizer], used: Iterable[str]) -> dict[str, tuple[str, Authorizer]]:
     """Which provider is in which place; those that find none are refused (`rbac.http_filters`)."""
-    names = sorted({name for name in used if name in authorizers})
+    names = sorted({name for name in used if name in authorizers and authorizers[name].target.service})
     return {place: (name, authorizers[name]) for place, name in zip(AUTHORIZERS, names, strict=False)}
 
 

@@ -1,0 +1,164 @@
+"""Waypoints themselves: bound to services, several of them, weighted, restarted, killed; never gone round."""
+
+import signal
+
+import pytest
+
+from lab import proxies
+from tests.lab.mall import NAMESPACE
+from tests.lab.test_l7_routing import routes
+
+pytestmark = pytest.mark.lab
+RATE = ["curl", "-s", "-m", "10", "--rate", "50/s", "-o", "/dev/null", "-w", "%{http_code}\n"]
+
+
+def series(mall, name, count, url=None):
+    """A request every 20 ms."""
+    where = url or f"http://{mall.vip('reviews')}/"
+    return mall.mesh.start_in(mall.alice, name, [*RATE, f"{where}?[1-{count}]"])
+
+
+def statuses(mall, process, count):
+    assert process.wait(60)
+    return mall.mesh.layout.log(process.name).read_text().split()[-count:]
+
+
+@pytest.fixture
+def second(mall):
+    """Another pod of the same Gateway, on the other node."""
+    pod = proxies.add(mall.mesh, "way", "node2", NAMESPACE, replica=2)
+    yield pod
+    mall.mesh.delete_pod(pod.name)
+
+
+def requests_of(mall, pod):
+    text = mall.admin("/envoy/stats?filter=http.hbone.downstream_rq_total", pod)
+    return sum(int(line.rpartition(": ")[2]) for line in text.splitlines())
+
+
+def test_several_pods_share_the_work(mall, second):
+    def both():
+        command = f"for i in $(seq 20); do curl -s -o /dev/null http://{mall.vip('reviews')}/; done"
+        mall.mesh.exec(mall.alice, ["bash", "-c", command])
+        return all("reviews" in mall.admin("/envoy/clusters", pod) and _served(mall, pod) for pod in (mall.way, second))
+
+    mall.until(both)
+
+
+def _served(mall, pod):
+    lines = proxies.metrics(mall.mesh, pod).splitlines()
+    return any(line.startswith("istio_requests_total") and "reviews" in line for line in lines)
+
+
+def test_a_waypoint_that_is_killed_is_left_for_the_other_at_once(mall, second):
+    """No request of a client that tries again fails for more than a second; none goes round."""
+    proxies.process(mall.mesh, second).kill()
+    mall.mesh._end_all_in(second.netns)
+    command = (
+        f"for i in $(seq 30); do curl -s -m 2 -o /dev/null -w '%{{http_code}}\\n' http://{mall.vip('reviews')}/; done"
+    )
+    done = mall.mesh.exec(mall.alice, ["bash", "-c", command]).stdout.split()
+    assert done == ["200"] * 30
+
+
+def test_without_any_waypoint_nothing_goes_round_it(mall):
+    process = proxies.process(mall.mesh, mall.way)
+    for each in (signal.SIGSTOP,):
+        process.signal(each)
+    try:
+        pid = _envoy_pid(mall)
+        _signal(pid, signal.SIGKILL)
+        assert mall.ask("/").status == 0
+    finally:
+        process.signal(signal.SIGCONT)
+    mall.until(lambda: mall.ask("/").status == 200, "a dead Envoy is started again")
+
+
+def _envoy_pid(mall):
+    from pathlib import Path
+
+    parent = proxies.process(mall.mesh, mall.way).pid
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return int(children[-1])
+
+
+def _signal(pid, number):
+    import os
+
+    os.kill(pid, number)
+
+
+def test_a_hot_restart_loses_nothing(mall):
+    running = series(mall, "hot", 150)
+    assert '"epoch"' in mall.admin("/restart", method="POST")
+    assert set(statuses(mall, running, 150)) == {"200"}
+    mall.until(lambda: mall.ask("/").status == 200)
+
+
+def test_the_control_plane_may_go_away(mall):
+    """Traffic goes on; what changed meanwhile is there when it is back."""
+    running = series(mall, "headless", 100)
+    mall.mesh.daemons["controlplane"].kill()
+    try:
+        assert set(statuses(mall, running, 100)) == {"200"}
+    finally:
+        mall.mesh.start_controlplane()
+    mall.until(lambda: len(mall.mesh.ask("controlplane", "/status")["nodes"]) == 3)
+    mall.apply(routes("- directResponse: {status: 418}"))
+    assert mall.ask("/").status == 418
+
+
+def test_an_invalid_document_is_refused_and_traffic_goes_on(mall):
+    mall.apply(routes("- directResponse: {status: 418}"))
+    mall.mesh.apply("l7-broken", routes("- directResponse: {status: 418}\n  redirect: {uri: /x}"))
+    try:
+        mall.until(
+            lambda: any("redirect" in each["why"] for each in mall.mesh.ask("controlplane", "/status")["findings"])
+        )
+        [finding] = [
+            e for e in mall.mesh.ask("controlplane", "/status")["findings"] if e["file"].endswith("l7-broken.yaml")
+        ][:1]
+        assert finding["line"] > 0
+        assert mall.ask("/").status == 418
+    finally:
+        mall.mesh.remove("l7-broken")
+
+
+def test_weighted_waypoints_get_their_shares(mall):
+    """A canary of the waypoint itself."""
+    proxies.apply(mall.mesh, "canary", NAMESPACE)
+    pod = proxies.add(mall.mesh, "canary", "node2", NAMESPACE)
+    try:
+        vip = mall.service("shared", "")
+        document = mall.service_document("shared", vip)
+        document["metadata"]["labels"] = {"istio.io/use-waypoint": "way", "istio.io/use-waypoint-canary": "canary"}
+        document["metadata"]["annotations"] = {"istio.io/use-waypoint-canary-weight": "50"}
+        document["spec"]["selector"] = {"app": "reviews"}
+        mall.mesh.apply("service-mall-shared", document)
+
+        def principals():
+            command = (
+                f"for i in $(seq 40); do curl -s http://{vip}/ | grep -o 'By=spiffe://[^;]*'; done | sort | uniq -c"
+            )
+            return mall.mesh.exec(mall.alice, ["bash", "-c", command]).stdout
+
+        mall.until(lambda: "sa/way" in (seen := principals()) and "sa/canary" in seen)
+    finally:
+        mall.mesh.remove("service-mall-shared")
+        mall.mesh.delete_pod(pod.name)
+        mall.mesh.remove("gateway-mall-canary")
+
+
+def test_a_destination_can_demand_that_traffic_came_through_its_waypoint(mall):
+    """Istio's way: the application's pods let only the waypoint in."""
+    mall.apply("""
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-waypoint}
+spec:
+  selector: {matchLabels: {app: reviews}}
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/mall/sa/way]}}]}]
+""")
+    assert mall.ask("/").status == 200
+    assert mall.ask(f"http://{mall.reviews[1].ip}:8080/").status == 0
