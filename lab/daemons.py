@@ -82,7 +82,7 @@ def proxy_settings(layout: Layout, key: str, pod: str, node: str) -> dict[str, s
         "WAYPOINT_NAME": key,
         "XDS_ADDRESS": f"https://{underlay_address(0)}:15012",
         "XDS_ROOT_CA": str(root_certificate(layout)),
-        "AUTH_TOKEN": str(token_path(layout, pod)),
+        "AUTH_TOKEN": str(token_path(layout, key.replace("/", "-"))),
         "DRAIN_TIME": "1s",
         "CONCURRENCY": "1",
     }

@@ -37,7 +37,9 @@ def prepare(
 def start(cluster: Cluster, pod: Pod, gateway: bool = False) -> Pod:
     """A gateway is ready once it has a server, which the tests give it later."""
     key = f"{pod.namespace}/{pod.service_account}"
-    daemons.issue_token(cluster.layout, pod.name, key)
+    token = key.replace("/", "-")
+    if not daemons.token_path(cluster.layout, token).exists():  # one for all of its pods: a new one ends the old one
+        daemons.issue_token(cluster.layout, token, key)
     cluster.start_proxy(key, pod)
     if not gateway:
         wait_until(f"{pod.name} is ready", lambda: is_ready(cluster, pod), READY_S)

@@ -66,7 +66,7 @@ def bootstrap(settings: Settings, token: str, admin: Path, identity: Path) -> Js
                 "set_node_on_first_message_only": True,
                 "grpc_services": [
                     {
-                        "envoy_grpc": {"cluster_name": "controlplane", "max_receive_message_length": 64 << 20},
+                        "envoy_grpc": _STREAM,
                         "initial_metadata": [{"key": "authorization", "value": f"Bearer {token}"}],
                     }
                 ],
@@ -83,6 +83,12 @@ def bootstrap(settings: Settings, token: str, admin: Path, identity: Path) -> Js
     }
 
 
+_STREAM: Final[Json] = {
+    "cluster_name": "controlplane",
+    "max_receive_message_length": 64 << 20,
+    # By itself Envoy would wait for up to half a minute after the control plane is back.
+    "retry_policy": {"retry_back_off": {"base_interval": "0.1s", "max_interval": "2s"}},
+}
 _CONNECTIONS: Final[Json] = {
     "name": "envoy.resource_monitors.global_downstream_max_connections",
     "typed_config": {

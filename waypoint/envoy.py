@@ -141,7 +141,8 @@ class Runner:
         times = ["--drain-time-s", str(drain), "--parent-shutdown-time-s", str(drain + 5)]
         files = ["--file-flush-interval-msec", "200"]
         options = ["--concurrency", str(self.concurrency), "-l", self.level, *times, *files, *epoch]
-        return [str(self.program), "-c", str(config), *options]
+        # Without us nobody would renew its certificate or end it: it goes when we go, however we go.
+        return ["setpriv", "--pdeathsig", "KILL", "--", str(self.program), "-c", str(config), *options]
 
     async def is_ready(self) -> bool:
         return self.current is not None and not self.stopping and await self.current.ready()

@@ -47,14 +47,15 @@ def run() -> None:
 
 async def serve(settings: Settings) -> None:
     """Until SIGTERM or SIGINT. Raises OperatorError."""
-    program, token = binary(settings.envoy), read_token(settings.token)
+    program = binary(settings.envoy)
+    read_token(settings.token)
     await channel(settings).close(None)  # says at once that the roots cannot be read
     private = _private(settings.run_dir)
     identity = private / "identity.sock"
     runner = Runner(
         program,
         private,
-        lambda path: bootstrap(settings, token, path, identity),
+        lambda path: bootstrap(settings, read_token(settings.token), path, identity),
         settings.concurrency,
         settings.drain_s,
         settings.envoy_log_level,

@@ -276,7 +276,8 @@ def test_each_rpc_has_its_own_policy(mall, helper):
     assert call("/shop.Books/Get") == "books /shop.Books/Get"
     mall.apply(
         routes(
-            "- fault: {abort: {percentage: {value: 100}, grpcStatus: UNAVAILABLE}}\n  route: [{destination: {host: books}}]",
+            "- fault: {abort: {percentage: {value: 100}, grpcStatus: UNAVAILABLE}}\n"
+            "  route: [{destination: {host: books}}]",
             "books",
         )
     )

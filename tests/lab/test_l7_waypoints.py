@@ -1,6 +1,8 @@
 """Waypoints themselves: bound to services, several of them, weighted, restarted, killed; never gone round."""
 
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,12 @@ def series(mall, name, count, url=None):
 def statuses(mall, process, count):
     assert process.wait(60)
     return mall.mesh.layout.log(process.name).read_text().split()[-count:]
+
+
+@pytest.fixture(autouse=True)
+def log(mall):
+    yield
+    print(mall.mesh.layout.log("waypoint-way-1").read_text()[-3000:])
 
 
 @pytest.fixture
@@ -53,7 +61,6 @@ def _served(mall, pod):
 def test_a_waypoint_that_is_killed_is_left_for_the_other_at_once(mall, second):
     """No request of a client that tries again fails for more than a second; none goes round."""
     proxies.process(mall.mesh, second).kill()
-    mall.mesh._end_all_in(second.netns)
     command = (
         f"for i in $(seq 30); do curl -s -m 2 -o /dev/null -w '%{{http_code}}\\n' http://{mall.vip('reviews')}/; done"
     )
@@ -63,11 +70,10 @@ def test_a_waypoint_that_is_killed_is_left_for_the_other_at_once(mall, second):
 
 def test_without_any_waypoint_nothing_goes_round_it(mall):
     process = proxies.process(mall.mesh, mall.way)
-    for each in (signal.SIGSTOP,):
-        process.signal(each)
+    process.signal(signal.SIGSTOP)
     try:
         pid = _envoy_pid(mall)
-        _signal(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         assert mall.ask("/").status == 0
     finally:
         process.signal(signal.SIGCONT)
@@ -75,17 +81,9 @@ def test_without_any_waypoint_nothing_goes_round_it(mall):
 
 
 def _envoy_pid(mall):
-    from pathlib import Path
-
     parent = proxies.process(mall.mesh, mall.way).pid
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return int(children[-1])
-
-
-def _signal(pid, number):
-    import os
-
-    os.kill(pid, number)
 
 
 def test_a_hot_restart_loses_nothing(mall):
@@ -103,7 +101,7 @@ def test_the_control_plane_may_go_away(mall):
         assert set(statuses(mall, running, 100)) == {"200"}
     finally:
         mall.mesh.start_controlplane()
-    mall.until(lambda: len(mall.mesh.ask("controlplane", "/status")["nodes"]) == 3)
+    mall.until(lambda: len(mall.mesh.ask("controlplane", "/status")["nodes"]) == 3, "everybody is back")
     mall.apply(routes("- directResponse: {status: 418}"))
     assert mall.ask("/").status == 418
 
