@@ -12,7 +12,7 @@ use crate::identity::Identities;
 use crate::log::{Level, Line, Log};
 use crate::mailbox::Mailbox;
 use crate::meter::{MOST_SERIES, Totals, TurnedAway};
-use crate::netns::{EnrolError, NetNs, listener, listener_at};
+use crate::netns::{Callers, EnrolError, NetNs, listener, listener_at};
 use crate::pod::{self, Pod, SIDES, Side};
 use crate::runtime::{Served, Shared, Worker, Workers};
 use crate::scrape::{self, Node};
@@ -406,7 +406,7 @@ fn sockets_of(pod: &Arc<Pod>, ipv6: bool) -> Result<Sockets, EnrolError> {
                 let sides = SIDES.iter();
                 let listeners: Result<Vec<Vec<_>>, EnrolError> = sides
                     .map(|&(side, port)| {
-                        listeners_on(&inside.own, port, ipv6)
+                        listeners_on(&inside.own, port, ipv6, side.callers())
                             .map(|all| all.into_iter().map(|l| (side, l)).collect())
                     })
                     .collect();
@@ -428,12 +428,17 @@ fn sockets_of(pod: &Arc<Pod>, ipv6: bool) -> Result<Sockets, EnrolError> {
 }
 
 /// On each of the pod's own addresses, or on all of a namespace that is its own.
-fn listeners_on(own: &[IpAddr], port: u16, ipv6: bool) -> Result<Vec<TcpListener>, EnrolError> {
+fn listeners_on(
+    own: &[IpAddr],
+    port: u16,
+    ipv6: bool,
+    who: Callers,
+) -> Result<Vec<TcpListener>, EnrolError> {
     if own.is_empty() {
-        return Ok(vec![listener(port, ipv6)?]);
+        return Ok(vec![listener(port, ipv6, who)?]);
     }
     own.iter()
-        .map(|ip| listener_at((*ip, port).into()))
+        .map(|ip| listener_at((*ip, port).into(), who))
         .collect()
 }
 

@@ -35,6 +35,14 @@ pub enum EnrolError {
     Other(#[from] io::Error),
 }
 
+/// Which side of a pod's network a connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Callers {
+    /// Its own applications.
+    Inside,
+    Outside,
+}
+
 /// Holds the namespace alive, so its (device, inode) cannot come to mean another one.
 #[derive(Debug)]
 pub struct NetNs {
@@ -100,7 +108,7 @@ fn set_ns(fd: &OwnedFd) -> io::Result<()> {
     check(unsafe { libc::setns(fd.as_raw_fd(), libc::CLONE_NEWNET) })
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
+pub(crate) fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
@@ -110,10 +118,12 @@ fn check(result: libc::c_int) -> io::Result<()> {
 
 /// A listening, nonblocking socket in the calling thread's namespace: `[::]` for both families where IPv6 exists, else
 /// `0.0.0.0`. Never SO_REUSEPORT: a process of the pod could take a share of the connections.
-pub fn listener(port: u16, ipv6: bool) -> Result<TcpListener, EnrolError> {
-    let v4 = || listen_on((Ipv4Addr::UNSPECIFIED, port).into());
+///
+/// `who`: who connects to it.
+pub fn listener(port: u16, ipv6: bool, who: Callers) -> Result<TcpListener, EnrolError> {
+    let v4 = || listen_on((Ipv4Addr::UNSPECIFIED, port).into(), who);
     let made = if ipv6 {
-        listen_on((Ipv6Addr::UNSPECIFIED, port).into())
+        listen_on((Ipv6Addr::UNSPECIFIED, port).into(), who)
             .or_else(|e| if no_such_family(&e) { v4() } else { Err(e) })
     } else {
         v4()
@@ -122,8 +132,8 @@ pub fn listener(port: u16, ipv6: bool) -> Result<TcpListener, EnrolError> {
 }
 
 /// The same on one address, for a pod that shares its namespace.
-pub fn listener_at(address: SocketAddr) -> Result<TcpListener, EnrolError> {
-    listen_on(address).map_err(|e| match e.raw_os_error() {
+pub fn listener_at(address: SocketAddr, who: Callers) -> Result<TcpListener, EnrolError> {
+    listen_on(address, who).map_err(|e| match e.raw_os_error() {
         Some(libc::EADDRNOTAVAIL) => EnrolError::NoSuchAddress { ip: address.ip() },
         _ => named(e, address.port()),
     })
@@ -143,7 +153,7 @@ fn no_such_family(e: &io::Error) -> bool {
     )
 }
 
-fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen_on(address: SocketAddr, who: Callers) -> io::Result<TcpListener> {
     let socket = stream_socket(address.ip())?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -153,6 +163,9 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     let _ = transparent(&socket, address.ip());
     // Accepted connections inherit it (tcp_create_openreq_child), which saves five system calls on each.
     tune(SockRef::from(&socket))?;
+    if who == Callers::Inside {
+        do_not_pace(&socket);
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -178,8 +191,8 @@ fn transparent(socket: &Socket, family_of: IpAddr) -> io::Result<()> {
     }
 }
 
-fn set_int(
-    socket: &Socket,
+pub(crate) fn set_int(
+    socket: &impl AsRawFd,
     level: libc::c_int,
     name: libc::c_int,
     value: libc::c_int,
@@ -206,6 +219,12 @@ fn tune(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES))
 }
 
+/// Within a pod nothing is lost and nothing else is slow: congestion control has nothing to find out there. One that paces
+/// (BBR, a common default) breaks large segments up and sets a timer for each; Reno does neither and is in every kernel.
+fn do_not_pace(socket: &Socket) {
+    let _ = socket.set_tcp_congestion(b"reno"); // without it the connection is slower, not worse
+}
+
 /// An unconnected, nonblocking, marked socket towards `to`, in the calling thread's namespace. `from`: the address that the
 /// other side shall see though it is not ours; it must be of `to`'s family. Such a connection stays within the pod, where the
 /// kernel knows of every death: no keepalive.
@@ -219,6 +238,7 @@ pub fn dial_socket(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Resul
         return Ok(socket);
     };
     socket.set_tcp_nodelay(true)?;
+    do_not_pace(&socket);
     transparent(&socket, address)?;
     set_int(&socket, libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
     socket.bind(&SocketAddr::new(address, 0).into())?;
@@ -286,17 +306,17 @@ mod tests {
         let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
         let port = holder.local_addr().expect("bound").port();
         assert!(
-            matches!(listener(port, true), Err(EnrolError::AddressTaken { port: p }) if p == port)
+            matches!(listener(port, true, Callers::Outside), Err(EnrolError::AddressTaken { port: p }) if p == port)
         );
         assert!(matches!(
-            listener(port, false),
+            listener(port, false, Callers::Outside),
             Err(EnrolError::AddressTaken { .. })
         ));
     }
 
     #[test]
     fn accepted_connections_inherit_what_is_set_on_the_listener() {
-        let listening = listener(0, true).expect("any port");
+        let listening = listener(0, true, Callers::Inside).expect("any port");
         let port = listening.local_addr().expect("bound").port();
         let _client = std::net::TcpStream::connect(("::1", port)).expect("reaches");
         let (accepted, _) = listening.accept().expect("it is in the queue");
@@ -307,11 +327,12 @@ mod tests {
             accepted.tcp_keepalive_retries().expect("TCP"),
             KEEPALIVE_RETRIES
         );
+        assert!(accepted.tcp_congestion().expect("TCP").starts_with(b"reno"));
     }
 
     #[test]
     fn both_families_reach_one_listener_and_nothing_claims_to_be_redirected() {
-        let listening = listener(0, true).expect("any port");
+        let listening = listener(0, true, Callers::Inside).expect("any port");
         let port = listening.local_addr().expect("bound").port();
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).expect("reaches");
         let peer = client.local_addr().expect("connected").ip();

@@ -151,6 +151,15 @@ pub enum Side {
     Hbone,
 }
 
+impl Side {
+    pub fn callers(self) -> netns::Callers {
+        match self {
+            Self::Outbound => netns::Callers::Inside,
+            Self::Plaintext | Self::Hbone => netns::Callers::Outside,
+        }
+    }
+}
+
 /// The ports of a pod, in the order in which they are bound.
 pub const SIDES: [(Side, u16); 3] = [
     (Side::Outbound, OUTBOUND_PORT),

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use ztunnel_core::h2::{Config, Headers, Role};
 use ztunnel_core::ids::SpiffeId;
 
+use crate::distance;
 use crate::handshakes::{Allowed, Handshakes};
 use crate::identity::Identities;
 use crate::tls;
@@ -301,7 +302,7 @@ impl Tunnels {
         let mut tcp = connected
             .map_err(|_| OpenError::Timeout("TCP connection"))?
             .map_err(OpenError::Connect)?;
-        self.tune(&tcp).map_err(OpenError::Connect)?;
+        let window = self.tune(&tcp).map_err(OpenError::Connect)?;
         let shaking = tls::connect(&mut tcp, credentials.configs.client_for(&key.want));
         let shaken = timeout(self.limits.handshake, shaking).await;
         let secured = shaken
@@ -309,6 +310,7 @@ impl Tunnels {
             .map_err(OpenError::Tls)?;
         let config = Config {
             max_streams: self.limits.streams_per_tunnel,
+            stream_window: window,
             ..Config::client()
         };
         Tunnel::new(tcp, secured, config, &credentials).map_err(OpenError::Connect)
@@ -353,7 +355,7 @@ impl Tunnels {
         if !wait.is_zero() {
             sleep(wait).await;
         }
-        self.tune(&tcp).map_err(broken)?;
+        let window = self.tune(&tcp).map_err(broken)?;
         let credentials = self
             .identities
             .ready(me)
@@ -369,12 +371,18 @@ impl Tunnels {
                 ServeError::Tls(why)
             }
         })?;
-        Tunnel::new(tcp, secured, Config::server(), &credentials).map_err(broken)
+        let config = Config {
+            stream_window: window,
+            ..Config::server()
+        };
+        Tunnel::new(tcp, secured, config, &credentials).map_err(broken)
     }
 
-    fn tune(&self, tcp: &TcpStream) -> io::Result<()> {
+    /// Returns the window for its streams.
+    fn tune(&self, tcp: &TcpStream) -> io::Result<u32> {
         tcp.set_nodelay(true)?;
-        SockRef::from(tcp).set_tcp_user_timeout(Some(self.limits.unread))
+        SockRef::from(tcp).set_tcp_user_timeout(Some(self.limits.unread))?;
+        Ok(distance::window(tcp))
     }
 
     /// One that no key leads to, so that it is drained and judged with the others.
