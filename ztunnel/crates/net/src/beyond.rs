@@ -33,7 +33,7 @@ impl Tunnels {
         want: &[SpiffeId],
     ) -> Result<Opened, OpenError> {
         let from = key.from.clone();
-        let gateway = self.open(key, dialer, authority, outer).await?;
+        let gateway = self.open(key, dialer, authority, outer, None).await?;
         let (near, mut far) = pair().await.map_err(OpenError::Connect)?;
         spawn_local(async move {
             // Whoever uses the inner stream learns of its end from the stream.
@@ -53,17 +53,18 @@ impl Tunnels {
         spawn_local(async move {
             let _ = drive(driven, early, Role::Client, idle, &|_| {}).await;
         });
-        let asking = timeout(self.limits.answer, tunnel.request(authority, inner));
+        let asking = timeout(self.limits.answer, tunnel.request(authority, inner, None));
         let answer = asking
             .await
             .map_err(|_| OpenError::Timeout("answer to CONNECT"));
         tunnel.leave(); // it ends with its one stream, also when there is none
-        let (stream, headers) = answer?.map_err(|why| refused(&tunnel, why))?;
+        let (stream, headers, told) = answer?.map_err(|why| refused(&tunnel, why))?;
         Ok(Opened {
             stream,
             peer: tunnel.peer.clone(),
             local: gateway.local,
             headers,
+            told,
         })
     }
 }
@@ -72,8 +73,11 @@ fn refused(tunnel: &Tunnel, why: RequestError) -> OpenError {
     match why {
         RequestError::Status(status) => OpenError::Status(status),
         RequestError::Full => OpenError::H2("the far end takes no stream".to_owned()),
-        RequestError::Unanswered(why) if !tunnel.is_introduced() => OpenError::Tls(why),
-        RequestError::Unanswered(why) => OpenError::H2(why),
+        RequestError::Unanswered(why) | RequestError::Lost(why) if !tunnel.is_introduced() => {
+            OpenError::Tls(why)
+        }
+        RequestError::Unanswered(why) | RequestError::Lost(why) => OpenError::H2(why),
+        RequestError::App(why) => OpenError::App(why),
         RequestError::Reset(code) => {
             OpenError::H2(format!("the far end reset the stream (HTTP/2 code {code})"))
         }

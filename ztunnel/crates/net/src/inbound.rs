@@ -273,7 +273,7 @@ async fn admit(
     ask(worker, of, asked).await?;
     let app = to_application(worker, of, peer, dst).await?;
     established(worker, of);
-    let client = client.relayed().map_err(Failure::relay)?;
+    let (client, _) = client.relayed().map_err(Failure::relay)?; // nothing was read yet
     relay_plain(app, client, &of.counts)
         .await
         .map_err(Failure::relay)

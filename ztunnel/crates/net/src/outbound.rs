@@ -10,7 +10,7 @@ use crate::inbound::{Request, admit_request};
 use crate::pod::{Accepted, Client, Pod};
 use crate::pool::{Key, OpenError};
 use crate::registry::{Entered, Kind, Parties};
-use crate::relay::{relay_both, relay_plain, relay_tunnel};
+use crate::relay::{relay_both, relay_tunnel};
 use crate::runtime::Worker;
 use crate::verdict::{ask_to_leave, proved};
 use choice::Choice;
@@ -157,8 +157,8 @@ async fn plain(
     let upstream =
         upstream.map_err(|e| Failure::new(flag::CONNECT, format!("connect to {dial}: {e}")))?;
     established(worker, of);
-    let client = client.relayed().map_err(Failure::relay)?;
-    relay_plain(client, upstream, &of.counts)
+    let (client, first) = client.relayed().map_err(Failure::relay)?;
+    relay_both(client, upstream, first, &of.counts, None)
         .await
         .map_err(Failure::relay)
 }
@@ -234,8 +234,8 @@ async fn join(
     name_identities(of, &way.from, me.identity().clone());
     established(worker, of);
     established(worker, inbound);
-    let client = client.relayed().map_err(Failure::relay)?;
-    relay_both(client, app, &of.counts, Some(&inbound.counts))
+    let (client, first) = client.relayed().map_err(Failure::relay)?;
+    relay_both(client, app, first, &of.counts, Some(&inbound.counts))
         .await
         .map_err(Failure::relay)
 }
@@ -273,7 +273,14 @@ async fn tunnel(
     of.parties.borrow_mut().hbone = Some(authority.clone());
     let tunnels = &worker.tunnels;
     let opened = match &beyond {
-        None => tunnels.open(key, &dialer, &authority, &headers).await,
+        None => {
+            // Whoever proves to be somebody else is judged first.
+            let to = of.asked.borrow().as_ref().and_then(|a| a.identity.clone());
+            let speaker = to.and_then(|to| client.speaker(to));
+            tunnels
+                .open(key, &dialer, &authority, &headers, speaker)
+                .await
+        }
         Some(want) => {
             let network = ("x-forwarded-network", &*worker.shared.config.network);
             let inner: Vec<_> = headers.iter().copied().chain([network]).collect();
@@ -287,7 +294,9 @@ async fn tunnel(
     proved(worker, of, &opened.peer)?;
     name_identities(of, &from, opened.peer);
     established(worker, of);
-    let client = client.relayed().map_err(Failure::relay)?;
+    let (client, mut first) = client.relayed().map_err(Failure::relay)?;
+    of.counts.sent.set(opened.told as u64);
+    opened.stream.begin_with(first.split_off(opened.told));
     relay_tunnel(client, opened.stream, &of.counts)
         .await
         .map_err(Failure::relay)
@@ -321,6 +330,7 @@ fn explain(e: &OpenError, dial: SocketAddr) -> Failure {
         OpenError::Timeout("TLS handshake") | OpenError::Tls(_) => (flag::TLS_FAILURE, ""),
         OpenError::Timeout(_) => (flag::CONNECT, ""),
         OpenError::Identity(_) => (flag::IDENTITY_ERROR, ""),
+        OpenError::App(_) => (flag::NONE, ""),
         OpenError::H2(_) => (flag::H2_HANDSHAKE_FAILURE, ""),
         // What the peer's policies refuse (Istio's own client files it under CONNECT, and its users search in vain).
         OpenError::Status(401) => (

@@ -7,8 +7,9 @@ use crate::dns;
 use crate::log::{Level, Line};
 use crate::netns::{self, NetNs};
 use crate::runtime::{Load, Worker};
+use crate::tunnel::{FirstWords, Speaker};
 use crate::{inbound, outbound};
-use socket2::{SockAddr, SockRef};
+use socket2::{SockAddr, SockRef, Socket};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -18,10 +19,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpSocket;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 use ztunnel_core::addr::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, canonical};
+use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Tables, Workload};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -135,11 +136,29 @@ impl Pod {
     ) -> io::Result<tokio::net::TcpStream> {
         let config = &worker.shared.config;
         let socket = self.dial_socket(to, config.packet_mark, from)?;
-        let connecting = TcpSocket::from_std_stream(socket.into()).connect(to);
+        let connecting = connected(socket, to);
         let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
         timeout(config.connect_timeout(), connecting)
             .await
             .unwrap_or_else(late)
+    }
+}
+
+/// Within a namespace the handshake is over when connect(2) returns, whatever it says; then there is nothing to wait for.
+async fn connected(socket: Socket, to: SocketAddr) -> io::Result<tokio::net::TcpStream> {
+    if let Err(why) = socket.connect(&to.into())
+        && why.raw_os_error() != Some(libc::EINPROGRESS)
+    {
+        return Err(why);
+    }
+    let tcp = tokio::net::TcpStream::from_std(socket.into())?;
+    if tcp.peer_addr().is_ok() {
+        return Ok(tcp);
+    }
+    tcp.writable().await?;
+    match tcp.take_error()? {
+        Some(why) => Err(why),
+        None => Ok(tcp),
     }
 }
 
@@ -313,28 +332,44 @@ fn start(worker: &Rc<Worker>, pod: Arc<Pod>, side: Side, accepted: Accepted, loa
 }
 
 /// The client's connection until it is relayed: whatever goes wrong before, it sees a reset, not an orderly end.
-pub struct Client(Option<tokio::net::TcpStream>);
+pub struct Client {
+    tcp: Option<tokio::net::TcpStream>,
+    words: FirstWords,
+}
 
 impl Client {
     pub fn of(tcp: TcpStream) -> io::Result<Self> {
-        tokio::net::TcpStream::from_std(tcp).map(|tcp| Self(Some(tcp)))
+        Ok(Self {
+            tcp: Some(tokio::net::TcpStream::from_std(tcp)?),
+            words: FirstWords::default(),
+        })
     }
 
     /// Has nothing of it been relayed yet?
     pub fn is_waiting(&self) -> bool {
-        self.0.is_some()
+        self.tcp.is_some() && self.words.may_be_repeated()
     }
 
-    pub fn relayed(&mut self) -> io::Result<tokio::net::TcpStream> {
-        self.0
-            .take()
-            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    /// What it says meanwhile goes to `to` with the request.
+    pub fn speaker(&mut self, to: SpiffeId) -> Option<Speaker<'_>> {
+        Some(Speaker {
+            app: self.tcp.as_ref()?,
+            words: &mut self.words,
+            to,
+        })
+    }
+
+    /// With what was read of it so far.
+    pub fn relayed(&mut self) -> io::Result<(tokio::net::TcpStream, Vec<u8>)> {
+        let tcp = self.tcp.take();
+        let tcp = tcp.ok_or(io::ErrorKind::NotConnected)?;
+        Ok((tcp, self.words.take()))
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        if let Some(tcp) = &self.0 {
+        if let Some(tcp) = &self.tcp {
             // Fails only on a socket that is closed already.
             let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
         }

@@ -21,7 +21,7 @@ use crate::distance;
 use crate::handshakes::{Allowed, Handshakes};
 use crate::identity::Identities;
 use crate::tls;
-use crate::tunnel::{Early, Incoming, RequestError, ServeError, Stream, Tunnel, drive};
+use crate::tunnel::{Early, Incoming, RequestError, ServeError, Speaker, Stream, Tunnel, drive};
 
 /// New tunnels one stream waits for, each filled by others before it comes to its turn.
 const MAX_DIALS: usize = 16;
@@ -72,6 +72,8 @@ pub struct Opened {
     /// Our end of the tunnel's TCP connection.
     pub local: SocketAddr,
     pub headers: Headers,
+    /// How much of the client's first words has been told; the rest comes before anything else.
+    pub told: usize,
 }
 
 /// Why no stream was opened.
@@ -89,22 +91,29 @@ pub enum OpenError {
     H2(String),
     #[error("the peer answered {0}")]
     Status(u16),
+    #[error("the application broke the connection: {0}")]
+    App(io::Error),
 }
 
 impl Clone for OpenError {
     /// One failed attempt is the answer to everybody who waited for it.
     fn clone(&self) -> Self {
         match self {
-            Self::Connect(why) => Self::Connect(match why.raw_os_error() {
-                Some(code) => io::Error::from_raw_os_error(code),
-                None => io::Error::new(why.kind(), why.to_string()),
-            }),
+            Self::Connect(why) => Self::Connect(again(why)),
+            Self::App(why) => Self::App(again(why)),
             Self::Timeout(what) => Self::Timeout(what),
             Self::Tls(why) => Self::Tls(why.clone()),
             Self::Identity(why) => Self::Identity(why.clone()),
             Self::H2(why) => Self::H2(why.clone()),
             Self::Status(status) => Self::Status(*status),
         }
+    }
+}
+
+fn again(why: &io::Error) -> io::Error {
+    match why.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(why.kind(), why.to_string()),
     }
 }
 
@@ -150,38 +159,49 @@ impl Tunnels {
 
     /// A CONNECT stream to `authority`, on a tunnel of this key or a new one. Concurrent first calls share one attempt.
     ///
-    /// A pooled tunnel that turns out dead before it answered is replaced once: until the peer's 200 no byte of the
-    /// application has been sent, so the worst a second CONNECT can do is to open a connection that is closed again.
+    /// A pooled tunnel that turns out dead before it answered is replaced once, unless an application may have heard the
+    /// client's first words: the worst a second CONNECT can do is to open a connection that is closed again.
     pub async fn open(
         self: &Rc<Self>,
         key: Key,
         dialer: Dialer<'_>,
         authority: &str,
         headers: &[(&str, &str)],
+        mut speaker: Option<Speaker<'_>>,
     ) -> Result<Opened, OpenError> {
         let mut may_retry = true;
         for _ in 0..MAX_DIALS {
             let (tunnel, fresh) = self.checkout(&key, dialer).await?;
-            let request = timeout(self.limits.answer, tunnel.request(authority, headers));
+            let asking = tunnel.request(authority, headers, speaker.as_mut());
+            let request = timeout(self.limits.answer, asking);
             match request
                 .await
                 .map_err(|_| OpenError::Timeout("answer to CONNECT"))?
             {
-                Ok((stream, headers)) => {
+                Ok((stream, headers, told)) => {
                     let (peer, local) = (tunnel.peer.clone(), tunnel.local_addr);
                     return Ok(Opened {
                         stream,
                         peer,
                         local,
                         headers,
+                        told,
                     });
                 }
                 Err(RequestError::Full) => {}
                 Err(RequestError::Unanswered(_)) if may_retry && !fresh => may_retry = false,
-                Err(RequestError::Unanswered(why)) if !tunnel.is_introduced() => {
-                    return Err(OpenError::Tls(why));
+                Err(RequestError::Lost(_))
+                    if may_retry && !fresh && speaker.as_ref().is_none_or(Speaker::may_repeat) =>
+                {
+                    may_retry = false;
                 }
-                Err(RequestError::Unanswered(why)) => return Err(OpenError::H2(why)),
+                Err(RequestError::Unanswered(why) | RequestError::Lost(why)) => {
+                    return Err(match tunnel.is_introduced() {
+                        true => OpenError::H2(why),
+                        false => OpenError::Tls(why),
+                    });
+                }
+                Err(RequestError::App(why)) => return Err(OpenError::App(why)),
                 Err(RequestError::Reset(code)) => {
                     return Err(OpenError::H2(format!(
                         "the peer reset the stream (HTTP/2 code {code})"

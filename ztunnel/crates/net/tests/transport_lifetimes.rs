@@ -82,7 +82,7 @@ fn whoever_is_no_longer_believed_is_cut_and_the_others_are_not() {
         let (listener, at) = listen().await;
         let mut key = key(server.at);
         key.from = id(name);
-        let opened = theirs.open(key, &dialer, &at.to_string(), &[]).await;
+        let opened = theirs.open(key, &dialer, &at.to_string(), &[], None).await;
         let (mut near, far) = app().await;
         let counts = std::rc::Rc::default();
         let stream = opened.expect("a stream").stream;

@@ -46,7 +46,9 @@ fn another_expectation_is_another_tunnel() {
         let _first = open(&tunnels, server.at, to).await.expect("stream");
         let mut other = key(server.at);
         other.want.push(id(CLIENT));
-        let second = tunnels.open(other, &dialer, &to.to_string(), &[]).await;
+        let second = tunnels
+            .open(other, &dialer, &to.to_string(), &[], None)
+            .await;
         assert_eq!(second.expect("stream").peer, id(SERVER));
         assert_eq!(server.accepted.get(), 2);
     });

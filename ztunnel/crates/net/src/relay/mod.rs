@@ -3,6 +3,7 @@
 //! Owns the meaning of FIN, RST, END_STREAM and RST_STREAM for each other; not the moving of bytes inside a tunnel.
 
 mod plain;
+mod splice;
 mod tunnel;
 
 use std::cell::Cell;

@@ -2,17 +2,21 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::splice::Pipe;
 use super::{Bytes2, HalfClosed, RelayError, reset_on_close};
+use crate::tunnel::read_once;
 
-/// One helping.
+/// One helping. Who fills it is given a pipe.
 const READ: usize = 256 << 10;
+/// Below it a pipe costs more than a copy.
+const SMALL: usize = 32 << 10;
 
 thread_local! {
     /// One per thread, in use only between a read and the write behind it.
@@ -26,13 +30,15 @@ pub async fn relay_plain(
     b: TcpStream,
     counts: &Rc<Bytes2>,
 ) -> Result<(), RelayError> {
-    relay_both(a, b, counts, None).await
+    relay_both(a, b, Vec::new(), counts, None).await
 }
 
-/// `relay_plain` where both ends are ours to count: `counts` as `a` sees it, `other` as `b` does.
+/// `relay_plain` where both ends are ours to count: `counts` as `a` sees it, `other` as `b` does. `first`: was read from
+/// `a` already.
 pub async fn relay_both(
     a: TcpStream,
     b: TcpStream,
+    first: Vec<u8>,
     counts: &Bytes2,
     other: Option<&Bytes2>,
 ) -> Result<(), RelayError> {
@@ -43,7 +49,10 @@ pub async fn relay_both(
     let mut relay = Relay {
         a,
         b,
-        there: Way::default(),
+        there: Way {
+            kept: first.into(),
+            ..Way::default()
+        },
         back: Way::default(),
         complete: false,
     };
@@ -67,10 +76,12 @@ struct Relay {
     complete: bool,
 }
 
-/// One direction. `kept`: what the reader has not taken; nothing more is read until it has.
+/// One direction. `kept` and then `pipe` hold what the reader has not taken; nothing more is read until it has.
 #[derive(Default)]
 struct Way {
     kept: VecDeque<u8>,
+    /// As long as helpings are large.
+    pipe: Option<Pipe>,
     ended: bool,
 }
 
@@ -124,7 +135,7 @@ impl Drop for Relay {
 }
 
 impl Way {
-    /// Moves at most one helping; returns how much was written. The task is woken when there is more to do.
+    /// Moves at most one large helping; returns how much was written. The task is woken when there is more to do.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -133,7 +144,7 @@ impl Way {
     ) -> Result<u64, Broken> {
         let mut written = 0;
         while !self.ended {
-            if !self.kept.is_empty() {
+            if self.holds() {
                 match self.flush(cx, to).map_err(Broken::Writer)? {
                     Some(some) => written += some,
                     None => return Ok(written),
@@ -144,19 +155,28 @@ impl Way {
                 Poll::Pending => return Ok(written),
                 Poll::Ready(ready) => ready.map_err(Broken::Reader)?,
             }
-            written += self.carry(from, to)?;
-            if written > 0 {
-                cx.waker().wake_by_ref();
+            let (read, passed_on) = self.carry(from, to)?;
+            written += passed_on;
+            if read >= READ {
+                cx.waker().wake_by_ref(); // others have their turn first
                 return Ok(written);
             }
         }
         Ok(written)
     }
 
+    fn holds(&self) -> bool {
+        !self.kept.is_empty() || self.pipe.as_ref().is_some_and(|pipe| !pipe.is_empty())
+    }
+
     /// None: `to` takes nothing now.
     fn flush(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> io::Result<Option<u64>> {
         if to.poll_write_ready(cx)?.is_pending() {
             return Ok(None);
+        }
+        if self.kept.is_empty() {
+            let drained = self.pipe.as_mut().map(|pipe| pipe.drain(to));
+            return or_nothing(drained.unwrap_or(Ok(0))).map(|some| Some(some as u64));
         }
         let some = or_nothing(to.try_write(self.kept.as_slices().0))?;
         self.kept.drain(..some);
@@ -166,23 +186,58 @@ impl Way {
         Ok(Some(some as u64))
     }
 
-    /// One read, and one write of what it brought.
-    fn carry(&mut self, from: &TcpStream, to: &TcpStream) -> Result<u64, Broken> {
+    /// One read, and one write of what it brought. Returns how much each moved. Nothing is held before.
+    fn carry(&mut self, from: &TcpStream, to: &TcpStream) -> Result<(usize, u64), Broken> {
+        let Some(pipe) = &mut self.pipe else {
+            return self.carry_through_us(from, to);
+        };
+        let read = match pipe.fill(from) {
+            Ok(0) => {
+                self.end(to);
+                return Ok((0, 0));
+            }
+            other => or_nothing(other).map_err(Broken::Reader)?,
+        };
+        let written = match read {
+            0 => 0,
+            _ => or_nothing(pipe.drain(to)).map_err(Broken::Writer)?,
+        };
+        if pipe.is_empty() && read < SMALL {
+            self.pipe = None;
+        }
+        Ok((read, written as u64))
+    }
+
+    fn carry_through_us(
+        &mut self,
+        from: &TcpStream,
+        to: &TcpStream,
+    ) -> Result<(usize, u64), Broken> {
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.resize(READ, 0);
-            let read = match from.try_read(scratch) {
+            let read = match read_once(from, &mut [IoSliceMut::new(scratch)]) {
                 Ok(0) => {
-                    self.ended = true;
-                    // Fails on a socket that was reset: the next read from it says so.
-                    let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
-                    return Ok(0);
+                    self.end(to);
+                    return Ok((0, 0));
                 }
                 other => or_nothing(other).map_err(Broken::Reader)?,
             };
+            if read == 0 {
+                return Ok((0, 0));
+            }
             let written = or_nothing(to.try_write(&scratch[..read])).map_err(Broken::Writer)?;
             self.kept.extend(&scratch[written..read]);
-            Ok(written as u64)
+            if read == READ {
+                self.pipe = Pipe::new().ok(); // without one it goes on like this
+            }
+            Ok((read, written as u64))
         })
+    }
+
+    fn end(&mut self, to: &TcpStream) {
+        self.ended = true;
+        // Fails on a socket that was reset: the next read from it says so.
+        let _ = SockRef::from(to).shutdown(std::net::Shutdown::Write);
     }
 }
 

@@ -35,6 +35,9 @@ impl Tunnel {
             let Some(limit) = self.helping(stream) else {
                 return Poll::Pending;
             };
+            if !stream.ahead.borrow().is_empty() {
+                return Poll::Ready(Ok(self.forward_ahead(stream, limit)));
+            }
             if app.poll_read_ready(cx)?.is_pending() {
                 return Poll::Pending;
             }
@@ -43,6 +46,18 @@ impl Tunnel {
                 other => return Poll::Ready(other),
             }
         }
+    }
+
+    fn forward_ahead(&self, stream: &StreamState, limit: usize) -> usize {
+        let mut ahead = stream.ahead.borrow_mut();
+        let some = limit.min(ahead.len());
+        let said = self.say(stream.id, &ahead[..some]);
+        if said == ahead.len() {
+            *ahead = Vec::new();
+        } else {
+            ahead.drain(..said);
+        }
+        said
     }
 
     /// How much may be read for this stream now. None: nothing; whatever changes that wakes the stream.
@@ -89,7 +104,7 @@ impl Tunnel {
 
 /// Reads what is there. A read that was not filled has emptied the socket, so its readiness is cleared at once: that
 /// saves the read that would only say so (tokio's own `poll_read` does the same).
-pub(super) fn read_once(tcp: &TcpStream, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+pub(crate) fn read_once(tcp: &TcpStream, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
     let room: usize = slices.iter().map(|slice| slice.len()).sum();
     let mut result = Ok(0);
     let emptied = tcp.try_io(Interest::READABLE, || {

@@ -5,9 +5,11 @@
 //! Knows nothing of pools, policies or routes.
 
 mod driver;
+mod first;
 mod forward;
 mod intake;
 mod outbox;
+mod request;
 mod stream;
 
 use std::cell::{Cell, RefCell};
@@ -20,7 +22,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use ztunnel_core::h2::{self, Headers, OpenRefused, StreamId};
+use ztunnel_core::h2::{self, StreamId};
 use ztunnel_core::ids::SpiffeId;
 
 use crate::handshakes::Crowded;
@@ -28,7 +30,10 @@ use crate::identity::{Credentials, Lease};
 use crate::tls::{Opener, Rekey, Secured};
 use crate::verify::Peer;
 pub(crate) use driver::drive;
+pub use first::{FirstWords, Speaker};
+pub(crate) use forward::read_once;
 use outbox::Outbox;
+pub(crate) use request::RequestError;
 pub(crate) use stream::Failure;
 pub use stream::{Incoming, Stream};
 use stream::{StreamState, WakerSlot};
@@ -79,17 +84,6 @@ impl ServeError {
     }
 }
 
-/// Why a request on a tunnel came to nothing.
-#[derive(Debug)]
-pub(crate) enum RequestError {
-    /// The tunnel takes no more streams; nothing was sent.
-    Full,
-    /// The peer did not process the request, or the tunnel died with it unanswered. `String`: why.
-    Unanswered(String),
-    Reset(u32),
-    Status(u16),
-}
-
 pub(crate) struct Tunnel {
     tcp: TcpStream,
     pub(crate) peer: SpiffeId,
@@ -128,11 +122,14 @@ struct State {
     records_since_update: u32,
     /// Since the last flush.
     helpings: u32,
+    /// So many bytes of output, from its beginning, can wait a little for others to go with; see `answer_with_the_first`.
+    patient: usize,
 }
 
 impl State {
     /// Control frames go before the payload that follows them.
     fn collect(&mut self) -> Result<(), String> {
+        self.patient = 0;
         let waiting = self.h2.output();
         if waiting.is_empty() {
             return Ok(());
@@ -172,6 +169,7 @@ impl Tunnel {
             hasty_updates: 0,
             records_since_update: 0,
             helpings: 0,
+            patient: 0,
         };
         let tunnel = Self {
             peer_addr: tcp.peer_addr()?,
@@ -222,42 +220,6 @@ impl Tunnel {
 
     pub(crate) fn offence(&self) -> Option<&'static str> {
         self.offence.get()
-    }
-
-    /// CONNECT and its answer. Ok: the peer said 200.
-    pub(crate) async fn request(
-        self: &Rc<Self>,
-        authority: &str,
-        headers: &[(&str, &str)],
-    ) -> Result<(Stream, Headers), RequestError> {
-        if let Some(why) = &*self.dead.borrow() {
-            return Err(RequestError::Unanswered(why.to_string()));
-        }
-        let opened = self.state.borrow_mut().h2.open(authority, headers);
-        let id = opened.map_err(|why| match why {
-            OpenRefused::TooManyStreams => RequestError::Full,
-            other => RequestError::Unanswered(other.to_string()),
-        })?;
-        let stream = self.admit(id);
-        self.touch();
-        match std::future::poll_fn(|cx| stream.poll_answer(cx)).await? {
-            (200, headers) => Ok((stream, headers)),
-            (status, _) => Err(RequestError::Status(status)),
-        }
-    }
-
-    fn admit(self: &Rc<Self>, id: StreamId) -> Stream {
-        let state = StreamState::new(id);
-        self.streams.borrow_mut().insert(id, state.clone());
-        Stream {
-            tunnel: self.clone(),
-            state,
-        }
-    }
-
-    fn respond(&self, id: StreamId, status: u16, headers: &[(&str, &str)], end: bool) {
-        self.state.borrow_mut().h2.respond(id, status, headers, end);
-        self.touch();
     }
 
     fn consumed(&self, id: StreamId, len: usize) {

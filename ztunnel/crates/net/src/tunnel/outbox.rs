@@ -57,6 +57,10 @@ impl Outbox {
         self.end - self.start
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.open && self.end <= self.open + RECORD_HEADER
+    }
+
     pub(super) fn is_worn(&self) -> bool {
         self.sealer.is_worn()
     }

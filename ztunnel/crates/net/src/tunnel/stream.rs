@@ -22,6 +22,8 @@ pub(super) type Segment = (StreamId, Range<usize>);
 
 /// Segments of one write to an application.
 const GATHER: usize = 64;
+/// Less than what a client of ours says before it has an answer.
+const FEW_WORDS: usize = 4 << 10;
 /// An emptied queue larger than this is given back.
 const KEEP_QUEUE: usize = 4 << 10;
 
@@ -58,9 +60,13 @@ pub(crate) struct StreamState {
     /// Where payload goes at once, as long as nothing waits in `inbox`.
     pub(super) app: RefCell<Option<(Rc<TcpStream>, Rc<Bytes2>)>>,
     pub(super) inbox: RefCell<VecDeque<u8>>,
+    /// What goes to the peer before anything else is read from the application.
+    pub(super) ahead: RefCell<Vec<u8>>,
     pub(super) remote_end: Cell<bool>,
     pub(super) failure: RefCell<Option<Failure>>,
     pub(super) app_failure: Cell<Option<io::ErrorKind>>,
+    /// Our 200 has not gone yet.
+    pub(super) answer_waits: Cell<bool>,
     pub(super) response: RefCell<Option<(u16, Headers)>>,
     pub(super) waker: WakerSlot,
     /// Waits in the tunnel's line for room in the outbox.
@@ -75,9 +81,11 @@ impl StreamState {
             id,
             app: RefCell::default(),
             inbox: RefCell::default(),
+            ahead: RefCell::default(),
             remote_end: Cell::new(false),
             failure: RefCell::default(),
             app_failure: Cell::new(None),
+            answer_waits: Cell::new(false),
             response: RefCell::default(),
             waker: WakerSlot::default(),
             parked: Cell::new(false),
@@ -160,6 +168,15 @@ impl Stream {
         *self.state.app.borrow_mut() = Some((app, counts));
     }
 
+    /// `bytes` were read from the application and have not been sent.
+    pub fn begin_with(&self, bytes: Vec<u8>) {
+        *self.state.ahead.borrow_mut() = bytes;
+    }
+
+    pub(super) fn say(&self, bytes: &[u8]) -> usize {
+        self.tunnel.say(self.state.id, bytes)
+    }
+
     /// Everything that happens to the stream wakes this task.
     pub(crate) fn register(&self, cx: &Context<'_>) {
         self.state.waker.set(cx.waker());
@@ -188,7 +205,7 @@ impl Stream {
                 RequestError::Unanswered("the peer refused the stream".to_owned())
             }
             Some(Failure::Reset(code)) => RequestError::Reset(code),
-            Some(Failure::Tunnel(why)) => RequestError::Unanswered(why.to_string()),
+            Some(Failure::Tunnel(why)) => RequestError::Lost(why.to_string()),
         }))
     }
 
@@ -221,6 +238,16 @@ impl Stream {
             counts.received.set(counts.received.get() + len as u64);
         }
         self.tunnel.consumed(self.state.id, len);
+    }
+
+    /// Our 200 waits for something to go with it.
+    pub(crate) fn answer_waits(&self) -> bool {
+        self.state.answer_waits.get()
+    }
+
+    /// It has waited long enough.
+    pub(crate) fn answer(&self) {
+        self.tunnel.lose_patience();
     }
 
     /// The peer sends nothing more.
@@ -269,11 +296,16 @@ impl Incoming {
         }
     }
 
-    /// Answers 200.
+    /// Answers 200: at once, or along with the application's answer to what the client has said already.
     pub fn accept(self, headers: &[(&str, &str)]) -> Stream {
-        self.stream
-            .tunnel
-            .respond(self.stream.state.id, 200, headers, false);
+        let Stream { tunnel, state } = &self.stream;
+        // Who has much to say waits for the answer, to say the rest.
+        let may_wait = (1..FEW_WORDS).contains(&state.inbox.borrow().len());
+        let waits = may_wait && tunnel.respond_patiently(state.id, headers);
+        if !may_wait {
+            tunnel.respond(state.id, 200, headers, false);
+        }
+        state.answer_waits.set(waits);
         self.stream
     }
 

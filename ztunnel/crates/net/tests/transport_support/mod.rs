@@ -279,7 +279,9 @@ pub async fn open(
     at: SocketAddr,
     to: SocketAddr,
 ) -> Result<Opened, OpenError> {
-    tunnels.open(key(at), &dialer, &to.to_string(), &[]).await
+    tunnels
+        .open(key(at), &dialer, &to.to_string(), &[], None)
+        .await
 }
 
 /// An application's connection through the tunnel to `to`.
