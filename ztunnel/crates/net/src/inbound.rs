@@ -6,7 +6,7 @@ use crate::pod::{Accepted, Client, Pod};
 use crate::registry::{Entered, Kind, Parties};
 use crate::relay::{relay_plain, relay_tunnel};
 use crate::runtime::{Load, Worker};
-use crate::tunnel::{Incoming, ServeError};
+use crate::tunnel::{Incoming, ServeError, Stream};
 use crate::verdict::{Asked, ask};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -62,7 +62,7 @@ async fn serve(worker: &Rc<Worker>, of: &Entered, accepted: Accepted) -> Result<
     Err(Failure::new(flag, error.to_string()))
 }
 
-async fn handle_stream(worker: Rc<Worker>, pod: Arc<Pod>, incoming: Incoming) {
+pub async fn handle_stream(worker: Rc<Worker>, pod: Arc<Pod>, incoming: Incoming) {
     let _load = Load::on(&worker.peers[worker.index]);
     let mut parties = Parties::between(
         canonical(incoming.peer_addr),
@@ -78,6 +78,18 @@ async fn handle_stream(worker: Rc<Worker>, pod: Arc<Pod>, incoming: Incoming) {
 pub type Refusal = (u16, Failure);
 
 async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(), Failure> {
+    let admitting = Box::pin(admit_stream(worker, of, incoming)); // what it needs is given back before the relay begins
+    let (app, stream) = admitting.await?;
+    relay_tunnel(app, stream, &of.counts)
+        .await
+        .map_err(Failure::relay)
+}
+
+async fn admit_stream(
+    worker: &Worker,
+    of: &Entered,
+    incoming: Incoming,
+) -> Result<(TcpStream, Stream), Failure> {
     let head = &incoming.head;
     let sent = head.headers.get("traceparent").and_then(parse_traceparent);
     worker.shared.spans.join(worker, of, sent);
@@ -109,9 +121,7 @@ async fn answer(worker: &Worker, of: &Entered, incoming: Incoming) -> Result<(),
     };
     let stream = incoming.accept(&[("baggage", &baggage(&me))]);
     established(worker, of);
-    relay_tunnel(app, stream, &of.counts)
-        .await
-        .map_err(Failure::relay)
+    Ok((app, stream))
 }
 
 /// What a client with a proved identity asks of a pod, whichever way it came.

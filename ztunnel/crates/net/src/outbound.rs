@@ -12,11 +12,13 @@ use crate::pool::{Key, OpenError};
 use crate::registry::{Entered, Kind, Parties};
 use crate::relay::{relay_both, relay_tunnel};
 use crate::runtime::Worker;
+use crate::tunnel::Stream;
 use crate::verdict::{ask_to_leave, proved};
 use choice::Choice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use tokio::net::TcpStream;
 use tokio::select;
 use ztunnel_core::addr::{is_illegal, is_own_host};
 use ztunnel_core::decide::Route;
@@ -66,14 +68,14 @@ async fn carry(
         .ok_or_else(|| Failure::unknown_pod(of))?;
     of.parties.borrow_mut().source = Some(from.clone());
     let mut choice = Choice::new(worker, from.clone(), peer.ip(), dst);
-    let mut way = choice.next().await?;
+    let mut way = Box::pin(choice.next()).await?;
     loop {
         let dialled = way.dialled().cloned();
         let failure = match attempt(worker, of, &mut client, &from, way).await {
             Err(failure) if client.is_waiting() => failure,
             ended => return ended,
         };
-        way = choice.after(dialled, failure).await?;
+        way = Box::pin(choice.after(dialled, failure)).await?;
         of.parties.borrow_mut().tried.clone_from(&choice.told);
     }
 }
@@ -86,7 +88,7 @@ async fn attempt(
     from: &Arc<Workload>,
     route: Route,
 ) -> Result<(), Failure> {
-    ask_to_leave(worker, of, from, &route).await?;
+    Box::pin(ask_to_leave(worker, of, from, &route)).await?;
     let _counted = worker.loads.count(&route);
     match route {
         Route::Refused { .. } | Route::Lookup { .. } => {
@@ -99,7 +101,7 @@ async fn attempt(
             ..
         } => {
             name_destination(of, dial.0, upstream, service);
-            plain(worker, of, client, dial.0).await
+            Box::pin(plain(worker, of, client, dial.0)).await
         }
         Route::Tunnel {
             dial,
@@ -128,7 +130,7 @@ async fn attempt(
                 beyond: beyond.map(|beyond| beyond.want),
             };
             match here {
-                Some(pod) => hand_over(worker, of, client, way, pod).await,
+                Some(pod) => Box::pin(hand_over(worker, of, client, way, pod)).await,
                 None => tunnel(worker, of, client, way).await,
             }
         }
@@ -254,6 +256,19 @@ async fn tunnel(
     client: &mut Client,
     way: Way,
 ) -> Result<(), Failure> {
+    let dialling = Box::pin(dial(worker, of, client, way)); // what it needs is given back before the relay begins
+    let (client, stream) = dialling.await?;
+    relay_tunnel(client, stream, &of.counts)
+        .await
+        .map_err(Failure::relay)
+}
+
+async fn dial(
+    worker: &Rc<Worker>,
+    of: &Entered,
+    client: &mut Client,
+    way: Way,
+) -> Result<(TcpStream, Stream), Failure> {
     let Way {
         from,
         key,
@@ -297,9 +312,7 @@ async fn tunnel(
     let (client, mut first) = client.relayed().map_err(Failure::relay)?;
     of.counts.sent.set(opened.told as u64);
     opened.stream.begin_with(first.split_off(opened.told));
-    relay_tunnel(client, opened.stream, &of.counts)
-        .await
-        .map_err(Failure::relay)
+    Ok((client, opened.stream))
 }
 
 fn name_identities(of: &Entered, from: &Workload, peer: SpiffeId) {

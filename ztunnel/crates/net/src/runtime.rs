@@ -196,7 +196,7 @@ impl Worker {
                 news.changed().await.ok()?;
             }
         };
-        timeout(KNOWN_WITHIN, wait).await.ok().flatten()
+        Box::pin(timeout(KNOWN_WITHIN, wait)).await.ok().flatten()
     }
 
     /// Of the runtime that this is called on.
@@ -409,6 +409,20 @@ mod tests {
             turned_away: TurnedAway::default(),
             hits: Hits::default(),
         })
+    }
+
+    /// Of the future that a function of three arguments returns.
+    fn size_of_task<A, B, C, F>(_begin: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_open_connection_is_a_small_task() {
+        let sizes = [
+            size_of_task(crate::outbound::handle),
+            size_of_task(crate::inbound::handle_stream),
+        ];
+        assert!(sizes.iter().all(|&bytes| bytes < 2048), "{sizes:?}");
     }
 
     #[test]
