@@ -14,6 +14,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define MESH_DEEPEST_CGROUP 12
 #define MESH_SOL_SOCKET 1
 #define MESH_SO_MARK 36
+#define MESH_SOL_TCP 6
+#define MESH_TCP_CONGESTION 13
 
 #define ALLOW 1
 #define REFUSE 0
@@ -155,7 +157,7 @@ static __always_inline int divert4(struct bpf_sock_addr *ctx)
 		ctx->user_ip4 = to.word_be[3];
 		ctx->user_port = port_be;
 	}
-	return diverted < 0 ? REFUSE : ALLOW;
+	return diverted;
 }
 
 static __always_inline int divert6(struct bpf_sock_addr *ctx)
@@ -170,31 +172,50 @@ static __always_inline int divert6(struct bpf_sock_addr *ctx)
 		write_address6(ctx, &to);
 		ctx->user_port = port_be;
 	}
+	return diverted;
+}
+
+/*
+ * To the tunnel's listener nothing is lost and nothing is far: an algorithm that paces (BBR, where it is the default) would
+ * only break segments up and set a timer for each. Without Reno the connection is slower, not worse.
+ */
+static __always_inline void do_not_pace(struct bpf_sock_addr *ctx)
+{
+	char reno[] = "reno";
+
+	if (ctx->protocol == MESH_TCP)
+		bpf_setsockopt(ctx, MESH_SOL_TCP, MESH_TCP_CONGESTION, reno, sizeof(reno));
+}
+
+static __always_inline int connects(struct bpf_sock_addr *ctx, int diverted)
+{
+	if (diverted > 0)
+		do_not_pace(ctx);
 	return diverted < 0 ? REFUSE : ALLOW;
 }
 
 SEC("cgroup/connect4")
 int mesh_connect4(struct bpf_sock_addr *ctx)
 {
-	return divert4(ctx);
+	return connects(ctx, divert4(ctx));
 }
 
 SEC("cgroup/connect6")
 int mesh_connect6(struct bpf_sock_addr *ctx)
 {
-	return divert6(ctx);
+	return connects(ctx, divert6(ctx));
 }
 
 SEC("cgroup/sendmsg4")
 int mesh_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return divert4(ctx);
+	return divert4(ctx) < 0 ? REFUSE : ALLOW;
 }
 
 SEC("cgroup/sendmsg6")
 int mesh_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return divert6(ctx);
+	return divert6(ctx) < 0 ? REFUSE : ALLOW;
 }
 
 /* What the socket's owner takes its peer to be. */
