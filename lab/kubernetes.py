@@ -182,7 +182,7 @@ class KubernetesCluster(Cluster):
         for node in self.nodes:
             self._run_pod(f"nodemesh-node-{node}", node, "nodemesh-node")
             self._run_pod(f"ztunnel-{node}", node, "ztunnel")
-            self._mount(node, "nodemesh-node", {}, pod=f"nodemesh-node-{node}")
+            self._mount(node, "nodemesh-node", {"NODEMESH_DRAIN": "3s"}, pod=f"nodemesh-node-{node}")
         super()._start_nodes()
 
     def _run_pod(self, name: str, node: str, account: str) -> None:

@@ -1,6 +1,7 @@
 """daemonset.yaml and controlplane.yaml against what the daemons really read, open, listen on and ask for."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,15 @@ def test_privileges_are_those_of_the_systemd_units():
         capabilities = CONTAINERS[container][0]["securityContext"]["capabilities"]
         assert capabilities["drop"] == ["ALL"]
         assert set(capabilities["add"]) == (measured | more) - less
+
+
+def test_the_agents_view_of_sysctls_is_made_writable_as_a_shell_understands_it():
+    """With what the container has: a mount of its own that is read-only, and these capabilities."""
+    about = CONTAINERS["nodeagent"][0]
+    *_, script = about["command"]
+    assert script.endswith("exec nodeagent run")
+    assert subprocess.run(["sh", "-n", "-c", script], check=True).returncode == 0
+    assert "SYS_ADMIN" in about["securityContext"]["capabilities"]["add"]
 
 
 def test_nobody_is_privileged_and_the_control_plane_is_restricted():

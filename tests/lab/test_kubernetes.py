@@ -3,14 +3,17 @@
 import json
 import os
 import signal
+import subprocess
 
 import pytest
+import yaml
 
 from lab import cluster, daemons, documents
 from lab.apps import HTTP_PORT
 from lab.documents import PodSpec
 from lab.kubernetes import NAMESPACE, KubernetesCluster
 from lab.layout import Layout
+from lab.needs import REPOSITORY
 from lab.processes import wait_until
 from lab.runtime import CniRefused
 from lab.watchdog import Guard
@@ -192,3 +195,19 @@ def _while_nobody_looked(mesh, policy):
     state["version"] += 1000
     state["items"] = [each for each in state["items"] if each[2] != policy]
     path.write_text(json.dumps(state))
+
+
+def test_the_agents_container_may_set_pods_sysctls():
+    """Its command, up to the agent, with its capabilities, in a mount namespace like a container's."""
+    manifest = yaml.safe_load_all((REPOSITORY / "daemonset.yaml").read_text())
+    (agent,) = next(each for each in manifest if each["kind"] == "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    bounding = ",".join(["-all", *(f"+{each.lower()}" for each in agent["securityContext"]["capabilities"]["add"])])
+    script = agent["command"][-1].replace("exec nodeagent run", "echo 1 > /proc/sys/net/ipv4/tcp_fwmark_accept")
+    inside = ["setpriv", f"--bounding-set={bounding}", "sh", "-ec", script]
+    container = (
+        'mount --make-rprivate /; mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; exec "$@"'
+    )
+    done = subprocess.run(
+        ["unshare", "-n", "-m", "sh", "-ec", container, "sh", *inside], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
