@@ -140,6 +140,21 @@ def test_a_policy_that_is_not_understood_says_why_and_the_last_good_one_stays(me
     until("web-1 is let in again", lambda: mesh.reaches(*web))
 
 
+def test_a_label_takes_a_running_pod_out_and_brings_it_back(mesh, web):
+    pytest.importorskip("nodeagent.enrol.keeper", reason="running pods neither join nor leave without it")
+    _, second = web
+    until("it is in", lambda: mesh.annotation("shop", "web-2") == "enabled")
+    mesh.set_labels("shop", "web-2", documents.OUT_OF_MESH)
+    until("the mark goes", lambda: mesh.annotation("shop", "web-2") is None)
+    assert mesh.reaches(*web), "while it is still captured"
+    until("it is out", lambda: second.uid not in [each["uid"] for each in mesh.ask("nodeagent-node2", "/pods")])
+    assert mesh.reaches(*web), "in the clear"
+    mesh.set_labels("shop", "web-2", {"istio.io/dataplane-mode": None})
+    until("it is marked again", lambda: mesh.annotation("shop", "web-2") == "enabled")
+    until("the other node knows", lambda: hbone(mesh, "node1", second))
+    assert mesh.reaches(*web)
+
+
 def test_without_the_api_everything_goes_on_and_new_pods_wait(mesh, web):
     policy = documents.deny_from("shop", "not-plain", "web", "cluster.local/ns/shop/sa/nobody")
     mesh.apply("policy", policy)
