@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from nodeagent import cgroups
 from nodeagent.enrol.store import Member
 from nodeagent.redirect.backend import Backend, OpenNamespace, Sandbox
 from nodeagent.redirect.bpf import Bpf
+from nodeagent.redirect.bpf_records import Address
+from nodeagent.redirect.guard import Group
 from nodeagent.redirect.guarding import Guarding
 from nodeagent.redirect.netns import Namespace
 from nodeagent.redirect.nftables import Nft
@@ -64,6 +67,13 @@ class Capture:
 
     async def prove(self, member: Member, namespace: OpenNamespace) -> None:
         await self.redirection.prove(member.backend, self._sandbox(member, namespace), member.ips)
+
+    async def put_hosts(self, wanted: Sequence[tuple[Group, tuple[Address, ...]]]) -> str:
+        """By BPF, beside the rules of the host's namespace. Why not, or ""."""
+        why = self.redirection.unusable.get("bpf", f"NODEMESH_CAPTURE={self.redirection.capture}")
+        if why is None:
+            return await asyncio.to_thread(self._bpf.put_hosts, wanted)
+        return why
 
     async def meet(self, pid: int) -> None:
         """A tunnel has connected, and has not heard of any pod yet. Never fails."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from mesh import log
 from mesh.errors import MeshError
 from mesh.ids import Uid
-from nodeagent.host_documents import HostDocuments, HostWorkload
+from nodeagent.host_documents import HostDocuments, HostWorkload, IPAddress
 from nodeagent.redirect import groups, host_rules, kernel, routes
 from nodeagent.redirect.guard import Group
 from nodeagent.redirect.host_rules import Captured
@@ -60,11 +60,18 @@ class _InForce:
     tunnels: tuple[Group, ...] = field(default=())
 
 
+TurnRound = Callable[[Sequence[tuple[Group, tuple[IPAddress, ...]]]], Awaitable[str]]
+
+
 class Hosts:
     """Not thread-safe: owned by the agent's event loop."""
 
-    def __init__(self, documents: HostDocuments, tunnels: Callable[[], Sequence[Group]], tunnel: Tunnel) -> None:
-        self._documents, self._tunnels, self._tunnel = documents, tunnels, tunnel
+    def __init__(
+        self, documents: HostDocuments, tunnels: Callable[[], Sequence[Group]], tunnel: Tunnel, turn: TurnRound
+    ) -> None:
+        """`turn`: turns what these groups open round before it is a packet; why it cannot, or ""."""
+        self._documents, self._tunnels, self._tunnel, self._turn_round = documents, tunnels, tunnel, turn
+        self._not_by_bpf = ""
         self._known: dict[Uid, _Known] = {}
         self._in_force: _InForce | None = None
         self._turn = asyncio.Lock()
@@ -143,6 +150,7 @@ class Hosts:
         if wanted == self._in_force or (self._in_force is None and not wanted.captured and not await _is_there()):
             return
         await asyncio.to_thread(_load, wanted)
+        self._not_by_bpf = await self._turn_round([(each.group, each.addresses) for each in wanted.captured])
         self._in_force = wanted
 
     async def _enrol(self, who: HostWorkload) -> None:
@@ -169,7 +177,8 @@ class Hosts:
         """A tunnel came: before it serves anybody it is known here."""
         async with self._turn:
             if self._in_force is not None and self._in_force.captured:
-                await self._put(_InForce(self._in_force.captured, tuple(self._tunnels())))
+                before, self._in_force = self._in_force, _InForce()
+                await self._put(_InForce(before.captured, tuple(self._tunnels())))
 
     def snapshot(self) -> list[tuple[HostWorkload, Namespace]]:
         """Whom a new tunnel has to serve."""
@@ -213,6 +222,7 @@ class Hosts:
                 "cgroup": known.who.cgroup,
                 "addresses": [str(each) for each in known.who.addresses],
                 "state": "IN_MESH" if known.served and not self._trouble else "REFUSED",
+                "capture": f"nft ({self._not_by_bpf})" if self._not_by_bpf else "bpf",
                 "last_error": known.trouble or self._trouble,
             }
             for known in self._known.values()

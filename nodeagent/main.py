@@ -99,7 +99,7 @@ class Agent:
         tunnel = TunnelOfNode(self._zds)
         self.registry.use(tunnel)
         documents = HostDocuments(settings.pods_dir, settings.cluster, settings.node)
-        self.hosts = Hosts(documents, lambda: self._capture.guard.tunnels, tunnel)
+        self.hosts = Hosts(documents, lambda: self._capture.guard.tunnels, tunnel, self._capture.put_hosts)
         self._admin = Admin(
             settings.node,
             self.registry,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,8 +22,10 @@ from nodeagent.redirect import bpf_records as records
 from nodeagent.redirect import groups, libbpf, routes
 from nodeagent.redirect.backend import OpenNamespace, RedirectError, Sandbox
 from nodeagent.redirect.bpf_programs import SK_LOOKUP, TUNNEL_HOOKS, WORKLOAD_HOOKS, Hook, Programs, try_out
+from nodeagent.redirect.guard import Group
 from nodeagent.redirect.libbpf import BpfError
 from nodeagent.redirect.pins import DEFAULT_ROOT, Pins
+from nodeagent.redirect.plan import DNS_PORT
 
 _log: Final = log.get("bpf")
 
@@ -77,6 +79,20 @@ class Bpf:
         """By workloads of an earlier agent, whatever the setting is now."""
         return bool(self._pins.workloads())
 
+    def put_hosts(self, wanted: Sequence[tuple[Group, tuple[records.Address, ...]]]) -> str:
+        """Exactly these control groups of the host's namespace have their TCP turned round when it is opened. What they
+        ask for names, and what arrives, is left to others. Why it could not be done: then to none; "": done. Blocks."""
+        try:
+            if self._tunnel_fault is None:
+                self._alone(lambda: self._put_hosts(wanted))
+                return ""
+            why = self._tunnel_fault
+        except (MeshError, OSError) as error:
+            why = str(error)
+        with suppress(MeshError, OSError):
+            self._alone(lambda: self._put_hosts([]))
+        return why
+
     def meet(self, pid: int) -> None:
         """A tunnel has connected, and has not heard of any pod yet. Never fails; blocks for milliseconds."""
         try:
@@ -128,6 +144,20 @@ class Bpf:
             programs.own[records.pack_own(who, ip_address(address))] = b"\1"
         programs.workloads[who] = records.pod(sandbox.options, addresses).pack()
 
+    def _put_hosts(self, wanted: Sequence[tuple[Group, tuple[records.Address, ...]]]) -> None:
+        programs, named = self._programs, {self._pins.host(group.number) for group, _ in wanted}
+        for pins in self._pins.hosts():
+            if pins not in named:
+                number = int(pins.name.removeprefix("cgroup-"))
+                self._forget(records.pack_id(records.Kind.CGROUP, number), pins)
+        for group, addresses in wanted:
+            who = records.pack_id(records.Kind.CGROUP, group.number)
+            programs.left_ports[records.pack_port(who, records.Direction.OUT, DNS_PORT)] = b"\1"
+            for address in addresses:
+                programs.own[records.pack_own(who, address)] = b"\1"
+            programs.workloads[who] = records.host(addresses).pack()
+            self._hook(groups.TOP / group.path, self._pins.host(group.number), WORKLOAD_HOOKS)
+
     def _hook_namespace(self, namespace: OpenNamespace, cookie: int, pins: Path) -> None:
         """This type of link does not tell whether it is this version's; an agent of another version replaced them all
         when it began."""
@@ -174,14 +204,14 @@ class Bpf:
     # What is taken out, in the opposite order -------------------------------------------------------------------------
 
     def _take_out(self, cookie: int) -> None:
-        self._forget(cookie, self._pins.workload(cookie))
+        self._forget(records.pack_id(records.Kind.NETNS, cookie), self._pins.workload(cookie))
         self._replace_earlier(cookie)
         routes.keep_marks(False)
         routes.take_out()
 
-    def _forget(self, cookie: int, pins: Path) -> None:
+    def _forget(self, who: bytes, pins: Path) -> None:
         _unlink_all(pins, [*reversed(WORKLOAD_HOOKS), INBOUND])
-        programs, who = self._programs, records.pack_id(records.Kind.NETNS, cookie)
+        programs = self._programs
         programs.workloads.discard(who)
         for each in (programs.own, programs.left_ports, programs.left_ranges):
             for key in each.having(who):
@@ -197,7 +227,8 @@ class Bpf:
         for pins in self._pins.workloads():
             inbound = libbpf.describe(pins / INBOUND)
             if inbound is None or not inbound.target:
-                self._forget(int(pins.name.removeprefix("netns-")), pins)
+                cookie = int(pins.name.removeprefix("netns-"))
+                self._forget(records.pack_id(records.Kind.NETNS, cookie), pins)
         if earlier := programs.earlier():
             self._upgrade(programs)
             for directory in earlier:

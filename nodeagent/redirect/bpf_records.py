@@ -100,6 +100,14 @@ def pod(options: Options, addresses: Iterable[str]) -> Workload:
     return Workload((four or LOOPBACK[0], six or LOOPBACK[1]), flags)
 
 
+def host(addresses: Iterable[Address]) -> Workload:
+    """A control group of the host: the tunnel listens on its own addresses. Its questions are another's affair."""
+    own = {address.version: address for address in addresses}
+    flags = Flag.MORE_ADDRESSES | Flag.EXCLUSIONS
+    flags |= (Flag.HAS_IPV4 if 4 in own else Flag(0)) | (Flag.HAS_IPV6 if 6 in own else Flag(0))
+    return Workload((own.get(4, LOOPBACK[0]), own.get(6, LOOPBACK[1])), flags)
+
+
 def pack_address(address: Address) -> bytes:
     """struct mesh_address: an IPv4 address in its mapped form."""
     return b"\0" * 10 + b"\xff\xff" + address.packed if address.version == 4 else address.packed

@@ -48,6 +48,13 @@ class Pins:
     def tunnel(self, cgroup: int) -> Path:
         return self._here / "tunnels" / f"cgroup-{cgroup}"
 
+    def host(self, cgroup: int) -> Path:
+        """Of a workload that is a control group of the host."""
+        return self._here / "hosts" / f"cgroup-{cgroup}"
+
+    def hosts(self) -> list[Path]:
+        return _entries(self._here / "hosts")
+
     def workloads(self) -> list[Path]:
         return _entries(self._here / "workloads")
 
@@ -63,7 +70,8 @@ class Pins:
         """Idempotent; mounts bpffs where it is missing. Raises BpfError."""
         try:
             mount(self.root)
-            for directory in (self.maps, self.programs, self._here / "workloads", self._here / "tunnels"):
+            for name in ("maps", "programs", "workloads", "tunnels", "hosts"):
+                directory = self._here / name
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise BpfError(f"{self.root} cannot be made on bpffs: {error.strerror}") from None

@@ -24,12 +24,12 @@ SOON_S = 10.0
 
 
 @pytest.fixture(scope="module")
-def bare():
+def bare(request):
     """`web-1` and `web-3` on node1, `web-2` and `web-4` on node2, `plain-1` and `plain-2` on them outside the mesh."""
     layout = Layout(f"b{os.getpid()}")
     guard = Guard(layout)
     try:
-        made = Cluster.up(layout.name, nodes=2, pods=0)
+        made = Cluster.up(layout.name, nodes=2, pods=0, capture=request.config.getoption("--mesh-capture"))
         hosts.populate(made, 4)
         for number in (1, 2):
             hosts.add(made, PodSpec(f"plain-{number}", f"node{number}"), enrolled=False)
@@ -51,6 +51,12 @@ def all_of(bare):
 
 def holding(bare, source, target, version):
     return Probe(bare, source, "hold", target.address(version), ECHO_PORT, 0.005)
+
+
+def test_every_one_says_how_it_is_captured(bare, all_of):
+    wanted = "bpf" if bare.capture in ("auto", "bpf") else f"nft (NODEMESH_CAPTURE={bare.capture})"
+    listed = bare.ask("nodeagent-node1", "/status")["host_workloads"]
+    assert {each["capture"] for each in listed} == {wanted}
 
 
 # Address and identity ------------------------------------------------------------------------------------------------
