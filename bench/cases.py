@@ -5,10 +5,11 @@ from typing import Literal
 
 GIB = float(1 << 30)
 
-Mode = Literal["send", "recv", "rr", "orr", "crr", "cold", "hold", "world"]
+Mode = Literal["send", "recv", "rr", "orr", "crr", "con", "cold", "hold", "world"]
 Unit = Literal["GiB", "request", "connection"]
-Place = Literal["far", "near", "outside"]
-"""Where the server is: on the other node, on the client's own, or on the other node and outside the mesh."""
+Place = Literal["far", "near", "outside", "here"]
+"""Where the server is: on the other node, on the client's own, on the other node and outside the mesh, or in the
+client's pod (`hooks.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,13 @@ class Case:
 
     def asks(self, contender: str) -> bool:
         """Envoy and the peer are two ends on two nodes; direct holds no memory of a tunnel."""
+        if (self.place == "here") != (contender.split("-")[0] == "hook"):
+            return False
         if self.mode == "world":
             return is_ours(contender)
         if contender == "direct":
             return self.mode != "hold"
-        return self.place == "far" or is_ours(contender)
+        return self.place in ("far", "here") or is_ours(contender)
 
 
 def is_ours(contender: str) -> bool:
@@ -63,6 +66,9 @@ CASES = (
     Case("same-node-stream", "send", (1,), "GiB", place="near"),
     Case("same-node-request", "rr", (1, 1), "request", place="near"),
     Case("passthrough-stream", "send", (1,), "GiB", place="outside"),
+    Case("capture-connect", "con", (), "connection", place="here"),
+    Case("capture-request-64B", "rr", (64, 1), "request", place="here"),
+    Case("capture-stream", "send", (1,), "GiB", place="here"),
     Case("workloads-100k", "world", (100_000, 10_000), "request", quick=False),
 )
 BY_NAME = {case.name: case for case in CASES}
@@ -83,22 +89,23 @@ _SHOWN: dict[Metric, tuple[str, str]] = {
 class Bar:
     """`ours.metric` against `limit`: as a ratio to the same metric of `of`, or as it is when `of` is None.
 
-    `stretch`: shown, but a miss is no failure.
+    `stretch`: shown, but a miss is no failure. `who`: whose it is instead of ours.
     """
 
     case: str
     metric: Metric
-    of: Literal["envoy", "direct"] | None
+    of: Literal["envoy", "direct", "hook-none"] | None
     at_least: bool
     limit: float
     stretch: bool = False
+    who: str = "ours"
 
     def holds(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:
         what, unit = _SHOWN[self.metric]
-        against = f"× {self.of}" if self.of else unit
+        against = f"× {(self.of or '').replace('hook-none', 'direct')}" if self.of else unit
         return f"{what}{'≥' if self.at_least else '≤'} {self.limit:g}{against}"
 
 
@@ -127,5 +134,8 @@ BARS = (
     Bar("same-node-stream", "rate", "direct", True, 0.6),
     Bar("same-node-request", "added_p50", None, False, 25),
     Bar("passthrough-stream", "rate", "direct", True, 0.65, stretch=True),
+    Bar("capture-connect", "p50", "hook-none", False, 1.2, who="hook-bpf"),
+    Bar("capture-request-64B", "p50", "hook-none", False, 1.05, who="hook-bpf"),
+    Bar("capture-stream", "rate", "hook-none", True, 0.95, who="hook-bpf"),
     Bar("workloads-100k", "of_idle", None, False, 2),
 )

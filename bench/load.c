@@ -5,6 +5,7 @@
  *   load orr HOST PORT SIZE CONNS RATE SECONDS  open loop: RATE requests a second in turn on CONNS connections; SIGINT
  *                                            ends it early
  *   load crr HOST PORT CONNS SECONDS         connect, one byte each way, close
+ *   load con HOST PORT SECONDS               the same one at a time; the latency is connect()'s alone
  *   load cold HOST PORT TUNNELPORT SECONDS   the same one at a time, each after this namespace's connections to
  *                                            TUNNELPORT were destroyed (ss -K): the next one needs a new tunnel
  *   load send|recv HOST PORT CONNS SECONDS   bulk towards / from the server
@@ -440,6 +441,24 @@ static uint64_t bulk(int conns, uint64_t end, bool sending)
 	return bytes;
 }
 
+/* The byte lets the server keep up, and the reset leaves nothing behind; neither is counted. */
+static void con(uint64_t end)
+{
+	const struct linger reset = {.l_onoff = 1, .l_linger = 0};
+	while (now_ns() < end) {
+		int fd = new_socket(0);
+		uint64_t begun = now_ns();
+		if (connect(fd, (struct sockaddr *)&target, sizeof target))
+			die("connect");
+		record(now_ns() - begun);
+		total++;
+		exactly(fd, 1, true);
+		exactly(fd, 1, false);
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+		close(fd);
+	}
+}
+
 static void hold(int conns)
 {
 	for (int i = 0; i < conns; i++) {
@@ -473,6 +492,8 @@ static void client(const char *what, char **arg, int args)
 		measured = (double)(now_ns() - begin - warm_up_ns(end - begin)) / 1e9;
 	} else if (!strcmp(what, "cold")) {
 		errors = cold(atoi(arg[2]), end);
+	} else if (!strcmp(what, "con")) {
+		con(end);
 	} else if (!strcmp(what, "crr")) {
 		errors = crr_many(atoi(arg[2]), end);
 	} else {
@@ -485,7 +506,7 @@ static void client(const char *what, char **arg, int args)
 int main(int argc, char **argv)
 {
 	static const struct { const char *name; int args; } modes[] = {
-	    {"rr", 5}, {"orr", 6}, {"crr", 4}, {"cold", 4}, {"send", 4}, {"recv", 4}};
+	    {"rr", 5}, {"orr", 6}, {"crr", 4}, {"con", 3}, {"cold", 4}, {"send", 4}, {"recv", 4}};
 	struct rlimit files;
 	getrlimit(RLIMIT_NOFILE, &files);
 	files.rlim_cur = files.rlim_max;

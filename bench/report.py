@@ -43,7 +43,7 @@ def counted(samples: Sequence[Sample]) -> Sequence[Sample]:
 
 
 def contenders(values: Values) -> list[str]:
-    first = ["direct", "ours", "envoy", "peer"]
+    first = ["direct", "ours", "envoy", "peer", "hook"]
     return sorted({name for _, name in values}, key=lambda n: (first.index(n.split("-")[0]), n))
 
 
@@ -73,8 +73,8 @@ class Judged:
 
 def judged(values: Values) -> list[Judged]:
     """Every bar for which there are figures."""
-    ours = [name for name in contenders(values) if is_ours(name)]
-    found = [_judge(bar, name, values) for bar in BARS for name in ours]
+    names = contenders(values)
+    found = [_judge(bar, n, values) for bar in BARS for n in names if n == bar.who or (bar.who == "ours" and is_ours(n))]
     return [one for one in found if one.figures]
 
 
