@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import captures, instructions, report, rounds, syscalls, worlds
+from bench import captures, hooks, instructions, report, rounds, syscalls, worlds
 from bench.cases import BY_NAME, CASES, Case
 from bench.contenders import Arena, Contender
 from lab.cluster import Cluster
@@ -101,9 +101,14 @@ def _bench(wish: Wish) -> int:
     if not wish.cases and "syscalls" not in wish.exact:
         return _publish(report.Results([], [], counts), {})
     with ExitStack() as labs:
-        pairs = _in_order([pair for name in wish.captures for pair in _lab(labs, wish, load, name)])
+        pairs: list[tuple[Arena, Contender]] = []
+        if any(case.place != "here" for case in wish.cases) or "syscalls" in wish.exact:
+            pairs = _in_order([pair for name in wish.captures for pair in _lab(labs, wish, load, name)])
         timed = [case for case in wish.cases if case.mode != "world"]
-        samples, failed = rounds.run(pairs, timed, plan, _say)
+        everybody: list[rounds.Pair] = [*pairs]
+        if any(case.place == "here" for case in timed):
+            everybody += labs.enter_context(hooks.place(load))
+        samples, failed = rounds.run(everybody, timed, plan, _say)
         calls = syscalls.count(pairs, _say) if "syscalls" in wish.exact else []
         more, failed_too = worlds.run(pairs, [case for case in wish.cases if case.mode == "world"], _say)
     about = {"rounds": f"{plan.least} to {plan.most}", "seconds": plan.seconds}
@@ -113,8 +118,8 @@ def _bench(wish: Wish) -> int:
 def _lab(labs: ExitStack, wish: Wish, load: Path, capture: str) -> list[tuple[Arena, Contender]]:
     """A lab with this capture backend and who is measured in it: everybody in the first, only ours in the others."""
     ours = captures.contender(wish.captures, capture)
-    with captures.selected(capture):
-        cluster = Cluster.up(f"bench{os.getpid() % 10000}{capture}", nodes=2, pods=0, say=_say)
+    name = f"bench{os.getpid() % 10000}{capture}"
+    cluster = Cluster.up(name, nodes=2, pods=0, say=_say, capture=capture)
     labs.callback(cluster.down)
     arena = Arena(cluster, load, wish.peer, ours)
     names = wish.contenders if ours == "ours" else [ours] * ("ours" in wish.contenders)

@@ -54,6 +54,7 @@ class Place:
         for directory in (layout.logs, layout.dir / "tmp", layout.node_dir("node1")):
             directory.mkdir(parents=True)
         netns.create(self._host)
+        cgroups.create(self._host)
 
     def load_for(self, hook: Hook, _: Case) -> Load:
         def run(arguments: Sequence[str]) -> subprocess.Popen[str]:

@@ -74,8 +74,12 @@ class Judged:
 def judged(values: Values) -> list[Judged]:
     """Every bar for which there are figures."""
     names = contenders(values)
-    found = [_judge(bar, n, values) for bar in BARS for n in names if n == bar.who or (bar.who == "ours" and is_ours(n))]
+    found = [_judge(bar, name, values) for bar in BARS for name in names if _is_about(bar, name)]
     return [one for one in found if one.figures]
+
+
+def _is_about(bar: Bar, contender: str) -> bool:
+    return contender == bar.who or (bar.who == "ours" and is_ours(contender))
 
 
 def missed(samples: Iterable[Sample]) -> list[Judged]:

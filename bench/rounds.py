@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Any, Protocol
 
 from bench import measure
 from bench.cases import Case
-from bench.contenders import Arena, Contender
-from bench.measure import Sample, machine_busy_s, take
+from bench.measure import Load, Sample, machine_busy_s, take
 from mesh.errors import OperatorError
 
 RETAKES = 2
@@ -37,7 +37,20 @@ class Plan:
         return time.monotonic() - self.began <= self.budget_s * (done + 1) / max(cases, 1)
 
 
-Pair = tuple[Arena, Contender]
+class Measured(Protocol):
+    """Who is measured."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Ground(Protocol):
+    """Where."""
+
+    def load_for(self, contender: Any, case: Case) -> Load: ...
+
+
+Pair = tuple[Ground, Measured]
 
 
 def run(
