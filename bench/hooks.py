@@ -1,5 +1,5 @@
-"""What each way to capture costs by itself: a connection of a pod that ends at a listener of the same pod, with nothing in
-force (`hook-none`, twice: the second is the harness's own noise) and captured by each backend that this machine has.
+"""What each way to capture costs by itself: a pod's connection to a listener of the same pod, with nothing in force
+(`hook-none`, twice: the second is the harness's own noise) and captured by each backend that this machine has.
 
 All of a pair runs on one core, so that waking an idle one hides nothing. No tunnel relays here: what is measured is the
 hook, the rules and what they do to each packet, guard included (`hook-bpf+guard`), as a pod has it.
