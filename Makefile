@@ -68,7 +68,7 @@ lock: ## renews the lock files within pyproject.toml's and Cargo.toml's bounds
 
 .PHONY: clean
 clean: ## takes away what the other commands built
-	rm -rf build target nodeagent/redirect/objects .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis ztunnel/_core*.so
+	rm -rf build target nodeagent/*/objects .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis ztunnel/_core*.so
 
 .PHONY: bench-compare
 bench-compare: setup ## ratios between two result files: A=bench/results/x.json B=bench/results/y.json

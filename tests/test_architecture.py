@@ -33,6 +33,7 @@ PURE = (
     "nodeagent/redirect/plan.py",
     "nodeagent/redirect/nft.py",
     "nodeagent/redirect/bpf_records.py",
+    "nodeagent/diag/events.py",
     "ztunnel/rotation.py",
     "controlplane/translate/*.py",
     "controlplane/l7/*.py",

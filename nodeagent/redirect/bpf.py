@@ -18,12 +18,13 @@ from typing import Final, TypeVar
 
 from mesh import log
 from mesh.errors import MeshError
+from nodeagent import libbpf
+from nodeagent.libbpf import BpfError
 from nodeagent.redirect import bpf_records as records
-from nodeagent.redirect import groups, libbpf, routes
+from nodeagent.redirect import groups, routes
 from nodeagent.redirect.backend import OpenNamespace, RedirectError, Sandbox
 from nodeagent.redirect.bpf_programs import SK_LOOKUP, TUNNEL_HOOKS, WORKLOAD_HOOKS, Hook, Programs, try_out
 from nodeagent.redirect.guard import Group
-from nodeagent.redirect.libbpf import BpfError
 from nodeagent.redirect.pins import DEFAULT_ROOT, Pins
 from nodeagent.redirect.plan import DNS_PORT
 
@@ -99,6 +100,7 @@ class Bpf:
             group = groups.of_process(pid)
             pins = self._pins.tunnel(group.number)
             self._alone(lambda: self._hook(groups.TOP / group.path, pins, TUNNEL_HOOKS))
+            self._alone(self._drop_dead_tunnels)
         except MeshError as error:
             self._tunnel_fault = f"the tunnel cannot be told apart: {error}"
             _log.warning("tunnel not prepared for capture by BPF", why=str(error))
@@ -221,9 +223,7 @@ class Bpf:
 
     def _succeed(self, programs: Programs) -> None:
         """Links of an earlier version get this one's programs, in place; links that hold nothing any more go."""
-        for pins in self._pins.tunnels():
-            if all((info := libbpf.describe(pin)) is None or not info.target for pin in pins.iterdir()):
-                _unlink_all(pins, TUNNEL_HOOKS)
+        self._drop_dead_tunnels()
         for pins in self._pins.workloads():
             inbound = libbpf.describe(pins / INBOUND)
             if inbound is None or not inbound.target:
@@ -235,6 +235,12 @@ class Bpf:
                 for pin in directory.iterdir():
                     pin.unlink()
                 directory.rmdir()
+
+    def _drop_dead_tunnels(self) -> None:
+        """Their control groups are gone, and with them what hung there."""
+        for pins in self._pins.tunnels():
+            if all((info := libbpf.describe(pin)) is None or not info.target for pin in pins.iterdir()):
+                _unlink_all(pins, TUNNEL_HOOKS)
 
     def _upgrade(self, programs: Programs) -> None:
         for pins, hooks in ((self._pins.workloads(), WORKLOAD_HOOKS), (self._pins.tunnels(), TUNNEL_HOOKS)):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nodeagent.redirect import libbpf
+from nodeagent import libbpf
+from nodeagent.libbpf import BpfError, Map
 from nodeagent.redirect.bpf_records import (
     COOKIE_BYTES,
     ID_BYTES,
@@ -22,7 +23,6 @@ from nodeagent.redirect.bpf_records import (
     WORKLOAD_BYTES,
     pack_cookie,
 )
-from nodeagent.redirect.libbpf import BpfError, Map
 from nodeagent.redirect.pins import Pins
 
 OBJECTS: Final = Path(__file__).parent / "objects"

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from nodeagent.libbpf import BpfError
 from nodeagent.redirect.bpf_records import SCHEMA
-from nodeagent.redirect.libbpf import BpfError
 
 DEFAULT_ROOT: Final = Path("/sys/fs/bpf/nodemesh")
 _MOUNT_POINT: Final = Path("/sys/fs/bpf")

@@ -12,7 +12,8 @@ from lab.apps import HTTP_PORT
 from lab.documents import PodSpec
 from lab.processes import wait_until
 from lab.wire import Capture
-from nodeagent.redirect import bpf_programs, libbpf
+from nodeagent import libbpf
+from nodeagent.redirect import bpf_programs
 from tests import dnswire
 from tests.lab import scripts, ways_out
 from tests.lab.damage import captured_by

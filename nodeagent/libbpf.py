@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -69,6 +69,11 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map__set_initial_value": (_I, (_P, _P, ctypes.c_size_t)),
     "bpf_program__name": (_S, (_P,)),
     "bpf_program__fd": (_I, (_P,)),
+    "bpf_program__attach_tracepoint": (_P, (_P, _S, _S)),
+    "bpf_link__destroy": (_I, (_P,)),
+    "ring_buffer__new": (_P, (_I, _P, _P, _P)),
+    "ring_buffer__poll": (_I, (_P, _I)),
+    "ring_buffer__free": (None, (_P,)),
     "bpf_link_create": (_I, (_I, _I, _I, _P)),
     "bpf_link_update": (_I, (_I, _I, _P)),
     "bpf_link_detach": (_I, (_I,)),
@@ -80,6 +85,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "bpf_map_delete_elem": (_I, (_I, _P)),
     "bpf_map_get_next_key": (_I, (_I, _P, _P)),
 }
+_TAKES: Final = ctypes.CFUNCTYPE(_I, _P, _P, ctypes.c_size_t)
 _SAYS: Final = ctypes.CFUNCTYPE(_I, _I, _S, _P)
 
 
@@ -164,6 +170,17 @@ class Object:
             yield handle
             handle = following(self._object, handle)
 
+    @contextmanager
+    def looking_on(self, program: str, category: str, event: str) -> Iterator[None]:
+        """Runs a program at every passing of a tracepoint, for as long as this lasts. Raises BpfError."""
+        handles = {self._bpf.bpf_program__name(each).decode(): each for each in self._each("program")}
+        made = self._bpf.bpf_program__attach_tracepoint(handles[program], category.encode(), event.encode())
+        attached = _checked(made, f"{category}/{event} cannot be watched")
+        try:
+            yield
+        finally:
+            self._bpf.bpf_link__destroy(attached)
+
     def close(self) -> None:
         """What is pinned, or linked and pinned, stays."""
         if self._object:
@@ -206,6 +223,26 @@ class Map:
             seen = following.raw
             found += [seen] if part in seen else []
         return found
+
+
+class Ring:
+    """A ring buffer's reader, on one thread. `each` gets the bytes of every record; it must not raise."""
+
+    def __init__(self, fd: int, each: Callable[[bytes], None]) -> None:
+        def take(_: int, record: int, length: int) -> int:
+            each(ctypes.string_at(record, length))
+            return 0
+
+        self._take = _TAKES(take)  # libbpf has only its address
+        self._bpf = _library()
+        self._ring = _checked(self._bpf.ring_buffer__new(fd, self._take, None, None), "a ring buffer")
+
+    def poll(self, seconds: float) -> None:
+        """What has come, or what comes first within `seconds`."""
+        self._bpf.ring_buffer__poll(self._ring, int(seconds * 1000))
+
+    def close(self) -> None:
+        self._bpf.ring_buffer__free(self._ring)
 
 
 def link(program: int, target: int, attach_type: int, path: Path) -> None:
