@@ -51,6 +51,7 @@ def agent_settings(layout: Layout, node: str, capture: str) -> dict[str, str]:
         "NODEMESH_CGROUP_ROOT": str(cgroups.of(layout.node_netns(node))),
         "ZDS_SOCKET": str(zds_socket(layout, node)),
         "NODEMESH_CAPTURE": capture,
+        "NODEMESH_CNI_CACHE_DIR": str(layout.node_dir(node) / "cni"),
     }
 
 

@@ -20,6 +20,7 @@ from lab.netns import inside
 from mesh.errors import MeshError
 
 VERSION: Final = "1.0.0"  # what Debian's ptp speaks; the list's version is the primary's
+NAME: Final = "nodemesh-lab"
 INTERFACE: Final = "eth0"
 PLUGIN_TIMEOUT_S: Final = 90.0
 
@@ -78,7 +79,7 @@ class Runtime:
         """Writes the conflist: the real ptp and host-local, then ours."""
         self._dir.mkdir(parents=True, exist_ok=True)
         plugins = [primary(number, self._dir / "ipam"), ours(agent_run_dir)]
-        conflist = {"cniVersion": VERSION, "name": "nodemesh-lab", "plugins": plugins}
+        conflist = {"cniVersion": VERSION, "name": NAME, "plugins": plugins}
         self._conflist.write_text(json.dumps(conflist, indent=1))
 
     @property
@@ -97,7 +98,7 @@ class Runtime:
         except CniRefused:
             self.delete(sandbox)
             raise
-        self._cache(sandbox).write_text(json.dumps(result))
+        self._remember(sandbox, result)
         return Added(result, took)
 
     def check(self, sandbox: Sandbox) -> None:
@@ -127,16 +128,26 @@ class Runtime:
         return plugins
 
     def _cache(self, sandbox: Sandbox) -> Path:
-        return self._dir / f"{sandbox.container_id}-{INTERFACE}.json"
+        return self._dir / "results" / f"{NAME}-{sandbox.container_id}-{INTERFACE}"
+
+    def _remember(self, sandbox: Sandbox, result: Result) -> None:
+        """libcni's cacheV1 (libcni/api.go)."""
+        arguments = [pair.split("=", 1) for pair in sandbox.args.split(";")]
+        about = {"kind": "cniCacheV1", "containerId": sandbox.container_id, "ifName": INTERFACE, "networkName": NAME}
+        content = about | {"cniArgs": arguments, "netns": str(NETNS / sandbox.netns), "result": result}
+        self._cache(sandbox).parent.mkdir(exist_ok=True)
+        aside = self._dir / f".{sandbox.container_id}"
+        aside.write_text(json.dumps(content))
+        aside.replace(self._cache(sandbox))
 
     def _cached(self, sandbox: Sandbox) -> Result | None:
         try:
-            return dict(json.loads(self._cache(sandbox).read_text()))
+            return dict(json.loads(self._cache(sandbox).read_text())["result"])
         except FileNotFoundError:
             return None
 
     def _call(self, command: str, plugin: dict[str, Any], sandbox: Sandbox, previous: Result | None) -> Result:
-        config = {"cniVersion": VERSION, "name": "nodemesh-lab", **plugin}
+        config = {"cniVersion": VERSION, "name": NAME, **plugin}
         if previous is not None:
             config["prevResult"] = previous
         kind = str(plugin["type"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nodeagent import cgroups
 from nodeagent.enrol.store import Member
 from nodeagent.redirect.backend import Backend, OpenNamespace, Sandbox
 from nodeagent.redirect.bpf import Bpf
 from nodeagent.redirect.bpf_records import Address
+from nodeagent.redirect.changes import Changes
 from nodeagent.redirect.guard import Group
 from nodeagent.redirect.guarding import Guarding
 from nodeagent.redirect.netns import Namespace
@@ -19,6 +20,12 @@ from nodeagent.redirect.nftables import Nft
 from nodeagent.redirect.pins import DEFAULT_ROOT
 from nodeagent.redirect.plan import Options
 from nodeagent.redirect.redirection import Redirection
+from nodeagent.redirect.xtables import Iptables
+
+ROUND_S: Final = 4.0
+"""How often rules are compared whose change nobody announces."""
+SILENT_S: Final = 300.0
+"""How often those are whose change the kernel announces: for what we do not know."""
 
 
 class Capture:
@@ -35,10 +42,11 @@ class Capture:
     ) -> None:
         """Raises OperatorError: this node cannot capture in the way that `setting` asks for."""
         self._bpf = Bpf(bpf_root)
-        backends: list[Backend] = [self._bpf, Nft()]
+        backends: list[Backend] = [self._bpf, Nft(), Iptables()]
         self.redirection = Redirection(backends, setting, prove_capture=prove_capture)
         self.guard = Guarding(memory)
         """Behind capture, whichever backend does it."""
+        self._changes: dict[str, Changes] = {}
         self._cgroup_root = cgroup_root or cgroups.mounted_at()
 
     def open(self, path: str) -> Namespace:
@@ -52,15 +60,35 @@ class Capture:
 
     async def put(self, member: Member, namespace: OpenNamespace) -> None:
         await self.redirection.put(member.backend, self._sandbox(member, namespace))
-        await self.guard.put(namespace, replies=member.ingress_mode)
+        await self.guard.put(namespace, options=_options(member))
 
     async def compare(self, member: Member, namespace: OpenNamespace) -> list[str]:
         different = await self.redirection.compare(member.backend, self._sandbox(member, namespace))
-        return different + await self.guard.compare(namespace, replies=member.ingress_mode)
+        return different + await self.guard.compare(namespace, options=_options(member))
+
+    async def release(self, member: Member, namespace: OpenNamespace) -> None:
+        await self.guard.take_out(namespace)
+        await self.redirection.release(member.backend, self._sandbox(member, namespace))
 
     async def take_out(self, member: Member, namespace: OpenNamespace) -> None:
         await self.guard.take_out(namespace)
         await self.redirection.take_out(member.backend, self._sandbox(member, namespace))
+
+    def may_differ(self, member: Member, namespace: Namespace, looked_s_ago: float) -> bool:
+        """Whether it is time to compare. Cost: microseconds."""
+        if (changes := self._changes.get(namespace.identity)) is None:
+            self._changes[namespace.identity] = Changes(namespace.fileno())
+            return True
+        patience_s = SILENT_S if self.redirection.is_announced(member.backend) else ROUND_S
+        return changes.happened() or looked_s_ago > patience_s
+
+    def forget(self, namespace: OpenNamespace) -> None:
+        """The pod has left."""
+        if (changes := self._changes.pop(namespace.identity, None)) is not None:
+            changes.close()
+
+    async def tunnelled(self, namespace: OpenNamespace) -> int:
+        return await self.redirection.tunnelled(namespace)
 
     async def listening(self, namespace: OpenNamespace) -> list[int]:
         return await self.redirection.listening(namespace)
@@ -86,6 +114,21 @@ class Capture:
         usable = {name: why or "usable" for name, why in self.redirection.unusable.items()}
         return {"setting": self.redirection.capture, **usable, "guard": self.guard.trouble or "in force"}
 
+    def close(self) -> None:
+        for changes in self._changes.values():
+            changes.close()
+
     def _sandbox(self, member: Member, namespace: OpenNamespace) -> Sandbox:
-        options = Options(ingress_mode=member.ingress_mode, dns_capture=member.dns_capture)
-        return Sandbox(member.uid, namespace, cgroups.of_pod(self._cgroup_root, member.pod_uid), options)
+        return Sandbox(member.uid, namespace, cgroups.of_pod(self._cgroup_root, member.pod_uid), _options(member))
+
+
+def _options(member: Member) -> Options:
+    return Options(
+        ingress_mode=member.ingress_mode,
+        dns_capture=member.dns_capture,
+        excluded_inbound_ports=member.excluded_inbound_ports,
+        excluded_outbound_ports=member.excluded_outbound_ports,
+        excluded_outbound_ranges=member.excluded_outbound_ranges,
+        virtual_interfaces=member.virtual_interfaces,
+        keep_connections=member.was_running,
+    )

@@ -22,9 +22,11 @@ from nodeagent.admin import Admin
 from nodeagent.capture import Capture
 from nodeagent.enrol import machine as m
 from nodeagent.enrol.executor import Namespace, NoTunnel, Pod
+from nodeagent.enrol.keeper import Keeper
 from nodeagent.enrol.plugin_server import PluginServer
 from nodeagent.enrol.pods import FilePods
 from nodeagent.enrol.registry import Registry
+from nodeagent.enrol.sandboxes import CniCache
 from nodeagent.enrol.store import Member, Store
 from nodeagent.host_documents import HostDocuments, HostWorkload
 from nodeagent.host_workloads import Hosts
@@ -87,10 +89,11 @@ class Agent:
         )
         api = settings.api
         self._cluster = Cluster(api, settings.node, settings.taint_after_s) if api else None
+        source = self._cluster.pods if self._cluster else FilePods(settings.pods_dir)
         self.registry = Registry(
             settings.cluster,
             settings.node,
-            self._cluster.pods if self._cluster else FilePods(settings.pods_dir),
+            source,
             Store(settings.state_dir),
             self._capture,
             dns_capture=settings.dns_capture,
@@ -108,6 +111,14 @@ class Agent:
             self.hosts,
             self._describe_cluster,
         )
+        self._keeper = Keeper(
+            self.registry,
+            source,
+            CniCache(settings.cni_cache_dir),
+            self._capture,
+            drain_s=settings.drain_s,
+            round_s=settings.watch_s,
+        )
         self._plugin = PluginServer(self.registry, lambda: self._zds.connected > 0)
         if self._cluster:
             self._cluster.attach(self.registry, lambda: self._zds.connected > 0)
@@ -120,6 +131,7 @@ class Agent:
             loop.add_signal_handler(number, self._over.set)
         async with AsyncExitStack() as doors:
             doors.push_async_callback(self.registry.stop)
+            doors.callback(self._capture.close)
             self.registry.readopt()
             await self.hosts.adopt()
             doors.push_async_callback(self._zds.stop)
@@ -135,6 +147,8 @@ class Agent:
             keeping = asyncio.create_task(self.hosts.run(), name="host workloads")
             keeping.add_done_callback(self._ended)
             doors.push_async_callback(_cancelled, keeping)
+            doors.push_async_callback(self._keeper.stop)
+            self._keeper.start()
             _log.info(log.READY, node=self._settings.node, pods=len(self.registry.pods))
             await self._over.wait()
             _log.info(log.STOPPING)

@@ -32,6 +32,9 @@ class Settings:
     api: Access | None
     """None: pods come from `pods_dir`."""
     taint_after_s: float
+    cni_cache_dir: Path
+    drain_s: float
+    watch_s: float
     log_format: str
     log_level: str
 
@@ -57,6 +60,9 @@ class Settings:
             if env.choice("NODEMESH_PODS_SOURCE", source, ("files", "kubernetes")) == "kubernetes"
             else None,
             taint_after_s=env.duration("NODEMESH_TAINT_AFTER", "1m"),
+            cni_cache_dir=env.path("NODEMESH_CNI_CACHE_DIR", "/var/lib/cni"),
+            drain_s=env.duration("NODEMESH_DRAIN", "30s"),
+            watch_s=env.duration("NODEMESH_WATCH_INTERVAL", "1s"),
             log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
             log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
         )

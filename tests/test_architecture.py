@@ -32,6 +32,8 @@ PURE = (
     "nodeagent/enrol/machine.py",
     "nodeagent/redirect/plan.py",
     "nodeagent/redirect/nft.py",
+    "nodeagent/redirect/iptables.py",
+    "nodeagent/redirect/verify.py",
     "nodeagent/redirect/bpf_records.py",
     "nodeagent/diag/events.py",
     "ztunnel/rotation.py",

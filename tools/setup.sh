@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PACKAGES=(nftables iproute2 containernetworking-plugins iperf3 nginx-light socat tcpdump curl musl-tools gcc make procps util-linux python3-venv systemd systemd-container shellcheck clang llvm libbpf-dev libbpf1)
+PACKAGES=(nftables iproute2 containernetworking-plugins iperf3 nginx-light socat tcpdump curl iptables musl-tools gcc make procps util-linux python3-venv systemd systemd-container shellcheck clang llvm libbpf-dev libbpf1)
 
 say() { printf '\033[2m==>\033[0m %s\n' "$*" >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 2; }

@@ -39,7 +39,11 @@ class Redirect(Protocol):
 
     async def put(self, member: Member, namespace: Any) -> None: ...
     async def compare(self, member: Member, namespace: Any) -> list[str]: ...
+    async def release(self, member: Member, namespace: Any) -> None: ...
     async def take_out(self, member: Member, namespace: Any) -> None: ...
+    def forget(self, namespace: Any) -> None:
+        """The pod has left."""
+
     async def listening(self, namespace: Any) -> list[int]: ...
     async def prove(self, member: Member, namespace: Any) -> None: ...
 
@@ -82,6 +86,7 @@ class Pod:
         self.machine = m.Enrolment()
         self.since = time.time()
         self.last_error = ""
+        self.repairs, self.last_repair = 0, ""
         self.add_ms: float | None = None
         self._hands = hands
         self._inbox: asyncio.Queue[m.Event] = asyncio.Queue()
@@ -166,9 +171,15 @@ class Pod:
     async def _repair_rules(self, _: m.Command) -> m.Event:
         different = await self._hands.redirect.compare(self.member, self.namespace)
         if different:
-            _log.warning("rules differ and are replaced", uid=self.member.uid, why="; ".join(different))
+            self.repairs += 1
+            self.last_repair = "; ".join(different)
+            _log.warning("rules differ and are replaced", uid=self.member.uid, why=self.last_repair)
             await self._hands.redirect.put(self.member, self.namespace)
         return m.RulesIn(self.member.uid)
+
+    async def _release(self, _: m.Command) -> m.Event:
+        await self._hands.redirect.release(self.member, self.namespace)
+        return m.Released(self.member.uid)
 
     async def _start_serving(self, _: m.Command) -> m.Event:
         await self._hands.tunnel.add(self.member, self.namespace)
@@ -190,6 +201,7 @@ class Pod:
             self._hands.register.forget(self)
         except MeshError as error:
             _log.warning("pod not forgotten on disk", uid=self.member.uid, why=str(error))
+        self._hands.redirect.forget(self.namespace)
         self.namespace.close()
         if self.state is m.State.GONE:
             _log.info(log.POD_WITHDRAWN, uid=self.member.uid)
@@ -209,6 +221,7 @@ _DO: Final[dict[type[m.Command], Callable[[Pod, Any], Awaitable[m.Event | None]]
     m.Remember: Pod._remember,
     m.PutRules: Pod._put_rules,
     m.RepairRules: Pod._repair_rules,
+    m.Release: Pod._release,
     m.StartServing: Pod._start_serving,
     m.Prove: Pod._prove,
     m.StopServing: Pod._stop_serving,

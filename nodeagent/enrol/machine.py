@@ -5,6 +5,8 @@ moment a connection of the pod leaves in the clear; until the tunnel serves, it 
 
 A pod that is *starting* and fails leaves nothing behind: its rules come out, the runtime gets an error and tries again.
 A pod that is *running* (found again after the agent restarted) and fails keeps its rules: it is cut off, never exposed.
+A pod that *runs* outside and is to join, or inside and is to leave, must not notice: it joins with listeners before
+rules; when it leaves, new connections go their own way first, and the tunnel is told when the old ones have ended.
 docs/enrolment.md shows the table as a picture.
 """
 
@@ -28,6 +30,10 @@ class State(Enum):
     REDIRECTING = auto()
     STARTING = auto()
     PROVING = auto()
+    # joining: it runs outside the mesh meanwhile, nobody waits
+    ADMITTING = auto()
+    """The tunnel opens its listeners; nothing turns to them yet."""
+    TURNING = auto()
     # running
     IN_MESH = auto()
     REJOINING = auto()
@@ -37,12 +43,20 @@ class State(Enum):
     RECHECKING = auto()
     CUT_OFF = auto()
     """Something failed. Rules are in, so nothing leaks; tried again when a tunnel acknowledges the pod."""
+    MENDING = auto()
+    """Tried again of our own accord: rules first, then the tunnel is asked, because only it knows why it refused."""
+    # leaving, with connections that are still the tunnel's
+    RELEASING = auto()
+    LEAVING = auto()
     # terminal
     REFUSED = auto()
     GONE = auto()
 
 
 STARTING_STATES: Final = frozenset({State.REDIRECTING, State.STARTING, State.PROVING})
+JOINING_STATES: Final = frozenset({State.ADMITTING, State.TURNING})
+RESTING_STATES: Final = frozenset({State.IN_MESH, State.WAITING, State.CUT_OFF, State.LEAVING})
+"""Where events from outside are heard."""
 TERMINAL_STATES: Final = frozenset({State.REFUSED, State.GONE})
 
 
@@ -57,6 +71,26 @@ class PodStarting(Event):
 
 class PodFound(Event):
     """The agent restarted; the pod was enrolled before and its namespace is still there."""
+
+
+class PodRunning(Event):
+    """It runs outside the mesh and is to join."""
+
+
+class Dismissed(Event):
+    """It runs in the mesh and is to go on without."""
+
+
+class Released(Event):
+    """Nothing new of it is captured."""
+
+
+class Drained(Event):
+    """The last connection that the tunnel had of it has ended, or has had time enough."""
+
+
+class Drifted(Event):
+    """Somebody changed its rules, or it is time to try again."""
 
 
 class RulesIn(Event): ...
@@ -100,6 +134,10 @@ class PutRules(Command):
 
 class RepairRules(Command):
     """Compare, and replace only what differs. Ends in RulesIn or Failed."""
+
+
+class Release(Command):
+    """New connections go their own way, what is open goes on. Ends in Released or Failed."""
 
 
 class StartServing(Command):
@@ -182,6 +220,32 @@ TABLE: Final[dict[tuple[State, type[Event]], Step]] = {
     (S.CUT_OFF, Failed): (S.CUT_OFF, _nothing),
     (S.CUT_OFF, TunnelLost): (S.CUT_OFF, _nothing),
     (S.CUT_OFF, PodGone): (S.GONE, _leave),
+    #
+    (S.IN_MESH, Drifted): (S.RECHECKING, lambda e: [RepairRules(e.uid)]),
+    (S.CUT_OFF, Drifted): (S.MENDING, lambda e: [RepairRules(e.uid)]),
+    (S.MENDING, RulesIn): (S.MENDING, lambda e: [StartServing(e.uid)]),
+    (S.MENDING, Serving): (S.RECHECKING, lambda e: [Prove(e.uid)]),
+    (S.MENDING, Failed): (S.CUT_OFF, _nothing),
+    (S.WAITING, Drifted): (S.REJOINING, lambda e: [RepairRules(e.uid)]),
+    #
+    (S.NEW, PodRunning): (S.ADMITTING, lambda e: [Remember(e.uid), StartServing(e.uid)]),
+    (S.ADMITTING, Serving): (S.TURNING, lambda e: [PutRules(e.uid)]),
+    (S.ADMITTING, Failed): (S.REFUSED, _stop_and_undo),
+    (S.TURNING, RulesIn): (S.PROVING, lambda e: [Prove(e.uid)]),
+    (S.TURNING, Failed): (S.REFUSED, _stop_and_undo),
+    #
+    (S.IN_MESH, Dismissed): (S.RELEASING, lambda e: [Release(e.uid)]),
+    (S.WAITING, Dismissed): (S.RELEASING, lambda e: [Release(e.uid)]),
+    (S.CUT_OFF, Dismissed): (S.GONE, _leave),
+    (S.RELEASING, Released): (S.LEAVING, _nothing),
+    (S.RELEASING, Failed): (S.GONE, _leave),
+    (S.LEAVING, Dismissed): (S.LEAVING, _nothing),
+    (S.LEAVING, Drifted): (S.LEAVING, _nothing),
+    (S.LEAVING, Serving): (S.LEAVING, _nothing),
+    (S.LEAVING, TunnelLost): (S.LEAVING, _nothing),
+    (S.LEAVING, Failed): (S.LEAVING, _nothing),
+    (S.LEAVING, Drained): (S.GONE, _leave),
+    (S.LEAVING, PodGone): (S.GONE, _leave),
 }
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final, Protocol
 
 from mesh import log
 from mesh.errors import MeshError, OperatorError
 from mesh.ids import Uid, pod_uid
+from nodeagent.enrol import annotations as wishes
 from nodeagent.enrol import machine as m
 from nodeagent.enrol.executor import TRY_AGAIN_LATER, Hands, Namespace, Pod, Redirect, Tunnel, abandon_all
 from nodeagent.enrol.pods import PodSource, PodSpec, UnknownYet, is_eligible
@@ -50,7 +51,9 @@ class Registry:
     ) -> None:
         """`dns_capture`: of pods that do not say themselves."""
         self._dns_capture = dns_capture
-        self._cluster, self._node, self._source, self._store, self._kernel = cluster, node, source, store, kernel
+        self.cluster, self.node, self._source, self._store, self._kernel = cluster, node, source, store, kernel
+        self.attached: dict[str, Attachment] = {}
+        """Every sandbox that the plugin told of since the agent's start, in the mesh or not, by container."""
         self._pods: dict[Uid, Pod] = {}
         self._remembered: dict[Uid, Member] = {}
         self._hands: Hands | None = None
@@ -90,18 +93,25 @@ class Registry:
         _log.info("pod is gone", uid=member.uid, why=f"{member.netns} is another namespace now")
         return None
 
-    async def add(self, request: Attachment) -> None:
-        """Returns when the pod is in the mesh or not meant for it. Raises CniError."""
+    def knows(self, uid: Uid) -> bool:
+        return uid in self._pods
+
+    async def add(self, request: Attachment, *, running: bool = False) -> None:
+        """Returns when the pod is in the mesh or not meant for it. `running`: nobody waits, its applications are at
+        work. Raises CniError."""
         began = time.monotonic()
         try:
             await self._source.prepare(request.pod_namespace, request.pod_name, request.pod_uid)
         except UnknownYet as error:
             raise CniError(TRY_AGAIN_LATER, str(error)) from None
         spec = self._find(request)
+        if not running:
+            self.attached[request.container_id] = request
         if spec is None:
             return
-        uid = pod_uid(self._cluster, spec.namespace, spec.name)
+        uid = pod_uid(self.cluster, spec.namespace, spec.name)
         member, namespace = self._member(uid, spec, request)
+        member = replace(member, was_running=running)
         try:
             earlier = await self._room_for(member)
         except BaseException:
@@ -112,7 +122,7 @@ class Registry:
             await _again(earlier)
             return
         pod = self._begin(member, namespace)
-        pod.tell(m.PodStarting(uid))
+        pod.tell(m.PodRunning(uid) if running else m.PodStarting(uid))
         answer = await pod.answered()
         pod.add_ms = round((time.monotonic() - began) * 1000, 1)
         _report(pod, answer)
@@ -162,9 +172,11 @@ class Registry:
 
     async def remove(self, container_id: str) -> None:
         """Idempotent. Another sandbox of the same workload is not touched."""
+        self.attached.pop(container_id, None)
         await self._withdraw([p for p in self.pods if p.member.container_id == container_id])
 
     async def keep_only(self, container_ids: frozenset[str]) -> None:
+        self.attached = {each: known for each, known in self.attached.items() if each in container_ids}
         await self._withdraw([p for p in self.pods if p.member.container_id not in container_ids])
 
     async def stop(self) -> None:
@@ -205,13 +217,15 @@ class Registry:
                 return None
         except UnknownYet as error:
             raise CniError(TRY_AGAIN_LATER, str(error)) from None
-        if spec.node not in ("", self._node):
-            raise CniError(
-                m.ENROLMENT_FAILED, f"pod {_name(request)} belongs to node {spec.node}, this is {self._node}"
-            )
+        if spec.node not in ("", self.node):
+            raise CniError(m.ENROLMENT_FAILED, f"pod {_name(request)} belongs to node {spec.node}, this is {self.node}")
         return spec
 
     def _member(self, uid: Uid, spec: PodSpec, request: Attachment) -> tuple[Member, Namespace]:
+        try:
+            exceptions = wishes.read(spec.annotations)
+        except ValueError as error:
+            raise CniError(m.ENROLMENT_FAILED, f"pod {_name(request)}: {error}") from None
         try:
             namespace = self._kernel.open(request.netns)
         except MeshError as error:
@@ -228,7 +242,8 @@ class Registry:
             ingress_mode=spec.ingress_mode,
             dns_capture=spec.dns_capture(self._dns_capture),
             search=spec.search,
-            pod_uid=request.pod_uid,
+            pod_uid=request.pod_uid or spec.uid,
+            **asdict(exceptions),
         )
         try:
             backend, why = self._kernel.choose(member, namespace)
@@ -290,4 +305,7 @@ def describe(pod: Pod) -> dict[str, Any]:
         "capture_why": member.backend_why,
         "last_error": pod.last_error,
         "add_ms": pod.add_ms,
+        "was_running": member.was_running,
+        "repairs": pod.repairs,
+        "last_repair": pod.last_repair,
     }

@@ -42,6 +42,12 @@ class Member:
     backend: str = "nft"
     """What captures it, for as long as it lives."""
     backend_why: str = ""
+    was_running: bool = False
+    """It ran outside the mesh before: connections from then are left alone."""
+    excluded_inbound_ports: tuple[int, ...] = ()
+    excluded_outbound_ports: tuple[int, ...] = ()
+    excluded_outbound_ranges: tuple[str, ...] = ()
+    virtual_interfaces: tuple[str, ...] = ()
 
 
 class StoreError(MeshError):
@@ -85,7 +91,8 @@ class Store:
 def _member(entry: dict[str, Any]) -> Member:
     """An older agent's entry lacks what that agent did not do, which has a default."""
     known = {f.name: entry[f.name] for f in fields(Member) if f.default is MISSING or f.name in entry}
-    return Member(**known | {"ips": tuple(known["ips"]), "search": tuple(known.get("search", ()))})
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+    return Member(**values)
 
 
 def _boot_id() -> str:

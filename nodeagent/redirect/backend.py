@@ -6,7 +6,7 @@ A backend owns all that it puts into a namespace or onto a cgroup, and takes out
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -40,6 +40,11 @@ class Sandbox:
     cgroup: Path | None
     options: Options
 
+    @property
+    def released(self) -> Sandbox:
+        """As it is while it leaves."""
+        return replace(self, options=replace(self.options, captures=False))
+
 
 class Backend(Protocol):
     """One way to capture. Every coroutine raises MeshError with a sentence when it could not be done."""
@@ -58,6 +63,9 @@ class Backend(Protocol):
 
     async def compare(self, sandbox: Sandbox) -> list[str]:
         """What differs from the plan, one phrase each. Changes nothing."""
+
+    async def release(self, sandbox: Sandbox) -> None:
+        """Nothing new is captured, what is open goes on; `take_out` follows."""
 
     async def take_out(self, sandbox: Sandbox) -> None:
         """Nothing of ours is left. Idempotent."""

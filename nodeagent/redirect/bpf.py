@@ -34,6 +34,8 @@ INBOUND: Final = "inbound"
 """Name of the link on the namespace."""
 _FILESYSTEMS: Final = Path("/proc/filesystems")
 _COOKIE: Final = "cookie:"
+NEW_CONNECTIONS: Final = ["connect4", "connect6", "sendmsg4", "sendmsg6", INBOUND]
+"""What only looks at what begins."""
 T = TypeVar("T")
 
 
@@ -71,6 +73,10 @@ class Bpf:
 
     async def compare(self, sandbox: Sandbox) -> list[str]:
         return await sandbox.namespace.run(lambda: self._alone(lambda: self._compare(sandbox)))
+
+    async def release(self, sandbox: Sandbox) -> None:
+        pins = self._pins.workload(_cookie(sandbox.namespace))
+        await sandbox.namespace.run(lambda: self._alone(lambda: _unlink_all(pins, NEW_CONNECTIONS)))
 
     async def take_out(self, sandbox: Sandbox) -> None:
         await sandbox.namespace.run(lambda: self._alone(lambda: self._take_out(_cookie(sandbox.namespace))))

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nodeagent.redirect.plan import CONNECTION_MARK, HBONE_PORT, MARK_MASK, TUNNEL_MARK
+from nodeagent.redirect.plan import CONNECTION_MARK, HBONE_PORT, MARK_MASK, PROBE_SOURCES, TUNNEL_MARK, Options
 
 TABLE: Final = "nodemesh-guard"
 _KEEP: Final = f"meta mark & {0xFFFFFFFF & ~MARK_MASK:#x}"
@@ -38,15 +38,20 @@ class Group:
     number: int
 
 
+_NO_EXCEPTIONS: Final = Options()
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """`root`: the unified hierarchy's. `tunnels`: whose TCP may leave. `devices`: the pod's but lo, whose
-    egress is watched; none where the kernel cannot. `replies`: the pod itself answers plaintext (ingress mode)."""
+    egress is watched; none where the kernel cannot. `replies`: the pod itself answers plaintext (ingress mode).
+    `options`: what else passes by the tunnel."""
 
     root: Group
     tunnels: tuple[Group, ...]
     devices: tuple[str, ...] = ()
     replies: bool = False
+    options: Options = _NO_EXCEPTIONS
 
     @property
     def fingerprint(self) -> str:
@@ -103,6 +108,14 @@ def _chains(guard: Guard) -> list[tuple[str, str, _Rules]]:
 def _replies(guard: Guard) -> Iterator[str]:
     if guard.replies:
         yield f"{_AWAY} tcp sport != {HBONE_PORT} ct direction reply ct state established accept"
+    for port in guard.options.excluded_inbound_ports:
+        yield f"{_AWAY} tcp sport {port} ct direction reply ct state established accept"
+    for port in guard.options.excluded_outbound_ports:
+        yield f"{_AWAY} tcp dport {port} accept"
+    for text in guard.options.excluded_outbound_ranges:
+        yield f"{_AWAY} {'ip6' if ':' in text else 'ip'} daddr {text} accept"
+    if guard.options.exempt_probes:
+        yield from (f"{_AWAY} {'ip6' if ':' in source else 'ip'} daddr {source} accept" for source in PROBE_SOURCES)
 
 
 def _frames(guard: Guard) -> Iterator[tuple[str, str, _Rules]]:

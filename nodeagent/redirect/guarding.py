@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from mesh import log
 from mesh.errors import MeshError
-from nodeagent.redirect import groups, guard, kernel, netns
+from nodeagent.redirect import groups, guard, kernel, look, netns
 from nodeagent.redirect.backend import OpenNamespace
 from nodeagent.redirect.groups import NoGroup
 from nodeagent.redirect.guard import Group, Guard
+from nodeagent.redirect.plan import Options
 
 _log: Final = log.get("guard")
 _MOST: Final = 4
@@ -35,7 +36,7 @@ class Guarding:
         self._memory = memory
         self._tunnels = self._load()
         self._nft, self._frames, self._unusable = _try()
-        self._replies: dict[str, tuple[OpenNamespace, bool]] = {}
+        self._pods: dict[str, tuple[OpenNamespace, Options]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._why_not = "" if self._tunnels else NO_TUNNEL
 
@@ -63,27 +64,27 @@ class Guarding:
             self._tunnels = [*(known for known in self._tunnels if groups.exists(known)), group][-_MOST:]
             self._why_not = ""
         self._save()
-        await asyncio.gather(*(self._again(identity) for identity in list(self._replies)))
+        await asyncio.gather(*(self._again(identity) for identity in list(self._pods)))
 
-    async def put(self, namespace: OpenNamespace, *, replies: bool) -> None:
-        self._replies[namespace.identity] = (namespace, replies)
-        await self._locked(namespace.identity, lambda: namespace.run(lambda: self._put(replies)))
+    async def put(self, namespace: OpenNamespace, *, options: Options) -> None:
+        self._pods[namespace.identity] = (namespace, options)
+        await self._locked(namespace.identity, lambda: namespace.run(lambda: self._put(options)))
 
-    async def compare(self, namespace: OpenNamespace, *, replies: bool) -> list[str]:
+    async def compare(self, namespace: OpenNamespace, *, options: Options) -> list[str]:
         """What differs, one phrase each. A pod of an agent before this one becomes known by it."""
-        self._replies[namespace.identity] = (namespace, replies)
-        return await namespace.run(lambda: self._compare(replies))
+        self._pods[namespace.identity] = (namespace, options)
+        return await namespace.run(lambda: self._compare(options))
 
     async def take_out(self, namespace: OpenNamespace) -> None:
-        self._replies.pop(namespace.identity, None)
+        self._pods.pop(namespace.identity, None)
         await self._locked(namespace.identity, lambda: namespace.run(self._take_out))
         self._locks.pop(namespace.identity, None)
 
     async def _again(self, identity: str) -> None:
         async def renew() -> None:
-            if identity in self._replies:  # else taken out meanwhile
-                namespace, replies = self._replies[identity]
-                await namespace.run(lambda: self._put(replies))
+            if identity in self._pods:  # else taken out meanwhile
+                namespace, options = self._pods[identity]
+                await namespace.run(lambda: self._put(options))
 
         try:
             await self._locked(identity, renew)
@@ -96,14 +97,15 @@ class Guarding:
 
     # On a thread inside the namespace --------------------------------------------------------------------------------
 
-    def _put(self, replies: bool) -> None:
-        if (wanted := self._wanted(replies)) is None:
+    def _put(self, options: Options) -> None:
+        if options.keep_connections:
             self._take_out()
-            return
+        if (wanted := self._wanted(options)) is None:
+            return  # what is there names a tunnel that has gone: nobody's TCP leaves until the next one came
         kernel.load(self._nft, guard.render(wanted))
 
-    def _compare(self, replies: bool) -> list[str]:
-        wanted = self._wanted(replies)
+    def _compare(self, options: Options) -> list[str]:
+        wanted = self._wanted(options)
         listing: list[dict[str, Any]] = []
         if self._unusable:
             return []
@@ -111,19 +113,19 @@ class Guarding:
             text = kernel.listing(self._nft, family, guard.TABLE)
             listing += json.loads(text)["nftables"] if text else []
         if wanted is None:
-            return [f"table {guard.TABLE} is there without a tunnel"] if listing else []
+            return [f"table {guard.TABLE} is not for this pod"] if listing and options.keep_connections else []
         return guard.differences(wanted, listing)
 
     def _take_out(self) -> None:
         if not self._unusable:
             kernel.load(self._nft, guard.REMOVAL if self._frames else guard.REMOVAL_WITHOUT_FRAMES)
 
-    def _wanted(self, replies: bool) -> Guard | None:
+    def _wanted(self, options: Options) -> Guard | None:
         tunnels = tuple(group for group in self._tunnels if groups.exists(group))
-        if self._unusable or not tunnels:
+        if self._unusable or not tunnels or options.keep_connections:
             return None
-        devices = tuple(kernel.devices()) if self._frames else ()
-        return Guard(groups.root(), tunnels, devices, replies)
+        devices = tuple(look.devices()) if self._frames else ()
+        return Guard(groups.root(), tunnels, devices, options.ingress_mode, options)
 
     # On disk ---------------------------------------------------------------------------------------------------------
 

@@ -1,54 +1,47 @@
-"""The system calls of capture, to be run on a thread inside the pod's namespace: nft, and who listens.
-
-Blocking. Owns no decision: what goes in comes from `plan.py`, what is different is said by `verify.py`.
-"""
+"""The `nft` program, run on a thread inside the pod's namespace. Blocking. Owns no decision."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from mesh.errors import OperatorError
 from nodeagent.redirect import nft, routes
 from nodeagent.redirect.backend import RedirectError
 from nodeagent.redirect.plan import TABLE, Plan
-from nodeagent.redirect.verify import Observed, read_table
+from nodeagent.redirect.verify import Observed, Ways, read_table
 
 NFT_DEADLINE_S: Final = 5.0
-_LISTEN: Final = "0A"
-"""TCP_LISTEN in /proc/net/tcp."""
-_PATH: Final = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+PATH: Final = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
 
 
 def find_nft() -> str:
-    """Raises OperatorError: without it no pod can be captured."""
-    found = shutil.which("nft", path=_PATH)
+    """Raises OperatorError."""
+    found = shutil.which("nft", path=PATH)
     if found is None:
         raise OperatorError("nft is not installed: apt-get install nftables")
     return found
 
 
-def put(nft_path: str, plan: Plan) -> None:
+def put(nft_path: str, plan: Plan, *, keep_connections: bool = False) -> None:
     """Routes first: they change nothing until the rules mark packets. Idempotent. Raises RedirectError."""
-    routes.put()
+    routes.put(keep_connections=keep_connections)
     _nft(nft_path, "-f", "-", text=nft.render(plan))
 
 
-def take_out(nft_path: str) -> None:
+def take_out(nft_path: str, *, keep_connections: bool = False) -> None:
     """Nothing of ours is left. Rules first: without them no packet is marked. Idempotent. Raises RedirectError."""
     _nft(nft_path, "-f", "-", text=nft.REMOVAL)
-    routes.take_out()
+    routes.take_out(keep_connections=keep_connections)
 
 
 def observe(nft_path: str) -> Observed:
     """What is there now. Raises RedirectError."""
     listing = _nft(nft_path, "-j", "list", "table", "inet", TABLE, missing_ok=True)
     rules, chains = read_table(listing)
-    return Observed(rules, chains, *routes.observe())
+    return Observed(rules, chains, Ways(*routes.observe()))
 
 
 def load(nft_path: str, text: str) -> None:
@@ -61,27 +54,10 @@ def listing(nft_path: str, family: str, table: str) -> str:
     return _nft(nft_path, "-j", "list", "table", family, table, missing_ok=True)
 
 
-def devices() -> list[str]:
-    """Of this thread's namespace, without lo, in order."""
-    rows = Path("/proc/thread-self/net/dev").read_text(encoding="utf-8").splitlines()[2:]
-    return sorted({name.strip() for name, _, _ in (row.partition(":") for row in rows)} - {"lo"})
-
-
-def listening() -> list[int]:
-    """TCP ports that somebody listens on in this thread's namespace, in order."""
-    found: set[int] = set()
-    for table in ("tcp", "tcp6"):
-        with suppress(FileNotFoundError):
-            rows = Path(f"/proc/thread-self/net/{table}").read_text(encoding="ascii").splitlines()[1:]
-            columns = (row.split() for row in rows)
-            found |= {int(local.rpartition(":")[2], 16) for _, local, _, state, *_ in columns if state == _LISTEN}
-    return sorted(found)
-
-
 def _nft(path: str, *arguments: str, text: str = "", missing_ok: bool = False) -> str:
     try:
         done = subprocess.run(
-            [path, *arguments], input=text, capture_output=True, text=True, timeout=NFT_DEADLINE_S, env={"PATH": _PATH}
+            [path, *arguments], input=text, capture_output=True, text=True, timeout=NFT_DEADLINE_S, env={"PATH": PATH}
         )
     except subprocess.TimeoutExpired:
         raise RedirectError(f"nft did not finish within {NFT_DEADLINE_S:.0f} s") from None

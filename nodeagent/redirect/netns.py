@@ -45,7 +45,7 @@ class Namespace:
         self._fd = fd
         try:
             _require_foreign_netns(fd)
-            self.identity = _run_on_thread(fd, lambda: _identify(fd))
+            self.identity = run_on_thread(fd, lambda: _identify(fd))
         except (NamespaceError, OSError):
             self.close()
             raise
@@ -105,7 +105,7 @@ def in_scratch(job: Callable[[], T]) -> T:
 
     here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _run_on_thread(here, body)
+        return run_on_thread(here, body)
     finally:
         os.close(here)
 
@@ -131,7 +131,7 @@ def _start_thread(
     return thread
 
 
-def _run_on_thread(fd: int, job: Callable[[], T]) -> T:
+def run_on_thread(fd: int, job: Callable[[], T]) -> T:
     """The blocking form, for jobs of microseconds."""
     values: list[T] = []
     errors: list[BaseException] = []

@@ -15,6 +15,7 @@ class Nft:
     """Stateless but for where `nft` is."""
 
     name = "nft"
+    announced = True
 
     def unusable(self) -> str | None:
         """Tried in a namespace of its own, which is gone afterwards."""
@@ -32,12 +33,16 @@ class Nft:
         return kernel.find_nft()
 
     async def put(self, sandbox: Sandbox) -> None:
-        plan = make_plan(sandbox.options)
-        await sandbox.namespace.run(lambda: kernel.put(self._nft, plan))
+        plan, keep = make_plan(sandbox.options), sandbox.options.keep_connections
+        await sandbox.namespace.run(lambda: kernel.put(self._nft, plan, keep_connections=keep))
 
     async def compare(self, sandbox: Sandbox) -> list[str]:
         plan = make_plan(sandbox.options)
         return await sandbox.namespace.run(lambda: differences(plan, kernel.observe(self._nft)))
 
+    async def release(self, sandbox: Sandbox) -> None:
+        await self.put(sandbox.released)
+
     async def take_out(self, sandbox: Sandbox) -> None:
-        await sandbox.namespace.run(lambda: kernel.take_out(self._nft))
+        keep = sandbox.options.keep_connections
+        await sandbox.namespace.run(lambda: kernel.take_out(self._nft, keep_connections=keep))

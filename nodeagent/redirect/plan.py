@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from ipaddress import ip_network
 from typing import Final
 
 OUTBOUND_PORT: Final = 15001
@@ -54,6 +55,7 @@ class Field(Enum):
     """What a rule looks at. Marks are compared under MARK_MASK; a DPORT implies TCP, UDP_ ports imply UDP."""
 
     PROTOCOL = "meta l4proto"
+    IN_INTERFACE = "iifname"
     OUT_INTERFACE = "oifname"
     SOURCE_4 = "ip saddr"
     SOURCE_6 = "ip6 saddr"
@@ -99,11 +101,20 @@ class Rule:
 class Options:
     """A pod's variant. `ingress_mode`: plaintext that comes in is not captured, HBONE is (a gateway's pod).
     `exempt_probes`: connections from PROBE_SOURCES pass by; only where the node translates the kubelet's address.
-    `dns_capture`: the tunnel answers what the pod asks on port 53."""
+    `dns_capture`: the tunnel answers what the pod asks on port 53. `excluded_`: TCP that passes by the tunnel, ranges
+    as CIDR. `virtual_interfaces`: what comes in there (from a virtual machine, a nested container) is outbound."""
 
     ingress_mode: bool = False
     exempt_probes: bool = False
     dns_capture: bool = True
+    excluded_inbound_ports: tuple[int, ...] = ()
+    excluded_outbound_ports: tuple[int, ...] = ()
+    excluded_outbound_ranges: tuple[str, ...] = ()
+    virtual_interfaces: tuple[str, ...] = ()
+    keep_connections: bool = False
+    """It ran before: what is open is left alone, which for conntrack has to be said."""
+    captures: bool = True
+    """False: it is leaving; nothing new is captured, what is open goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +135,14 @@ _NOT_LOOPBACK: Final = (
 
 
 def make_plan(options: Options) -> Plan:
-    inbound = () if options.ingress_mode else (*_probes(options, Chain.NAT_IN), *_capture_inbound())
+    if not options.captures:
+        return Plan((*(_separate_queries() if options.dns_capture else ()), *_keep_replies()))
+    captured = () if options.ingress_mode else (*_probes(options, Chain.NAT_IN), *_capture_inbound(options))
+    inbound = (*_capture_virtual(options), *captured)
     dns = _capture_dns() if options.dns_capture else ()
-    outbound = (*_probes(options, Chain.NAT_OUT), *_leave_outbound(), *dns, *_capture_outbound())
+    left = (*_probes(options, Chain.NAT_OUT), *_leave_outbound(), *_exclude_outbound(options))
     queries = _separate_queries() if options.dns_capture else ()
-    return Plan((*queries, *_keep_replies(), *inbound, *outbound))
+    return Plan((*queries, *_keep_replies(), *inbound, *left, *dns, *_capture_outbound()))
 
 
 def _separate_queries() -> tuple[Rule, ...]:
@@ -172,8 +186,34 @@ def _probes(options: Options, chain: Chain) -> tuple[Rule, ...]:
     )
 
 
-def _capture_inbound() -> tuple[Rule, ...]:
+def _capture_virtual(options: Options) -> tuple[Rule, ...]:
+    """Before everything else that comes in. TCP only, as in Istio."""
+    catch = Action(Verb.REDIRECT, OUTBOUND_PORT)
+    names = options.virtual_interfaces
+    return tuple(Rule(Chain.NAT_IN, (Match(Field.IN_INTERFACE, n), _TCP, _NOT_TUNNEL), catch) for n in names)
+
+
+def _exclude_outbound(options: Options) -> tuple[Rule, ...]:
+    ports = [(Match(Field.DPORT, port),) for port in options.excluded_outbound_ports]
+    ranges = [(_TCP, _destination(text)) for text in options.excluded_outbound_ranges]
+    return tuple(Rule(Chain.NAT_OUT, when, _ACCEPT) for when in (*ports, *ranges))
+
+
+def _destination(text: str) -> Match:
+    """A single address stands without its prefix length, as the kernel's tools list it."""
+    network = ip_network(text, strict=False)
+    field = Field.DESTINATION_4 if network.version == 4 else Field.DESTINATION_6
+    whole = network.prefixlen == network.max_prefixlen
+    return Match(field, str(network.network_address if whole else network))
+
+
+def _capture_inbound(options: Options) -> tuple[Rule, ...]:
     """All but HBONE, which the tunnel accepts itself, and all but the tunnel's own connections over lo."""
+    left = [Rule(Chain.NAT_IN, (Match(Field.DPORT, port),), _ACCEPT) for port in options.excluded_inbound_ports]
+    return (*left, *_catch_inbound())
+
+
+def _catch_inbound() -> tuple[Rule, ...]:
     not_hbone = Match(Field.DPORT, HBONE_PORT, equal=False)
     catch = Action(Verb.REDIRECT, INBOUND_PLAIN_PORT)
     return tuple(Rule(Chain.NAT_IN, (here, not_hbone, _NOT_TUNNEL), catch) for here in _NOT_LOOPBACK)

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from mesh.errors import OperatorError
-from nodeagent.redirect import canary, kernel
+from nodeagent.redirect import canary, look
 from nodeagent.redirect.backend import Backend, OpenNamespace, RedirectError, Sandbox
 from nodeagent.redirect.netns import Namespace
+from nodeagent.redirect.plan import HBONE_PORT, INBOUND_PLAIN_PORT, OUTBOUND_PORT
 
 AUTO: Final = "auto"
+TUNNEL_PORTS: Final = frozenset({OUTBOUND_PORT, INBOUND_PLAIN_PORT, HBONE_PORT})
 ORDER: Final = ("bpf", "nft", "iptables")
 SETTINGS: Final = (AUTO, *ORDER)
 
@@ -63,6 +65,10 @@ class Redirection:
         """What differs from the plan, one phrase each."""
         return await self._named(backend).compare(sandbox)
 
+    async def release(self, backend: str, sandbox: Sandbox) -> None:
+        """Nothing new is captured, what is open goes on; `take_out` follows."""
+        await self._named(backend).release(sandbox)
+
     async def take_out(self, backend: str, sandbox: Sandbox) -> None:
         await self._named(backend).take_out(sandbox)
 
@@ -73,9 +79,17 @@ class Redirection:
         except KeyError:
             raise RedirectError(f"it was captured by {backend}, which this agent does not know") from None
 
+    def is_announced(self, backend: str) -> bool:
+        """Whether the kernel tells of every change of what that backend put in."""
+        return bool(getattr(self._named(backend), "announced", False))
+
+    async def tunnelled(self, namespace: OpenNamespace) -> int:
+        """Open connections at the tunnel's ports."""
+        return await namespace.run(lambda: look.established(TUNNEL_PORTS))
+
     async def listening(self, namespace: OpenNamespace) -> list[int]:
         """TCP ports that somebody listens on there."""
-        return await namespace.run(kernel.listening)
+        return await namespace.run(look.listening)
 
     async def prove(self, backend: str, sandbox: Sandbox, pod_ips: Sequence[str]) -> None:
         """BPF looks at who connects, so there the canary lives in the pod's control group."""

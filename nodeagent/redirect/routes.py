@@ -9,7 +9,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,8 +31,10 @@ _KEEP_MARKS: Final = Path("/proc/sys/net/ipv4/tcp_fwmark_accept")
 """Of both families. An accepted connection's packets carry the mark of the packet that opened it."""
 
 
-def put() -> None:
+def put(*, keep_connections: bool = False) -> None:
     """They change nothing until something marks packets. Idempotent. Raises RedirectError."""
+    if keep_connections:
+        _take_over_midway(False)
     with _netlink() as ip:
         ip.link("set", index=_LO, state="up")  # what is captured is delivered to lo
         for family in _families():
@@ -40,12 +42,21 @@ def put() -> None:
             _tolerating(_PRESENT, ip.rule, "add", **_rule(family))
 
 
-def take_out() -> None:
+def take_out(*, keep_connections: bool = False) -> None:
     """Idempotent. Raises RedirectError."""
+    if keep_connections:
+        _take_over_midway(True)
     with _netlink() as ip:
         for family in _families():
             _tolerating(_ABSENT, ip.rule, "del", **_rule(family))
             _tolerating(_ABSENT, ip.route, "del", **_route(family))
+
+
+def _take_over_midway(may: bool) -> None:
+    """Whether conntrack takes a connection that it never saw begin for a new one (it does by default), to which the
+    rules would then apply: a connection from before the rules would be torn."""
+    with suppress(FileNotFoundError):  # a kernel without conntrack
+        Path("/proc/sys/net/netfilter/nf_conntrack_tcp_loose").write_text(str(int(may)), encoding="ascii")
 
 
 def observe() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:

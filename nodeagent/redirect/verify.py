@@ -6,6 +6,7 @@ Reading is strict: a statement that no plan contains makes its rule a foreign on
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ FAMILIES: Final = ("IPv4", "IPv6")
 
 _FIELDS: Final[dict[str, Field]] = {
     '{"meta": {"key": "l4proto"}}': Field.PROTOCOL,
+    '{"meta": {"key": "iifname"}}': Field.IN_INTERFACE,
     '{"meta": {"key": "oifname"}}': Field.OUT_INTERFACE,
     '{"payload": {"field": "saddr", "protocol": "ip"}}': Field.SOURCE_4,
     '{"payload": {"field": "saddr", "protocol": "ip6"}}': Field.SOURCE_6,
@@ -54,15 +56,22 @@ class Foreign:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """What a namespace holds. `chains`: name, type, hook, priority, policy. `families`: those that the namespace has;
-    `fwmark_rules` and `local_routes`: those for which ours is in place."""
+class Ways:
+    """The routing of marked packets. `families`: those that the namespace has; `fwmark_rules` and `local_routes`: those
+    for which ours is in place."""
 
-    rules: tuple[Rule | Foreign, ...]
-    chains: frozenset[tuple[Any, ...]]
     families: frozenset[str]
     fwmark_rules: frozenset[str]
     local_routes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a namespace holds. `chains`: name, type, hook, priority, policy."""
+
+    rules: tuple[Rule | Foreign, ...]
+    chains: frozenset[tuple[Any, ...]]
+    ways: Ways
 
 
 def read_table(listing: str) -> tuple[tuple[Rule | Foreign, ...], frozenset[tuple[Any, ...]]]:
@@ -80,10 +89,16 @@ def differences(plan: Plan, seen: Observed) -> list[str]:
         found.append(f"the chains of table inet {TABLE} are not ours")
     for chain in Chain:
         found.extend(_compare_chain(chain, plan, seen))
+    return found + missing_ways(seen.ways)
+
+
+def missing_ways(ways: Ways) -> list[str]:
+    """Without them the application's answers leave by the wire."""
+    found = []
     for family in FAMILIES:
-        if family in seen.families - seen.fwmark_rules:
+        if family in ways.families - ways.fwmark_rules:
             found.append(f"the {family} rule {RULE_PREFERENCE} for mark {CONNECTION_MARK:#x} is missing")
-        if family in seen.families - seen.local_routes:
+        if family in ways.families - ways.local_routes:
             found.append(f"the {family} route of table {ROUTE_TABLE} is missing")
     return found
 
@@ -91,11 +106,16 @@ def differences(plan: Plan, seen: Observed) -> list[str]:
 def _compare_chain(chain: Chain, plan: Plan, seen: Observed) -> list[str]:
     wanted = [rule for rule in plan.rules if rule.chain is chain]
     there = [rule for rule in seen.rules if rule.chain in (chain, chain.label)]
+    return compare_rules(chain.label, wanted, there)
+
+
+def compare_rules(name: str, wanted: Sequence[object], there: Sequence[object]) -> list[str]:
+    """Order counts."""
     if wanted == there:
         return []
     if missing := sum(rule not in there for rule in wanted):
-        return [f"chain {chain.label} lacks {missing} of its {len(wanted)} rules"]
-    return [f"chain {chain.label} has foreign rules or another order"]
+        return [f"chain {name} lacks {missing} of its {len(wanted)} rules"]
+    return [f"chain {name} has foreign rules or another order"]
 
 
 def _read_chain(chain: dict[str, Any]) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """Takes a part of a pod's capture away behind the agent's back, whichever backend put it in."""
 
 from lab.cluster import Cluster, Pod
+from nodeagent.redirect import iptables
 
 
 def captured_by(mesh: Cluster, pod: Pod) -> str:
@@ -18,6 +19,8 @@ def damage(mesh: Cluster, pod: Pod) -> str:
         cookie = str(told["netns_identity"]).removeprefix("cookie:")
         (mesh.layout.bpf_dir(pod.node) / "v1/workloads" / f"netns-{cookie}" / "connect4").unlink()
         return "the hook connect4 is missing"
-    assert told["capture"] == "nft", "say here how"
+    if told["capture"] == "iptables":
+        mesh.exec(pod, ["iptables-nft", "-t", "nat", "-F", iptables.OUT])
+        return f"chain {iptables.OUT} of IPv4 table nat lacks"
     mesh.exec(pod, ["nft", "flush", "chain", "inet", "nodemesh", "nat-output"])
     return "chain nat-output lacks"

@@ -1,14 +1,12 @@
 """The rules in a real kernel: what they capture, what they let pass, and that they come and go as a whole."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
-from nodeagent.redirect import canary, kernel
-from nodeagent.redirect.backend import Sandbox
-from nodeagent.redirect.nftables import Nft
-from nodeagent.redirect.plan import PROBE_SOURCES, Options, make_plan
+from nodeagent.redirect import canary, routing
+from nodeagent.redirect.plan import PROBE_SOURCES
+from tests.lab.captures import WAYS, Capture
 from tests.lab.pairs import NEIGHBOUR, POD, original_destination, pair
 
 pytestmark = pytest.mark.lab
@@ -18,28 +16,29 @@ BOTH = pytest.mark.parametrize("version", [4, 6])
 TUNNEL_MARK = 0x539
 
 
-@pytest.fixture(scope="module")
-def places():
-    with pair() as made:
-        yield made
+@pytest.fixture(scope="module", params=WAYS)
+def places(request):
+    """The pod, its neighbour, what captures the pod."""
+    with pair() as (pod, neighbour):
+        yield pod, neighbour, Capture(request.param, pod)
 
 
 @pytest.fixture
-def pod(places):
+def capture(places):
+    yield places[2]
+    places[2].take_out()
+
+
+@pytest.fixture
+def pod(places, capture):
     """Captured by the default plan."""
-    pod, _ = places
-    put(pod, Options())
-    yield pod
-    pod.run(lambda: kernel.take_out(kernel.find_nft()))
+    capture.put()
+    return places[0]
 
 
 @pytest.fixture
 def neighbour(places):
     return places[1]
-
-
-def put(pod, options):
-    pod.run(lambda: kernel.put(kernel.find_nft(), make_plan(options)))
 
 
 def accepted(listener):
@@ -114,13 +113,11 @@ def test_the_tunnels_question_goes_out_even_from_the_port_that_the_pod_asked_fro
 
 
 @BOTH
-def test_without_capture_of_dns_questions_reach_their_server(places, version):
-    pod, neighbour = places
-    put(pod, Options(dns_capture=False))
+def test_without_capture_of_dns_questions_reach_their_server(pod, neighbour, capture, version):
+    capture.put(dns_capture=False)
     with neighbour.datagrams(version, "", 53) as server, pod.datagrams(version) as client:
         client.sendto(b"question", (NEIGHBOUR[version], 53))
         assert server.recvfrom(100)[1][0] == POD[version]
-    pod.run(lambda: kernel.take_out(kernel.find_nft()))
 
 
 @BOTH
@@ -169,19 +166,16 @@ def test_the_application_sees_the_client_and_its_answer_comes_back_to_the_tunnel
 
 
 @BOTH
-def test_in_ingress_mode_plaintext_reaches_the_application(places, version):
-    pod, neighbour = places
-    put(pod, Options(ingress_mode=True))
+def test_in_ingress_mode_plaintext_reaches_the_application(pod, neighbour, capture, version):
+    capture.put(ingress_mode=True)
     with pod.listening(80, version) as server, neighbour.connected(POD[version], 80):
         accepted(server)[0].close()
-    pod.run(lambda: kernel.take_out(kernel.find_nft()))
 
 
 @BOTH
-def test_what_the_node_sends_as_a_probe_passes_by_and_nothing_else_does(places, version):
+def test_what_the_node_sends_as_a_probe_passes_by_and_nothing_else_does(pod, neighbour, capture, version):
     """PROBE_SOURCES is what a node translates the kubelet's address into."""
-    pod, neighbour = places
-    put(pod, Options(exempt_probes=True))
+    capture.put(exempt_probes=True)
     probe = PROBE_SOURCES[0 if version == 4 else 1]
     neighbour.command("ip", "addr", "add", probe, "dev", "eth0", *(["nodad"] if version == 6 else []))
     try:
@@ -193,14 +187,13 @@ def test_what_the_node_sends_as_a_probe_passes_by_and_nothing_else_does(places, 
                     assert peer == source
     finally:
         neighbour.command("ip", "addr", "del", f"{probe}/{32 if version == 4 else 128}", "dev", "eth0")
-        pod.run(lambda: kernel.take_out(kernel.find_nft()))
 
 
 @BOTH
-def test_a_connection_under_way_outlives_the_rules_being_replaced(pod, neighbour, version):
+def test_a_connection_under_way_outlives_the_rules_being_replaced(pod, neighbour, capture, version):
     with pod.listening(15001, version) as tunnel, pod.connected(NEIGHBOUR[version], 80) as client:
         sock, _ = accepted(tunnel)
-        put(pod, Options())
+        capture.put()
         with sock:
             client.sendall(b"still here")
             assert sock.recv(100) == b"still here"
@@ -209,73 +202,57 @@ def test_a_connection_under_way_outlives_the_rules_being_replaced(pod, neighbour
 
 @pytest.mark.parametrize("name", ["default", "no-dns", "ingress-mode", "probes", "ingress-mode-probes", "removal"])
 def test_every_golden_file_is_taken_by_nft(places, name):
-    pod, _ = places
-    pod.command("nft", "-f", str(GOLDEN / f"{name}.nft"))
-    pod.run(lambda: kernel.take_out(kernel.find_nft()))
+    places[0].command("nft", "-f", str(GOLDEN / f"{name}.nft"))
+    places[0].command("nft", "-f", str(GOLDEN / "removal.nft"))
 
 
-def state_of(pod):
-    words = ("nft list ruleset", "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all")
-    return [pod.command(*word.split()) for word in words]
+@BOTH
+def test_excluded_ports_and_ranges_pass_by_and_nothing_else_does(pod, neighbour, capture, version):
+    """Both directions: what the pod connects to, and what it serves."""
+    capture.put(excluded_outbound_ports=(81,), excluded_inbound_ports=(82,))
+    with neighbour.listening(81, version) as server, pod.connected(NEIGHBOUR[version], 81):
+        accepted(server)[0].close()
+    with pod.listening(82, version) as server, neighbour.connected(POD[version], 82):
+        accepted(server)[0].close()
+    with pod.listening(15001, version) as tunnel, pod.connected(NEIGHBOUR[version], 82):
+        accepted(tunnel)[0].close()
+    with pod.listening(15006, version) as tunnel, neighbour.connected(POD[version], 81):
+        accepted(tunnel)[0].close()
+    capture.put(excluded_outbound_ranges=(f"{NEIGHBOUR[version]}/{24 if version == 4 else 64}",))
+    with neighbour.listening(83, version) as server, pod.connected(NEIGHBOUR[version], 83):
+        accepted(server)[0].close()
 
 
-def test_the_rules_come_and_go_without_a_trace_however_often(places):
-    pod, _ = places
-    nft, sandbox = Nft(), Sandbox("pod", pod.namespace, None, Options())
-
-    async def story():
-        assert len(await nft.compare(sandbox)) == 11
-        for _ in range(2):
-            await nft.put(sandbox)
-            assert await nft.compare(sandbox) == []
-        for _ in range(2):
-            await nft.take_out(sandbox)
-
-    before = state_of(pod)
-    asyncio.run(story())
-    assert state_of(pod) == before
+@BOTH
+def test_what_comes_in_from_a_virtual_interface_is_outbound(pod, neighbour, capture, version):
+    capture.put(virtual_interfaces=("eth0",))
+    with pod.listening(15001, version) as tunnel, neighbour.connected(POD[version], 80):
+        accepted(tunnel)[0].close()
 
 
-DRIFTS = {
-    "nft flush chain inet nodemesh nat-output": ["chain nat-output lacks 9 of its 9 rules"],
-    "nft delete table inet nodemesh": [
-        "the chains of table inet nodemesh are not ours",
-        "chain raw-prerouting lacks 1 of its 1 rules",
-        "chain raw-output lacks 1 of its 1 rules",
-        "chain mangle-prerouting lacks 1 of its 1 rules",
-        "chain mangle-output lacks 1 of its 1 rules",
-        "chain nat-prerouting lacks 2 of its 2 rules",
-        "chain nat-output lacks 9 of its 9 rules",
-    ],
-    "nft insert rule inet nodemesh nat-output accept": ["chain nat-output has foreign rules or another order"],
-    "ip -6 rule del pref 32764": ["the IPv6 rule 32764 for mark 0x111 is missing"],
-    "ip route flush table 100": ["the IPv4 route of table 100 is missing"],
-}
+def test_every_variant_is_read_back_as_it_was_written(capture):
+    ranges = ("10.1.0.0/16", "10.2.3.4", "fd01::/64", "fd02::1")
+    variants = (
+        {},
+        {"dns_capture": False, "ingress_mode": True},
+        {"exempt_probes": True, "virtual_interfaces": ("virt0", "virt1")},
+        {"excluded_inbound_ports": (9090,), "excluded_outbound_ports": (25, 53), "excluded_outbound_ranges": ranges},
+    )
+    for options in variants:
+        capture.put(**options)
+        assert capture.compare(**options) == []
 
 
-@pytest.mark.parametrize("change", DRIFTS)
-def test_what_somebody_changed_is_named_and_repaired(pod, change):
-    nft, sandbox = Nft(), Sandbox("pod", pod.namespace, None, Options())
-    pod.command(*change.split())
-
-    async def story():
-        assert await nft.compare(sandbox) == DRIFTS[change]
-        await nft.put(sandbox)
-        assert await nft.compare(sandbox) == []
-
-    asyncio.run(story())
-
-
-def test_a_pod_with_ipv6_switched_off_is_captured_all_the_same(places):
-    pod, _ = places
+def test_a_pod_with_ipv6_switched_off_is_captured_all_the_same(places, capture):
+    pod = places[0]
     pod.command("sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=1")
     try:
-        put(pod, Options())
-        seen = pod.run(lambda: kernel.observe(kernel.find_nft()))
-        assert seen.families == seen.local_routes == {"IPv4"}
+        capture.put()
+        assert capture.compare() == []
+        assert pod.run(routing.observe).families == {"IPv4"}
         with pod.listening(15001) as tunnel, pod.connected(NEIGHBOUR[4], 80):
             accepted(tunnel)[0].close()
-        pod.run(lambda: kernel.take_out(kernel.find_nft()))
+        capture.take_out()
     finally:
         pod.command("sysctl", "-qw", "net.ipv6.conf.lo.disable_ipv6=0")
 
@@ -291,6 +268,6 @@ def test_the_canary_is_content_only_when_both_families_arrive(pod):
 
 
 def test_the_canary_without_capture_gets_no_answer(places):
-    pod, _ = places
+    pod = places[0]
     with pytest.raises(canary.NotCaptured, match=r"no route|no answer|failed"):
         pod.run(lambda: canary.prove([POD[4]]))

@@ -48,6 +48,12 @@ class FakeKernel:
         self._do("compare")
         return self.different
 
+    async def release(self, member, namespace):
+        self._do("release")
+
+    def forget(self, namespace):
+        pass
+
     async def take_out(self, member, namespace):
         self._do("take rules out")
 

@@ -100,8 +100,54 @@ def test_losing_the_last_tunnel_only_waits_for_the_next():
     assert play(in_state(m.State.IN_MESH)) >> m.TunnelLost(POD) << nothing >> m.Serving(POD) << m.Prove(POD)
 
 
+def test_a_running_pod_joins_listeners_first_rules_second_and_nothing_turns_before():
+    assert (
+        play(m.Enrolment())
+        >> m.PodRunning(POD)
+        << m.Remember(POD)
+        << m.StartServing(POD)
+        >> m.Serving(POD)
+        << m.PutRules(POD)
+        >> m.RulesIn(POD)
+        << m.Prove(POD)
+        >> m.Proved(POD)
+        << m.Answer(POD)
+    )
+
+
+def test_a_running_pod_that_is_dismissed_keeps_its_tunnel_until_its_connections_have_ended():
+    assert (
+        play(in_state(m.State.IN_MESH))
+        >> m.Dismissed(POD)
+        << m.Release(POD)
+        >> m.Released(POD)
+        << nothing
+        >> m.Drained(POD)
+        << m.StopServing(POD)
+        << m.TakeRulesOut(POD)
+        << m.Forget(POD)
+    )
+
+
+def test_rules_that_somebody_changed_are_mended_and_the_capture_is_proven_again():
+    assert (
+        play(in_state(m.State.IN_MESH))
+        >> m.Drifted(POD)
+        << m.RepairRules(POD)
+        >> m.RulesIn(POD)
+        << m.Prove(POD)
+        >> m.Proved(POD)
+        << nothing
+    )
+
+
 EVENTS = [
     m.PodStarting(POD),
+    m.PodRunning(POD),
+    m.Dismissed(POD),
+    m.Released(POD),
+    m.Drained(POD),
+    m.Drifted(POD),
     m.PodFound(POD),
     m.RulesIn(POD),
     m.Serving(POD),
@@ -110,8 +156,7 @@ EVENTS = [
     m.PodGone(POD),
     m.Failed(POD, "why"),
 ]
-FROM_OUTSIDE = (m.Serving, m.TunnelLost, m.PodGone, m.Failed)
-QUIET_STATES = (m.State.IN_MESH, m.State.WAITING, m.State.CUT_OFF)
+FROM_OUTSIDE = (m.Serving, m.TunnelLost, m.PodGone, m.Failed, m.Drifted, m.Dismissed)
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(m.State, EVENTS)), ids=str)
@@ -130,7 +175,7 @@ def test_every_event_of_the_machine_is_walked():
     assert {type(event).__name__ for event in EVENTS} == {event.__name__ for event in m.Event.__subclasses__()}
 
 
-@pytest.mark.parametrize(("state", "event"), list(itertools.product(QUIET_STATES, FROM_OUTSIDE)), ids=str)
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(m.RESTING_STATES, FROM_OUTSIDE)), ids=str)
 def test_whatever_comes_from_outside_is_expected_wherever_a_pod_rests(state, event):
     assert (state, event) in m.TABLE
 
@@ -155,4 +200,5 @@ def test_rules_only_come_out_where_nothing_can_run_or_the_runtime_said_so():
     for (state, event), (_, commands) in m.TABLE.items():
         made = commands(m.Failed(POD, "why") if event is m.Failed else event(POD))
         if m.TakeRulesOut(POD) in made:
-            assert event is m.PodGone or state in m.STARTING_STATES
+            asked_for = event in (m.PodGone, m.Dismissed, m.Drained) or state is m.State.RELEASING
+            assert asked_for or state in m.STARTING_STATES | m.JOINING_STATES

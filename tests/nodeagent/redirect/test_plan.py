@@ -7,7 +7,7 @@ import pytest
 
 from nodeagent.redirect import nft
 from nodeagent.redirect.plan import Action, Chain, Field, Match, Options, Plan, Rule, Verb, make_plan
-from nodeagent.redirect.verify import FAMILIES, Observed, differences, read_table
+from nodeagent.redirect.verify import FAMILIES, Observed, Ways, differences, read_table
 
 HERE = Path(__file__).parent / "golden"
 VARIANTS = {
@@ -58,7 +58,7 @@ DEFAULT = make_plan(Options())
 
 
 def observed(listing=LISTING, families=frozenset(FAMILIES), marked=frozenset(FAMILIES), local=frozenset(FAMILIES)):
-    return Observed(*read_table(json.dumps(listing) if listing else ""), families, marked, local)
+    return Observed(*read_table(json.dumps(listing) if listing else ""), Ways(families, marked, local))
 
 
 def without(index):

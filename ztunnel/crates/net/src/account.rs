@@ -27,6 +27,8 @@ pub mod flag {
 pub struct Failure {
     pub flag: &'static str,
     pub why: String,
+    /// Nobody listens for tunnels there, which may change in a moment: a pod that joins or leaves the mesh while it runs.
+    pub absent: bool,
 }
 
 impl Failure {
@@ -34,6 +36,7 @@ impl Failure {
         Self {
             flag,
             why: why.into(),
+            absent: false,
         }
     }
 
@@ -53,10 +56,7 @@ impl Failure {
 
 impl From<Cut> for Failure {
     fn from(cut: Cut) -> Self {
-        Self {
-            flag: cut.flag,
-            why: cut.why,
-        }
+        Self::new(cut.flag, cut.why)
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) use lease::Lease;
 
 /// How long a connection waits for the first certificate of its workload.
 const FIRST_CHAIN: Duration = Duration::from_secs(10);
+/// How long a pod may be here before the control plane says who it is.
+const ARRIVAL: Duration = Duration::from_secs(3);
 
 /// Tells the control side that a certificate is wanted; `now`: a connection waits for it.
 pub type Ask = Box<dyn Fn(&SpiffeId, bool) + Send + Sync>;
@@ -86,6 +88,7 @@ pub struct Identities {
     known: Mutex<HashMap<SpiffeId, Entry>>,
     /// Whose pods are here; a key for anybody else is not made. `None`: everybody's.
     present: Mutex<Option<HashSet<SpiffeId>>>,
+    arrivals: watch::Sender<()>,
     trusted: Trusted,
     vault: Option<Vault>,
     dropped: AtomicU64,
@@ -148,6 +151,7 @@ impl Identities {
             ask,
             known: Mutex::default(),
             present: Mutex::default(),
+            arrivals: watch::Sender::new(()),
             trusted: Trusted::default(),
             vault: None,
             dropped: AtomicU64::new(0),
@@ -299,6 +303,7 @@ impl Identities {
         };
         *now = Some(present);
         drop(now);
+        self.arrivals.send_replace(());
         gone.iter().for_each(|id| self.forget(id));
     }
 
@@ -364,6 +369,10 @@ impl Identities {
     /// The newest valid credentials. Without any, asks for them once and waits until they come, the request fails, or
     /// ten seconds have passed.
     pub async fn ready(&self, identity: &SpiffeId) -> Result<Arc<Credentials>, String> {
+        if let Some(valid) = self.known().get(identity).and_then(Entry::valid) {
+            return Ok(valid);
+        }
+        self.arrived(identity).await?;
         let (mut state, first) = match self.valid_or_watch(identity) {
             Ok(valid) => return Ok(valid),
             Err(waiting) => waiting,
@@ -385,6 +394,21 @@ impl Identities {
         };
         let waited = tokio::time::timeout(FIRST_CHAIN, settled).await;
         waited.unwrap_or_else(|_| Err(format!("none came within {FIRST_CHAIN:?}")))
+    }
+
+    /// Waits for a pod that joins the mesh while it runs: its node may be quicker than the control plane's word.
+    async fn arrived(&self, identity: &SpiffeId) -> Result<(), String> {
+        let mut arrivals = self.arrivals.subscribe();
+        let deadline = tokio::time::Instant::now() + ARRIVAL;
+        loop {
+            let Err(why) = self.here(identity).map(drop) else {
+                return Ok(());
+            };
+            let next = tokio::time::timeout_at(deadline, arrivals.changed()).await;
+            if !matches!(next, Ok(Ok(()))) {
+                return Err(why);
+            }
+        }
     }
 
     /// Otherwise: where the answer will appear, and whether nobody else waits for it.

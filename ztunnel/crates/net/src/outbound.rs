@@ -352,7 +352,12 @@ fn explain(e: &OpenError, dial: SocketAddr) -> Failure {
         ),
         OpenError::Status(_) => (flag::CONNECT, ""),
     };
-    Failure::new(flag, format!("tunnel to {dial}: {e}{hint}"))
+    let refused =
+        matches!(e, OpenError::Connect(why) if why.kind() == std::io::ErrorKind::ConnectionRefused);
+    Failure {
+        absent: refused,
+        ..Failure::new(flag, format!("tunnel to {dial}: {e}{hint}"))
+    }
 }
 
 #[cfg(test)]

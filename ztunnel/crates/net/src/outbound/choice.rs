@@ -8,12 +8,17 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 use ztunnel_core::addr::OrigDst;
 use ztunnel_core::decide::{Circumstances, Refusal, Route, choose};
 use ztunnel_core::tables::{Key, Spread, Workload};
 
 /// Endpoints that are dialled for one connection before its application is told that it failed.
 const MOST_ATTEMPTS: usize = 3;
+/// How long nobody may listen for tunnels where somebody should, and how often that is looked at.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(50);
 /// Names that are looked up for one connection.
 const MOST_LOOKUPS: usize = 4;
 
@@ -23,6 +28,7 @@ pub(super) struct Choice<'a> {
     client: IpAddr,
     dst: SocketAddr,
     random: u64,
+    since: Instant,
     tried: Vec<Key>,
     /// Where and why each attempt failed, for the log.
     pub(super) told: Vec<String>,
@@ -41,6 +47,7 @@ impl<'a> Choice<'a> {
             client,
             dst,
             random: worker.random(),
+            since: Instant::now(),
             tried: Vec::new(),
             told: Vec::new(),
         }
@@ -91,7 +98,7 @@ impl<'a> Choice<'a> {
         };
         self.tried.push(dialled.uid.clone());
         if self.tried.len() >= MOST_ATTEMPTS {
-            return Err(self.with_history(failure));
+            return self.once_more(failure).await;
         }
         match self.next().await {
             Ok(way)
@@ -102,8 +109,19 @@ impl<'a> Choice<'a> {
                 self.told.push(failure.why);
                 Ok(way)
             }
-            _ => Err(self.with_history(failure)),
+            _ => self.once_more(failure).await,
         }
+    }
+
+    /// All were tried. Where nobody listened for tunnels, the pod may be joining the mesh (the control plane says so before
+    /// its node has done it) or have left it (a moment after its node did): asked again as of then, never around the mesh.
+    async fn once_more(&mut self, failure: Failure) -> Result<Route, Failure> {
+        if !failure.absent || self.since.elapsed() > PATIENCE {
+            return Err(self.with_history(failure));
+        }
+        sleep(PAUSE).await;
+        self.tried.clear();
+        self.next().await
     }
 
     fn with_history(&self, mut failure: Failure) -> Failure {
