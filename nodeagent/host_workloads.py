@@ -16,7 +16,7 @@ from mesh import log
 from mesh.errors import MeshError
 from mesh.ids import Uid
 from nodeagent.host_documents import HostDocuments, HostWorkload, IPAddress
-from nodeagent.redirect import groups, host_rules, kernel, routes
+from nodeagent.redirect import groups, host_rules, kernel, look, routes
 from nodeagent.redirect.guard import Group
 from nodeagent.redirect.host_rules import Captured
 
@@ -202,7 +202,7 @@ class Hosts:
 
     async def verify(self) -> list[dict[str, Any]]:
         """As the registry's, of pods: what differs, and who listens."""
-        listening = await asyncio.to_thread(kernel.listening)
+        listening = await asyncio.to_thread(look.listening)
         found = await _is_there()
         missing = [f"table {host_rules.TABLE} is missing"] if self._known and not found else []
         return [
