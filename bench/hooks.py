@@ -101,7 +101,7 @@ class Place:
             if guarded:
                 guard = Guarding(self._layout.dir / f"guard-{backend.name}.json")
                 await guard.meet(server.pid)
-                await guard.put(namespace, replies=False)
+                await guard.put(namespace, options=Options(dns_capture=False))
         finally:
             namespace.close()
 
