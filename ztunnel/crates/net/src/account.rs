@@ -5,6 +5,7 @@ use crate::log::{Format, Level, Line};
 use crate::registry::{Connection, Cut, Entered, Kind, Parties};
 use crate::runtime::Worker;
 use std::future::Future;
+use std::pin::Pin;
 use tokio::select;
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::Workload;
@@ -60,11 +61,12 @@ impl From<Cut> for Failure {
     }
 }
 
-/// Runs `story` until it ends or the connection is cut, then settles the account.
+/// Runs `story` until it ends or the connection is cut, then settles the account. Pinned by the caller: a future handed
+/// over by value would lie in the task twice.
 pub async fn follow(
     worker: &Worker,
     connection: &Entered,
-    story: impl Future<Output = Result<(), Failure>>,
+    story: Pin<&mut impl Future<Output = Result<(), Failure>>>,
 ) {
     let ended = select! {
         biased;

@@ -10,6 +10,7 @@ use crate::tunnel::{Incoming, ServeError, Stream};
 use crate::verdict::{Asked, ask};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
@@ -28,7 +29,8 @@ use ztunnel_core::tables::{Service, Tables, Workload};
 pub async fn handle_tunnel(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
     let parties = Parties::between(accepted.peer, accepted.local);
     let connection = worker.registry.enter(pod, Kind::Tunnel, parties);
-    follow(&worker, &connection, serve(&worker, &connection, accepted)).await;
+    let story = pin!(serve(&worker, &connection, accepted));
+    follow(&worker, &connection, story).await;
 }
 
 async fn serve(worker: &Rc<Worker>, of: &Entered, accepted: Accepted) -> Result<(), Failure> {
@@ -71,7 +73,8 @@ pub async fn handle_stream(worker: Rc<Worker>, pod: Arc<Pod>, incoming: Incoming
     parties.source_id = Some(incoming.peer.clone());
     parties.hbone = incoming.head.authority.clone();
     let connection = worker.registry.enter(pod, Kind::Stream, parties);
-    follow(&worker, &connection, answer(&worker, &connection, incoming)).await;
+    let story = pin!(answer(&worker, &connection, incoming));
+    follow(&worker, &connection, story).await;
 }
 
 /// An answer other than 200: the status on the wire, the failure here.
@@ -236,12 +239,8 @@ pub async fn handle_plaintext(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accep
         worker
             .registry
             .enter(pod, Kind::Plaintext, Parties::between(accepted.peer, dst));
-    follow(
-        &worker,
-        &connection,
-        admit(&worker, &connection, accepted, dst),
-    )
-    .await;
+    let story = pin!(admit(&worker, &connection, accepted, dst));
+    follow(&worker, &connection, story).await;
 }
 
 async fn admit(

@@ -16,6 +16,7 @@ use crate::tunnel::Stream;
 use crate::verdict::{ask_to_leave, proved};
 use choice::Choice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -39,12 +40,8 @@ pub async fn handle(worker: Rc<Worker>, pod: Arc<Pod>, accepted: Accepted) {
     }
     let parties = Parties::between(accepted.peer, dst);
     let connection = worker.registry.enter(pod, Kind::Outbound, parties);
-    follow(
-        &worker,
-        &connection,
-        carry(&worker, &connection, accepted, dst),
-    )
-    .await;
+    let story = pin!(carry(&worker, &connection, accepted, dst));
+    follow(&worker, &connection, story).await;
 }
 
 async fn carry(
