@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import queue
@@ -53,11 +54,16 @@ def record(pod: Pod, **fields: Any) -> tuple[str, bytes]:
     return uid(pod), Address(workload=workload).SerializeToString()
 
 
+LOG_ROOM = 1 << 20
+"""Nobody reads the log while a test goes on: a full pipe would stop the core's log thread, and `close` waits for it."""
+
+
 class Node:
     def __init__(self, access_log: Path, authority: Authority | None = None, **config: Any) -> None:
         core = pytest.importorskip("ztunnel._core", reason="the native core is not built")
         os.mkfifo(access_log)
         self._log = os.open(access_log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(self._log, fcntl.F_SETPIPE_SZ, LOG_ROOM)
         self._text = b""
         given = {"workers": 2, "access_log": str(access_log), "log_level": "info", **config}
         self.core = core.Core(json.dumps(given).encode())
