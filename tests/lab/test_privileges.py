@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,17 +26,17 @@ if [ $(( 0$(stat -c %a "$top") & 1 )) = 0 ]; then
   mkdir -p "$aside/interpreter"; mount --bind "$INTERPRETER" "$aside/interpreter"
   mount -t tmpfs -o mode=755 tmpfs "$top"; mkdir -p "$INTERPRETER"; mount --bind "$aside/interpreter" "$INTERPRETER"
 fi
+mount -t tmpfs -o mode=700,uid="$USER_OF_KEYS" tmpfs "$NODEMESH_KEY_DIR"
 exec "$@"
 """
 
 
 @pytest.fixture
-def place():
+def place(tmp_path, tmp_path_factory):
     """A directory that every user may enter."""
-    path = Path(tempfile.mkdtemp(prefix="nodemesh-privileges-", dir="/dev/shm"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    for path in (tmp_path, tmp_path_factory.getbasetemp()):
+        path.chmod(0o711)
+    return tmp_path
 
 
 def confined(name, user=0):
@@ -80,6 +79,7 @@ def node_with(mesh, place):
         "CA_ROOT_CA": root,
         "AUTH_TOKEN": str(own["secrets"] / daemons.token_path(mesh.layout, "node1").name),
         "INTERPRETER": sys.base_prefix,
+        "USER_OF_KEYS": str(USER),
         "HOME": str(own["state"]),
         "TMPDIR": str(own["state"]),
     }
