@@ -28,6 +28,7 @@ PORT: Final = 6443
 NAMESPACE: Final = "nodemesh-system"
 MANIFESTS: Final = ("controlplane.yaml", "daemonset.yaml")
 TAINT: Final = {"key": "cni.istio.io/not-ready", "effect": "NoSchedule"}
+_MERGE: Final = "application/merge-patch+json"
 _KEPT: Final = "ambient.istio.io/redirection"
 # Of what a document says in YAML, what the path needs.
 _PLURALS: Final = {
@@ -60,7 +61,8 @@ class Api:
         try:
             connection.sock.settimeout(10.0)
             connection.sock.connect(str(self._socket))
-            connection.request(method, target, json.dumps(body) if body is not None else None)
+            media = _MERGE if method == "PATCH" else "application/json"
+            connection.request(method, target, json.dumps(body) if body is not None else None, {"Content-Type": media})
             response = connection.getresponse()
             said = json.loads(response.read() or b"null")
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -89,7 +91,7 @@ class Api:
         else:
             made = self.ask("PUT", place, _over(found, document))
         if "status" in document:
-            made = self.ask("PUT", f"{place}/status", {**made, "status": document["status"]})
+            made = self.ask("PATCH", f"{place}/status", {"status": document["status"]})
         return dict(made)
 
     def delete(self, document: Document) -> None:
@@ -222,8 +224,5 @@ class KubernetesCluster(Cluster):
 
     def set_labels(self, namespace: str, name: str, labels: dict[str, str | None]) -> None:
         """As `kubectl label pod` does; None takes a label away."""
-        found = self.api.find("Pod", namespace, name)
-        assert found is not None
-        given = {**found["metadata"].get("labels", {}), **labels}
-        found["metadata"]["labels"] = {key: value for key, value in given.items() if value is not None}
-        self.api.apply(found)
+        target = f"/api/v1/namespaces/{namespace}/pods/{name}"
+        self.api.ask("PATCH", target, {"metadata": {"labels": labels}})
