@@ -133,7 +133,7 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
         socket = settings.run_dir / SOCKET
         runner = await admin.serve(
             socket,
-            status=lambda: status(store, board, discovery, cluster),
+            status=lambda: status(store, board, discovery, envoys, cluster),
             resources=lambda: board.current,
             analysis=lambda: checks.reports(store),
         )
@@ -210,7 +210,26 @@ def _report(finding: Finding) -> None:
     said(event, where=finding.place, kind=finding.kind, name=finding.name, why=finding.why)
 
 
-def status(store: Store, board: Board, discovery: server.Discovery, cluster: Cluster | None = None) -> dict[str, Any]:
+def proxies(envoys: Envoys, discovery: server.Discovery) -> list[dict[str, Any]]:
+    """Every waypoint and gateway, connected or not."""
+    sessions = [each.describe() for each in discovery.sessions]
+    return [
+        {
+            "namespace": each.namespace,
+            "name": each.name,
+            "role": each.role,
+            "service_account": each.service_account,
+            "services": [served.service for served in each.services],
+            "servers": len(each.servers),
+            "connected": [session for session in sessions if session.get("proxy") == each.key],
+        }
+        for each in sorted(envoys.latest[1].proxies.values(), key=lambda each: each.key)
+    ]
+
+
+def status(
+    store: Store, board: Board, discovery: server.Discovery, envoys: Envoys, cluster: Cluster | None = None
+) -> dict[str, Any]:
     return {
         "objects": store.counts,
         "kubernetes": cluster.describe() if cluster else None,
@@ -233,6 +252,7 @@ def status(store: Store, board: Board, discovery: server.Discovery, cluster: Clu
             "services": len(store.world.services),
             "policies": len(store.world.policies),
         },
+        "proxies": proxies(envoys, discovery),
         "nodes": [session.describe() for session in sorted(discovery.sessions, key=lambda each: each.node)],
     }
 

@@ -9,7 +9,7 @@ import signal
 import time
 from types import FrameType
 
-from lab import cluster, demo_failures, demo_parts, demo_speed, leftovers, needs
+from lab import cluster, demo_failures, demo_parts, demo_speed, demo_waypoint, leftovers, needs
 from lab.layout import Layout
 from lab.report import Report, ms
 from lab.watchdog import Guard
@@ -56,6 +56,7 @@ PARTS = (
     ("On the wire between the nodes", demo_parts.wire),
     ("A pod outside the mesh, then PeerAuthentication STRICT", demo_parts.plaintext),
     ("An AuthorizationPolicy, applied live", demo_parts.policy),
+    ("Layer 7: three services of two versions behind a waypoint", demo_waypoint.waypoint),
     ("Without the control plane", demo_failures.without_controlplane),
     ("The agent killed and started again", demo_failures.agent_killed),
     ("Speed, beside direct TCP in the same run", demo_speed.speed),

@@ -2,7 +2,8 @@
 
 `python -m lab.echo NAME VERSION [PORT [CERTIFICATE KEY]]`. Any path answers 200 with JSON. `/status/CODE` answers that,
 `/delay/SECONDS` later, `/flaky/N` 503 to the first N requests of each `x-key`, `/check…` 403 without `x-ok: 1`, `/ws`
-echoes web socket messages, `/seen` counts requests by path (and is not counted itself).
+echoes web socket messages, `/via/HOST/PATH` asks another one. `/seen` counts requests by path, `/received` has the
+bodies that were posted to `/api…` and `/v1…` (neither is counted itself).
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
-from collections import Counter
+from collections import Counter, deque
 
-from aiohttp import WSMsgType, web
+from aiohttp import ClientSession, WSMsgType, web
 
 PORT = 8080
-TOLD = 65536
+TOLD, KEPT = 65536, 200
+# Headers that an application hands on, so that a trace goes on and a user stays one.
+PASSED = ("x-b3-", "x-request-id", "traceparent", "tracestate", "end-user")
 
 
 class Application:
@@ -23,14 +26,21 @@ class Application:
         self.name, self.version = name, version
         self.seen: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+        self.received: deque[tuple[str, str]] = deque(maxlen=KEPT)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path
         if path == "/seen":
             return web.json_response(self.seen)
+        if path == "/received":
+            return web.json_response(list(self.received))
         self.seen[path] += 1
         status = 200
         match path.split("/")[1:]:
+            case ["via", host, *rest]:
+                return await self._via(request, host, "/".join(rest))
+            case ["api" | "v1", *_]:
+                self.received.append((path, (await request.read()).decode("latin-1")))
             case ["ws"]:
                 return await self._web_socket(request)
             case ["check", *_]:
@@ -57,6 +67,12 @@ class Application:
             "headers": {key.lower(): value for key, value in request.headers.items()},
             "body": (await request.content.read(TOLD)).decode(errors="replace"),
         }
+
+    async def _via(self, request: web.Request, host: str, path: str) -> web.Response:
+        """Calls another one, with what the caller brought of tracing and of the user, and answers with its answer."""
+        passed = {name: value for name, value in request.headers.items() if name.lower().startswith(PASSED)}
+        async with ClientSession() as session, session.get(f"http://{host}/{path}", headers=passed) as answer:
+            return web.json_response(await answer.json(), status=answer.status)
 
     async def _web_socket(self, request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse()

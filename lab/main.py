@@ -94,6 +94,18 @@ def scale(workloads: int, services: int, output: str) -> None:
 
 
 @lab.command()
+@click.option("--services", default=1000, show_default=True, help="How many services the waypoint serves.")
+@click.option("-o", "--output", type=click.Choice(["short", "json"]), default="short")
+def layer7(services: int, output: str) -> None:
+    """What layer 7 costs: many services behind a waypoint, one more, CPU per request. A lab of its own, gone after."""
+    from lab import layer7 as costs
+
+    needs.require_all()
+    figures = costs.run(f"seven{os.getpid()}", services, lambda line: click.echo(f"  {line}", err=True))
+    click.echo(json.dumps(asdict(figures), indent=1) if output == "json" else "\n".join(figures.lines()))
+
+
+@lab.command()
 @click.option("--name", default=None, help="The demo's own lab; by default a name that nobody else has.")
 @_capture
 def demo(name: str | None, capture: str) -> None:

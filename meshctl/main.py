@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "top": ("meshctl.top", "Who talks to whom, how much, now."),
     "validate": ("meshctl.analyze", "Is each document of some files valid?"),
     "withdraw": ("meshctl.enroll", "A control group of this host leaves the mesh."),
+    "waypoint": ("meshctl.waypoint", "Waypoints: apply, list, status, delete, generate."),
     "workloads": ("meshctl.tunnel", "Workloads and how they are reached."),
 }
 

@@ -19,9 +19,11 @@ from controlplane.sources.base import Contents
 from mesh.errors import OperatorError
 from mesh.membership import is_document, is_hidden
 
-POLL_S: Final = 0.1
+# Between two looks; longer where a look takes long, so that looking never costs more than a twentieth of a core.
+POLL_S: Final = 0.03
+LOOKS_SHARE: Final = 0.05
 # Two equal looks in a row this far apart: a writer that is still busy is not read in the middle.
-SETTLE_S: Final = 0.025
+SETTLE_S: Final = 0.02
 MAX_SETTLES: Final = 4
 
 
@@ -56,9 +58,12 @@ class FileSource:
         return self._take(self._scan())
 
     async def changes(self) -> AsyncIterator[Contents]:
+        clock, took = asyncio.get_running_loop().time, 0.0
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(max(POLL_S, took / LOOKS_SHARE))
+            began = clock()
             stamps = await asyncio.to_thread(self._scan)
+            took = clock() - began
             if stamps != self._stamps:
                 yield await asyncio.to_thread(self._take, await self._settled(stamps))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from lab import apps, documents, proxies
+from lab import apps, asking, documents, proxies
+from lab.asking import Answer
 from lab.cluster import Cluster, Pod
 from lab.documents import PodSpec
 from lab.processes import wait_until
@@ -17,27 +17,6 @@ from mesh.errors import OperatorError
 
 NAMESPACE = "mall"
 EFFECT_S = 5.0
-_MARK = "\n--8<--"
-_WRITE = _MARK + "%{http_code} %{time_total} %{num_connects}\n"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """`status` 0: none. `told`: what the application saw, if it was the application that answered."""
-
-    status: int
-    seconds: float
-    text: str
-    told: dict[str, Any] = field(default_factory=dict)
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def version(self) -> str:
-        return self.told.get("version", "")
-
-    def header(self, name: str) -> str:
-        """As the application saw it."""
-        return self.told.get("headers", {}).get(name, "")
 
 
 class Mall:
@@ -93,15 +72,16 @@ class Mall:
 
     # Configuration --------------------------------------------------------------------------------------------------
 
-    def apply(self, text: str) -> None:
+    def apply(self, text: str, again: bool = False) -> None:
         """Documents as an operator writes them; namespace `mall` unless they say another. In force everywhere when this
-        returns, gone after the test."""
+        returns, gone after the test. `again`: in the place of the last ones."""
         documents = [each for each in yaml.safe_load_all(text) if each]
         for document in documents:
             document["metadata"].setdefault("namespace", NAMESPACE)
-        self.number += 1
-        name = f"l7-{self.number}"
-        self.applied.append(name)
+        if not again:
+            self.number += 1
+            self.applied.append(f"l7-{self.number}")
+        name = self.applied[-1]
         before = self.version
         self.mesh.apply(name, yaml.safe_dump_all(documents))
         self._settled(before)
@@ -143,16 +123,11 @@ class Mall:
         return answer
 
     def ask_many(self, url: str, times: int, *options: str, client: Pod | None = None) -> list[Answer]:
-        """One after the other over as few connections as curl needs."""
         whole = url if "://" in url else f"http://{self.vip('reviews')}{url}"
-        numbered = f"{whole}{'&' if '?' in whole else '?'}n=[1-{times}]" if times > 1 else whole
-        command = ["curl", "-gs" if times == 1 else "-s", "-i", "-m", "20", "-w", _WRITE, *options, numbered]
-        out = self.mesh.exec(client or self.alice, command, timeout_s=120).stdout
-        return [_answer(each) for each in _split(out)]
+        return asking.ask_many(self.mesh, client or self.alice, whole, times, *options)
 
     def counted(self, url: str, times: int, *options: str, client: Pod | None = None) -> Counter[str]:
-        """How many answers came of which version, or with which status when no application answered."""
-        return Counter(each.version or str(each.status) for each in self.ask_many(url, times, *options, client=client))
+        return asking.counted(self.ask_many(url, times, *options, client=client))
 
     def admin(self, target: str, pod: Pod | None = None, method: str = "GET") -> str:
         """The waypoint's admin socket; `/envoy/…` is Envoy's own."""
@@ -165,27 +140,7 @@ class Mall:
         found = self.mesh.exec(pod, ["curl", "-s", f"http://127.0.0.1:{apps.HTTP_PORT}/seen"]).stdout
         return dict(json.loads(found))
 
-
-def _split(out: str) -> list[tuple[str, str]]:
-    """Each answer with the line that curl wrote after it."""
-    found, rest = [], out
-    while _MARK in rest:
-        text, _, rest = rest.partition(_MARK)
-        line, _, rest = rest.partition("\n")
-        found.append((text, line))
-    return found
-
-
-def _answer(parts: tuple[str, str]) -> Answer:
-    text, line = parts
-    status, seconds, _ = line.split()
-    head, body = "", text
-    while body.startswith("HTTP/"):
-        head, _, body = body.partition("\n\n")  # text: line ends are translated
-    fields = (each.partition(": ") for each in head.split("\n")[1:])
-    headers = {name.lower(): value for name, _, value in fields}
-    try:
-        told = json.loads(body)
-    except ValueError:
-        told = {}
-    return Answer(int(status), float(seconds), body, told if isinstance(told, dict) else {}, headers)
+    def received(self, pod: Pod) -> list[tuple[str, str]]:
+        """What was posted to the application: path and body."""
+        found = self.mesh.exec(pod, ["curl", "-s", f"http://127.0.0.1:{apps.HTTP_PORT}/received"]).stdout
+        return [(path, body) for path, body in json.loads(found)]

@@ -112,7 +112,7 @@ def test_blue_green_turns_over_on_an_open_connection(mall):
     mall.until(lambda: mall.counted("/", 5) == {"v1": 5})
     command = ["curl", "-s", "-m", "30", "--rate", "100/s", f"http://{mall.vip('reviews')}/?[1-150]"]
     series = mall.mesh.start_in(mall.alice, "series", [*command, "-w", "\n%{http_code} %{num_connects}\n"])
-    mall.apply(routes(f"- route: [{to('v2')}]"))
+    mall.apply(SUBSETS + routes(f"- route: [{to('v2')}]"), again=True)
     assert series.wait(60)
     lines = mall.mesh.layout.log("series").read_text().splitlines()[-300:]
     assert {line.split()[0] for line in lines[1::2]} == {"200"}

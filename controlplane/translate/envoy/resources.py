@@ -19,12 +19,14 @@ from controlplane.translate.envoy.locality import Place
 from controlplane.translate.envoy.routes import targets_of
 from controlplane.translate.envoy.world import View
 from mesh.delta import Versioned
-from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET, pack
+from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET, VIRTUAL_HOST, joined, pack
 from mesh.model import AppProtocol, Service
 
 TYPES: Final = (SECRET, CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES)
 """In the order in which additions are sent; removals go the other way round."""
 
+# In a RouteConfiguration.
+_VIRTUAL_HOSTS: Final = 2
 ByType = Mapping[str, Mapping[str, Versioned]]
 _PLAIN: Final = Destination()
 
@@ -96,13 +98,14 @@ class _Round:
 
     def _waypoint(self) -> None:
         self._put(LISTENER, TERMINATE, (self._proxy.port,), lambda: tunnels.terminate(self._proxy.port))
-        hosts: list[Json] = []
+        hosts: list[Versioned] = []
         for each in self._proxy.services:
             if service := self._view.service(each.service):
                 hosts += [self._served(each, service, port.service_port, port.protocol) for port in service.ports]
-        self._put(ROUTES, CONNECT, (hosts,), lambda: {"name": CONNECT, "virtual_hosts": hosts})
+        table = self._cache.packed(ROUTES, (self._proxy.key, CONNECT), (), lambda: {"name": CONNECT})
+        self._found[ROUTES][CONNECT] = joined(table, _VIRTUAL_HOSTS, hosts)
 
-    def _served(self, each: Served, service: Service, port: int, protocol: AppProtocol) -> Json:
+    def _served(self, each: Served, service: Service, port: int, protocol: AppProtocol) -> Versioned:
         """Everything for one port; returns its virtual host in the table of CONNECTs."""
         name, target = served(each.service, port), Target(each.service, port)
         said = self._said(each.rules.telemetry, each.service, protocol)
@@ -126,7 +129,8 @@ class _Round:
         self._want(target, *targets_of(each.http), *(share.target for route in each.l4 for share in route.shares))
         self._want(*(limit.service for limit in each.rules.limits if limit.service))
         hosts = [*(str(vip.prefix.network_address) for vip in service.vips), service.hostname]
-        return tunnels.connect_host(name, hosts, port)
+        key = self._proxy.key, CONNECT, name
+        return self._cache.packed(VIRTUAL_HOST, key, (hosts,), lambda: tunnels.connect_host(name, hosts, port))
 
     def _said(self, wanted: Any, service: str, protocol: AppProtocol) -> telemetry.Said:
         tracer = self._l7.tracers.get(wanted.tracing.tracer) if wanted.tracing else None

@@ -1,0 +1,133 @@
+"""In which order an Envoy learns of a new configuration. The stream is played by hand; there is no network."""
+
+import pytest
+
+from controlplane.documents import parse
+from controlplane.envoys import Configuration, EnvoyConversation, place_of
+from controlplane.objects import Mesh
+from controlplane.store import Store
+from controlplane.translate.envoy.locality import Place
+from controlplane.translate.envoy.resources import Cache, Translation
+from controlplane.translate.envoy.world import View
+from mesh.envoy import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest
+from tests.controlplane.documents import AMBIENT
+
+WAY = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: way, namespace: shop}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+"""
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop, labels: {{istio.io/use-waypoint: way}}}}
+spec: {{clusterIP: {ip}, selector: {{app: web}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}
+---
+"""
+RULE = """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec: {host: web, trafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}}}
+---
+"""
+ONE = AMBIENT + WAY + SERVICE.format(name="web", ip="10.96.0.1")
+TWO = ONE + SERVICE.format(name="db", ip="10.96.0.2")
+WEB, DB = "out|80||shop/web.shop.svc.cluster.local", "out|80||shop/db.shop.svc.cluster.local"
+WHO = ("shop/way", Place())
+
+
+class Play:
+    """One store, so that versions grow; `update` is what the control plane sends for another text."""
+
+    def __init__(self):
+        self.store, self.cache, self.nonces = Store(Mesh()), Cache(), {}
+        self.envoy = EnvoyConversation(self.configuration(ONE), WHO)
+
+    def configuration(self, text):
+        self.store.update({"a.yaml": parse("a.yaml", text.encode())})
+        world, l7 = self.store.world, self.store.l7
+        return Configuration(world, l7, {}, Translation(View(world), l7, self.cache))
+
+    def ask(self, type_url, *names, **fields):
+        return self._noted(
+            self.envoy.receive(DeltaDiscoveryRequest(type_url=type_url, resource_names_subscribe=names, **fields))
+        )
+
+    def answer(self, type_url, error=""):
+        request = DeltaDiscoveryRequest(type_url=type_url, response_nonce=self.nonces[type_url])
+        if error:
+            request.error_detail.message = error
+        return self._noted(self.envoy.receive(request))
+
+    def update(self, text):
+        return self._noted(self.envoy.update(self.configuration(text)))
+
+    def _noted(self, responses):
+        for each in responses:
+            self.nonces[each.type_url] = each.nonce
+        return [(each.type_url, [r.name for r in each.resources], list(each.removed_resources)) for each in responses]
+
+    def greeted(self):
+        """Everything of ONE has been taken."""
+        for type_url, names in ((CLUSTER, ()), (ENDPOINTS, (WEB,)), (LISTENER, ()), (ROUTES, ("connect",))):
+            self.ask(type_url, *names)
+            self.answer(type_url)
+        assert self.envoy.synced_version == self.store.world.version
+        return self
+
+
+def test_clusters_and_their_endpoints_come_together_because_only_warm_ones_are_acknowledged():
+    play = Play().greeted()
+    [clusters, endpoints] = play.update(ONE + RULE)
+    assert clusters == (CLUSTER, [WEB], [])
+    assert endpoints == (ENDPOINTS, [WEB], []), "a changed cluster is a new one to Envoy"
+    assert play.answer(ENDPOINTS) == []
+    assert play.answer(CLUSTER) == []
+    assert play.envoy.synced_version == play.store.world.version
+
+
+def test_what_refers_to_something_comes_after_it_and_goes_before_it():
+    play = Play().greeted()
+    [clusters] = play.update(TWO)
+    assert clusters[0] == CLUSTER
+    assert set(clusters[1]) == {DB, "to|shop/db.shop.svc.cluster.local|80"}
+    [listeners] = play.answer(CLUSTER)
+    assert listeners == (LISTENER, ["shop/db.shop.svc.cluster.local|80"], [])
+    [routes] = play.answer(LISTENER)
+    assert routes == (ROUTES, ["connect"], [])
+    assert play.answer(ROUTES) == []
+    [routes] = play.update(ONE)
+    assert routes == (ROUTES, ["connect"], [])
+    [listeners] = play.answer(ROUTES)
+    assert listeners == (LISTENER, [], ["shop/db.shop.svc.cluster.local|80"])
+    [clusters] = play.answer(LISTENER)
+    assert (clusters[0], set(clusters[2])) == (CLUSTER, {DB, "to|shop/db.shop.svc.cluster.local|80"})
+
+
+def test_a_refusal_is_remembered_and_the_rest_goes_on():
+    play = Play().greeted()
+    play.update(TWO)
+    [listeners] = play.answer(CLUSTER, error="no such thing")
+    assert listeners[0] == LISTENER
+    assert play.envoy.last_nack.message == "no such thing"
+
+
+def test_a_name_that_is_not_there_is_answered_so_that_nobody_waits_for_it():
+    assert Play().ask(ENDPOINTS, "nothing") == [(ENDPOINTS, [], ["nothing"])]
+
+
+def test_a_proxy_that_the_model_does_not_know_gets_nothing():
+    play = Play()
+    play.envoy = EnvoyConversation(play.configuration(ONE), ("shop/other", Place()))
+    assert play.ask(CLUSTER) == [(CLUSTER, [], [])]
+
+
+@pytest.mark.parametrize(("region", "zone"), [("r", "z"), ("", "")])
+def test_an_envoy_says_where_it_is(region, zone):
+    request = DeltaDiscoveryRequest()
+    request.node.metadata.update({"REGION": region, "ZONE": zone, "LABELS": {"a": "b"}})
+    assert place_of(request) == Place(region, zone, "", (("a", "b"),))
