@@ -6,13 +6,14 @@ of their own: no generated modules, nothing of the name `envoy` that could colli
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
 from typing import Any, Final
 
 from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
@@ -32,15 +33,40 @@ SECRET: Final = TYPE + "envoy.extensions.transport_sockets.tls.v3.Secret"
 
 
 @cache
+def _set() -> FileDescriptorSet:
+    return FileDescriptorSet.FromString(files("mesh.gen").joinpath("envoy.binpb").read_bytes())
+
+
+def _names() -> list[str]:
+    return [file.name for file in _set().file]
+
+
+@cache
 def _pool() -> DescriptorPool:
     pool = DescriptorPool()
-    for file in FileDescriptorSet.FromString(files("mesh.gen").joinpath("envoy.binpb").read_bytes()).file:
+    for file in _set().file:
         pool.Add(file)
     return pool
 
 
 @cache
+def _kept() -> list[type[Message]]:
+    """Every class of the pool. The library holds them weakly: it would make those inside of an Any again each time,
+    which is most of the time that packing takes."""
+    pool = _pool()
+    files_ = (pool.FindFileByName(name) for name in _names())
+    return [GetMessageClass(message) for file in files_ for message in _all(file.message_types_by_name.values())]
+
+
+def _all(messages: Iterable[Descriptor]) -> Iterator[Descriptor]:
+    for message in messages:
+        yield message
+        yield from _all(message.nested_types)
+
+
+@cache
 def _class(type_url: str) -> type[Message]:
+    _kept()
     return GetMessageClass(_pool().FindMessageTypeByName(type_url.removeprefix(TYPE)))
 
 

@@ -40,13 +40,13 @@ class Mall:
         for name in ("reviews", "ratings"):
             self.until(lambda name=name: self.ask(f"http://{self.vip(name)}/").status == 200, f"{name} answers")
 
-    def pod(self, name: str, node: str, app: str, version: str = "", account: str = "") -> Pod:
-        labels = {"version": version} if version else {}
+    def pod(self, name: str, node: str, app: str, version: str = "", account: str = "", **labels: str) -> Pod:
+        labels |= {"version": version} if version else {}
         spec = PodSpec(name, node, NAMESPACE, app=app, labels=labels, service_account=account or name)
         return self.mesh.add_pod(spec, with_apps=False)
 
-    def echo(self, name: str, node: str, app: str, version: str) -> Pod:
-        pod = self.pod(name, node, app, version, account=app)
+    def echo(self, name: str, node: str, app: str, version: str, **labels: str) -> Pod:
+        pod = self.pod(name, node, app, version, account=app, **labels)
         self.mesh.start_in(pod, f"echo-{name}", apps.echo(name, version))
         url = f"127.0.0.1:{apps.HTTP_PORT}/seen"
         wait_until(f"{name} answers", lambda: self.mesh.http_status(pod.netns, url) == 200, 20)
@@ -84,7 +84,7 @@ class Mall:
         name = self.applied[-1]
         before = self.version
         self.mesh.apply(name, yaml.safe_dump_all(documents))
-        self._settled(before)
+        self.settled(before)
 
     def clean(self) -> None:
         if self.applied:
@@ -92,13 +92,13 @@ class Mall:
             for name in self.applied:
                 self.mesh.remove(name)
             self.applied.clear()
-            self._settled(before)
+            self.settled(before)
 
     @property
     def version(self) -> int:
         return int(self.mesh.ask("controlplane", "/status")["world"]["version"])
 
-    def _settled(self, before: int) -> None:
+    def settled(self, before: int) -> None:
         """Everybody has a newer world than that one."""
 
         def settled() -> bool:

@@ -160,3 +160,20 @@ spec:
 """)
     assert mall.ask("/").status == 200
     assert mall.ask(f"http://{mall.reviews[1].ip}:8080/").status == 0
+
+
+def test_a_workloads_own_address_is_reached_through_its_waypoint(mall):
+    """Bound by a label of the pod, for a waypoint that serves workloads."""
+    proxies.apply(mall.mesh, "own", NAMESPACE, **{"istio.io/waypoint-for": "workload"})
+    way = proxies.add(mall.mesh, "own", "node1", NAMESPACE)
+    mall.service("alone", "")
+    pod = mall.echo("alone-1", "node2", "alone", "v1", **{"istio.io/use-waypoint": "own"})
+    try:
+        answer = mall.ask(f"http://{pod.ip}:8080/x")
+        assert answer.header("x-forwarded-client-cert").startswith("By=spiffe://cluster.local/ns/mall/sa/own;")
+        assert answer.told["name"] == "alone-1"
+    finally:
+        mall.mesh.delete_pod(pod.name)
+        mall.mesh.delete_pod(way.name)
+        mall.mesh.remove("service-mall-alone")
+        mall.mesh.remove("gateway-mall-own")

@@ -13,7 +13,7 @@ from controlplane.l7.routes import Target
 from controlplane.l7.traffic import Destination, Traffic
 from controlplane.translate.envoy import clusters, gateway, listeners, secrets, telemetry, tokens, tunnels
 from controlplane.translate.envoy.clusters import Called
-from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served
+from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served, unique
 from controlplane.translate.envoy.limits import global_filter
 from controlplane.translate.envoy.locality import Place
 from controlplane.translate.envoy.routes import targets_of
@@ -77,6 +77,7 @@ class _Round:
         self._targets: dict[Target, None] = {}
         self._jwt: dict[str, tuple[Any, ...]] = {}
         self._secrets: set[str] = set()
+        self._claimed: set[tuple[str, int]] = set()
 
     def build(self) -> ByType:
         if self._proxy.role is Role.WAYPOINT:
@@ -98,14 +99,15 @@ class _Round:
 
     def _waypoint(self) -> None:
         self._put(LISTENER, TERMINATE, (self._proxy.port,), lambda: tunnels.terminate(self._proxy.port))
-        hosts: list[Versioned] = []
-        for each in self._proxy.services:
+        hosts: list[Versioned | None] = []
+        own = (Served(each.uid, rules=self._proxy.rules) for each in self._view.behind(self._proxy))
+        for each in (*self._proxy.services, *own):
             if service := self._view.service(each.service):
                 hosts += [self._served(each, service, port.service_port, port.protocol) for port in service.ports]
         table = self._cache.packed(ROUTES, (self._proxy.key, CONNECT), (), lambda: {"name": CONNECT})
-        self._found[ROUTES][CONNECT] = joined(table, _VIRTUAL_HOSTS, hosts)
+        self._found[ROUTES][CONNECT] = joined(table, _VIRTUAL_HOSTS, filter(None, hosts))
 
-    def _served(self, each: Served, service: Service, port: int, protocol: AppProtocol) -> Versioned:
+    def _served(self, each: Served, service: Service, port: int, protocol: AppProtocol) -> Versioned | None:
         """Everything for one port; returns its virtual host in the table of CONNECTs."""
         name, target = served(each.service, port), Target(each.service, port)
         said = self._said(each.rules.telemetry, each.service, protocol)
@@ -128,7 +130,12 @@ class _Round:
         self._once(CLUSTER, f"to|{name}", lambda: tunnels.internal_cluster(name))
         self._want(target, *targets_of(each.http), *(share.target for route in each.l4 for share in route.shares))
         self._want(*(limit.service for limit in each.rules.limits if limit.service))
-        hosts = [*(str(vip.prefix.network_address) for vip in service.vips), service.hostname]
+        names = unique([*(str(vip.prefix.network_address) for vip in service.vips), service.hostname])
+        # A name that two services claim is the first one's: twice in a table, Envoy would refuse the whole of it.
+        hosts = [host for host in names if (host, port) not in self._claimed]
+        self._claimed.update((host, port) for host in hosts)
+        if not hosts:
+            return None
         key = self._proxy.key, CONNECT, name
         return self._cache.packed(VIRTUAL_HOST, key, (hosts,), lambda: tunnels.connect_host(name, hosts, port))
 
@@ -209,12 +216,13 @@ class _Round:
         called, name = self._called(target), outbound(target)
         own: tuple[str, ...] = (self._proxy.role.value,) if called.by_waypoint else ()
         own += (self._proxy.key,) if target.service in self._proxy.destinations else ()
-        parts = (called, tuple(self._view.endpoints.get(target.service, ())) if called.by_name else ())
+        known = self._view.members(target.service)
+        parts = (called, known if called.by_name else ())
         self._put(CLUSTER, name, parts, lambda: clusters.cluster(called, self._view), *own)
         if clusters.has_endpoints(called):
             through = called.service.waypoint if called.by_waypoint and called.service else None
             serving = tuple(self._view.waypoints(through)) if through else ()
-            members = (called, tuple(self._view.endpoints.get(target.service, ())), serving)
+            members = (called, known, serving)
             where = (*own, *self._here.parts, *map("=".join, self._here.labels))
             self._put(ENDPOINTS, name, members, lambda: clusters.endpoints(called, self._view, self._here), *where)
         tls = called.traffic.tls

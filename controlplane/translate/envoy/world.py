@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 
+from controlplane.l7.model import Proxy
 from mesh.ids import SpiffeId
-from mesh.model import AppProtocol, Gateway, Service, Workload, World
+from mesh.model import HOSTNAME_SUFFIX, AppProtocol, Gateway, Port, Service, Vip, Workload, World
 
 HTTP = frozenset({AppProtocol.HTTP11, AppProtocol.HTTP2, AppProtocol.GRPC})
+_GATEWAY = "gateway.networking.k8s.io/gateway-name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,33 @@ class View:
                 self.endpoints[key].append(workload)
 
     def service(self, key: str) -> Service | None:
-        return self.world.services.get(key)
+        """Also of a workload's uid: the workload as the one endpoint of a service of its own, at its own ports."""
+        found = self.world.workloads.get(key)
+        return _alone(found) if found else self.world.services.get(key)
+
+    def members(self, key: str) -> tuple[Workload, ...]:
+        """All that decides about a service's endpoints."""
+        alone = self.world.workloads.get(key)
+        return (alone,) if alone else tuple(self.endpoints.get(key, ()))
+
+    def behind(self, proxy: Proxy) -> Iterator[Workload]:
+        """Workloads whose own addresses are reached through this waypoint."""
+        own = f"{proxy.name}.{proxy.namespace}.{HOSTNAME_SUFFIX}"
+        for workload in self.world.workloads.values() if proxy.workloads else ():
+            place = workload.waypoint
+            if not place or not workload.addresses:
+                continue
+            by_name = place.hostname == own and place.namespace == proxy.namespace
+            if by_name or any(_is_of(each.workload, proxy) for each in self._at(place)):
+                yield workload
+
+    def _at(self, place: Gateway) -> Iterator[Serving]:
+        yield from self.waypoints(place) if place.address else ()
 
     def serving(self, key: str, port: int, labels: Mapping[str, str] | None = None) -> Iterator[Serving]:
         """Workloads in the order of their uids; with all of these labels."""
+        if alone := self.world.workloads.get(key):
+            yield Serving(alone, port)
         for workload in sorted(self.endpoints.get(key, ()), key=lambda each: each.uid):
             if labels and any(workload.labels.get(name) != value for name, value in labels.items()):
                 continue
@@ -53,3 +79,19 @@ class View:
                     yield Serving(workload, gateway.port)
             return
         yield from self.serving(f"{gateway.namespace}/{gateway.hostname}", gateway.port)
+
+
+def _is_of(workload: Workload, proxy: Proxy) -> bool:
+    return (workload.namespace, workload.labels.get(_GATEWAY)) == (proxy.namespace, proxy.name)
+
+
+def _alone(workload: Workload) -> Service:
+    """Of its ports those are known that a service has: they say the protocol."""
+    ports = {port.target_port: port.protocol for served in workload.services.values() for port in served}
+    return Service(
+        name=workload.name,
+        namespace=workload.namespace,
+        hostname=workload.hostname or str(workload.addresses[0]),
+        vips=tuple(Vip(workload.network, ip_network(address)) for address in workload.addresses),
+        ports=tuple(Port(number, number, protocol) for number, protocol in sorted(ports.items())),
+    )
