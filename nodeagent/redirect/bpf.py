@@ -12,14 +12,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, TypeVar
 
 from mesh import log
 from mesh.errors import MeshError
 from nodeagent import libbpf
-from nodeagent.libbpf import BpfError
+from nodeagent.libbpf import BpfError, Map
 from nodeagent.redirect import bpf_records as records
 from nodeagent.redirect import groups, routes
 from nodeagent.redirect.backend import OpenNamespace, RedirectError, Sandbox
@@ -66,6 +65,8 @@ class Bpf:
             return "its control group is unknown"
         if not sandbox.namespace.identity.startswith(_COOKIE):
             return "the kernel gives namespaces no cookies (Linux 5.14)"
+        if sandbox.options.virtual_interfaces:
+            return "what comes in from its virtual interfaces is no connect() of a process"
         return self._tunnel_fault
 
     async def put(self, sandbox: Sandbox) -> None:
@@ -148,8 +149,11 @@ class Bpf:
     def _write_down(self, cookie: int, programs: Programs, sandbox: Sandbox) -> None:
         who = records.pack_id(records.Kind.NETNS, cookie)
         addresses = routes.addresses()
-        for address in addresses:
-            programs.own[records.pack_own(who, ip_address(address))] = b"\1"
+        for table, wanted in _tables(programs, records.entries(who, sandbox.options, addresses)):
+            for key in wanted:
+                table[key] = b"\1"
+            for key in set(table.having(who)) - wanted:
+                table.discard(key)
         programs.workloads[who] = records.pod(sandbox.options, addresses).pack()
 
     def _put_hosts(self, wanted: Sequence[tuple[Group, tuple[records.Address, ...]]]) -> None:
@@ -200,9 +204,12 @@ class Bpf:
         found = routes.missing()
         if not routes.keeps_marks():
             found.append("accepted connections do not keep the packet's mark (net.ipv4.tcp_fwmark_accept)")
-        wanted = records.pod(sandbox.options, routes.addresses()).pack()
-        if programs.workloads.get(records.pack_id(records.Kind.NETNS, cookie)) != wanted:
+        who, addresses = records.pack_id(records.Kind.NETNS, cookie), routes.addresses()
+        if programs.workloads.get(who) != records.pod(sandbox.options, addresses).pack():
             found.append("its entry in the map of workloads is not ours")
+        wanted = records.entries(who, sandbox.options, addresses)
+        if any(frozenset(table.having(who)) != keys for table, keys in _tables(programs, wanted)):
+            found.append("its addresses or exclusions in the maps are not ours")
         if (inbound := libbpf.describe(pins / INBOUND)) is None or not inbound.target:
             found.append("the look-up of arriving connections is missing")
         for name, hook in WORKLOAD_HOOKS.items():
@@ -221,9 +228,9 @@ class Bpf:
         _unlink_all(pins, [*reversed(WORKLOAD_HOOKS), INBOUND])
         programs = self._programs
         programs.workloads.discard(who)
-        for each in (programs.own, programs.left_ports, programs.left_ranges):
-            for key in each.having(who):
-                each.discard(key)
+        for table, _ in _tables(programs, records.Entries()):
+            for key in table.having(who):
+                table.discard(key)
 
     # Agents before this one -------------------------------------------------------------------------------------------
 
@@ -264,6 +271,14 @@ class Bpf:
         for pins in self._pins.earlier():
             if pins.name == self._pins.workload(cookie).name:
                 _unlink_all(pins, [pin.name for pin in pins.iterdir()])
+
+
+def _tables(programs: Programs, keys: records.Entries) -> list[tuple[Map, frozenset[bytes]]]:
+    return [
+        (programs.own, keys.own),
+        (programs.left_ports, keys.left_ports),
+        (programs.left_ranges, keys.left_ranges),
+    ]
 
 
 def _fault(name: str, there: libbpf.LinkInfo | None, group: int | None, program: int) -> list[str]:

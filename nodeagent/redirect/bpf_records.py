@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from nodeagent.redirect.plan import DNS_CAPTURE_PORT, OUTBOUND_PORT, Options
@@ -94,6 +94,9 @@ def pod(options: Options, addresses: Iterable[str]) -> Workload:
         Flag.EXEMPT_PROBES: options.exempt_probes,
         Flag.HAS_IPV4: four is not None,
         Flag.HAS_IPV6: six is not None,
+        Flag.EXCLUSIONS: bool(
+            options.excluded_inbound_ports or options.excluded_outbound_ports or options.excluded_outbound_ranges
+        ),
         Flag.MORE_ADDRESSES: True,
     }
     flags = Flag(sum(flag for flag, on in wanted.items() if on))
@@ -106,6 +109,27 @@ def host(addresses: Iterable[Address]) -> Workload:
     flags = Flag.MORE_ADDRESSES | Flag.EXCLUSIONS
     flags |= (Flag.HAS_IPV4 if 4 in own else Flag(0)) | (Flag.HAS_IPV6 if 6 in own else Flag(0))
     return Workload((own.get(4, LOOPBACK[0]), own.get(6, LOOPBACK[1])), flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Keys of a workload in the maps beside `mesh_workloads`, whose value is always 1."""
+
+    own: frozenset[bytes] = frozenset()
+    left_ports: frozenset[bytes] = frozenset()
+    left_ranges: frozenset[bytes] = frozenset()
+
+
+def entries(who: bytes, options: Options, addresses: Iterable[str]) -> Entries:
+    """`addresses` as of `pod`; the ranges are CIDR."""
+    inbound = (pack_port(who, Direction.IN, port) for port in options.excluded_inbound_ports)
+    outbound = (pack_port(who, Direction.OUT, port) for port in options.excluded_outbound_ports)
+    ranges = (ip_network(text, strict=False) for text in options.excluded_outbound_ranges)
+    return Entries(
+        frozenset(pack_own(who, ip_address(address)) for address in addresses),
+        frozenset((*inbound, *outbound)),
+        frozenset(pack_range(who, Direction.OUT, each) for each in ranges),
+    )
 
 
 def pack_address(address: Address) -> bytes:

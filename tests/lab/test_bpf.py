@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab import needs
-from lab.apps import HTTP_PORT
+from lab.apps import ECHO_PORT, HTTP_PORT
 from lab.documents import PodSpec
 from lab.processes import wait_until
 from lab.wire import Capture
@@ -188,6 +188,47 @@ def test_a_gateways_pod_takes_plaintext_itself_and_tunnels_still(mesh, pods, ver
         wait_until("it is known", lambda: mesh.reaches(pods["web-2"], gate, version), SOON_S)
     finally:
         mesh.delete_pod("gate")
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [{"excludeOutboundPorts": str(HTTP_PORT)}, {"excludeOutboundIPRanges": "10.244.2.0/24,fd00:10:244:2::/64"}],
+    ids=["ports", "ranges"],
+)
+def test_what_a_pod_excludes_goes_past_the_tunnel_and_the_rest_does_not(mesh, pods, server, version, annotation):
+    """Plaintext of the first on the wire, none of the second."""
+    spec = PodSpec("partly", "node1", annotations={f"traffic.sidecar.istio.io/{k}": v for k, v in annotation.items()})
+    partly = mesh.add_pod(spec, with_apps=False)
+    by = next(iter(annotation))
+    try:
+        assert captured_by(mesh, partly) == "bpf"
+        with Capture(mesh, f"partly-{by}{version}") as wire:
+            assert mesh.http(partly, server.at(HTTP_PORT, version)) == f"{partly.address(version)} web-2"
+        assert wire.count(b"GET / ") > 0
+        other = pods["web-4"] if "excludeOutboundPorts" in annotation else pods["web-3"]
+        port = ECHO_PORT if "excludeOutboundPorts" in annotation else HTTP_PORT
+        with Capture(mesh, f"wholly-{by}{version}") as wire:
+            say = "connection.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n'); print(len(connection.recv(100)))"
+            assert int(mesh.exec(partly, scripts.client(other.address(version), port, say)).stdout) > 0
+        assert wire.count(b"GET / ") == 0
+    finally:
+        mesh.delete_pod("partly")
+
+
+def test_an_excluded_port_takes_plaintext_itself(mesh, pods, version):
+    spec = PodSpec("open", "node1", annotations={"traffic.sidecar.istio.io/excludeInboundPorts": str(ECHO_PORT)})
+    partly = mesh.add_pod(spec)
+    say = "connection.sendall(b'x'); print(connection.recv(1))"
+    try:
+        tunnel = mesh.daemons["ztunnel-node1"]
+        tunnel.signal(signal.SIGSTOP)
+        try:
+            done = mesh.exec(pods["plain-2"], scripts.client(partly.address(version), ECHO_PORT, say))
+        finally:
+            tunnel.signal(signal.SIGCONT)
+        assert done.stdout == "b'x'\n", "answered while the tunnel stands still"
+    finally:
+        mesh.delete_pod("open")
 
 
 def _pins(mesh, pod):
