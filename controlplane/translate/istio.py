@@ -18,6 +18,7 @@ from controlplane.objects import (
     ServicePort,
     WorkloadEntry,
 )
+from controlplane.translate.allocation import wants
 from controlplane.translate.kubernetes import distribution, meta, spread
 from controlplane.validate import Field
 from mesh.model import AppProtocol, IPAddress, IPNetwork, LoadBalancing, LoadBalancingMode, Locality
@@ -193,7 +194,7 @@ def _check(spec: Field, entry: ServiceEntry) -> None:
         spec.get("hosts").fail(f"resolution {entry.resolution} without endpoints needs full host names")
     if entry.resolution is Resolution.DYNAMIC_DNS:
         spec.get("resolution").warn("DYNAMIC_DNS needs a waypoint: the service gets no endpoints")
-    if not entry.addresses:
+    if not entry.addresses and (not wants(entry) or any("*" in host for host in entry.hosts)):
         spec.warn("without addresses no connection can be recognised as going to it (IST0134)")
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_network
 
 from controlplane.objects import KubernetesService, Labels, Meta, Namespace, ServiceEntry, ServicePort
+from controlplane.translate.allocation import allocate, wants
 from controlplane.translate.gateways import Gateways
 from controlplane.translate.inventory import Inventory, selects
-from mesh.model import HOSTNAME_SUFFIX, Port, Service, Vip, Workload
+from mesh.model import HOSTNAME_SUFFIX, IPNetwork, Port, Service, Vip, Workload
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +46,7 @@ class Services:
         self._network = network
         self._gateways = gateways
         self._namespaces = inventory.namespaces
+        self._allocated = allocate(inventory.service_entries)
         self._made: dict[int, _Made] = {}
         same = before and before._network == network and before._gateways.same_as(gateways)
         known = before._made if before and same else {}
@@ -73,14 +75,26 @@ class Services:
         """An object that is held cannot share its id with another."""
         namespace = self._namespaces.get(each.meta.namespace)
         same = known.get(id(each))
-        if same and same[0] is each and same[1] is namespace:
+        if same and same[0] is each and same[1] is namespace and self._has_its_addresses(same[2]):
             made = same[2]
         elif isinstance(each, ServiceEntry):
-            made = [self._through(each.meta, namespace, _entry(each, host, self._network)) for host in each.hosts]
+            made = [self._through(each.meta, namespace, self._entry(each, host)) for host in each.hosts]
         else:
             made = [self._through(each.meta, namespace, _kubernetes(each, self._network))]
         self._made[id(each)] = each, namespace, made
         return made
+
+    def _has_its_addresses(self, made: list[Offered]) -> bool:
+        """Also when an older object has come that wants the same."""
+        return all(
+            tuple(vip.prefix for vip in each.service.vips) == given
+            for each in made
+            if each.from_entry and (given := self._allocated.get((each.service.namespace, each.service.hostname)))
+        )
+
+    def _entry(self, entry: ServiceEntry, host: str) -> Offered:
+        given = self._allocated.get((entry.meta.namespace, host), ()) if wants(entry) else ()
+        return _entry(entry, host, entry.addresses or given, self._network)
 
     def _through(self, about: Meta, namespace: Namespace | None, offered: Offered) -> Offered:
         waypoint, weighted = self._gateways.of_service(about, namespace)
@@ -126,12 +140,12 @@ def _kubernetes(service: KubernetesService, network: str) -> Offered:
     return Offered(model, service.selector, service.ports, from_entry=False)
 
 
-def _entry(entry: ServiceEntry, host: str, network: str) -> Offered:
+def _entry(entry: ServiceEntry, host: str, addresses: Iterable[IPNetwork], network: str) -> Offered:
     model = Service(
         name=entry.meta.name,
         namespace=entry.meta.namespace,
         hostname=host,
-        vips=tuple(Vip(network, prefix) for prefix in entry.addresses),
+        vips=tuple(Vip(network, prefix) for prefix in addresses),
         ports=_ports(entry.ports),
         subject_alt_names=entry.subject_alt_names,
         load_balancing=entry.load_balancing,
