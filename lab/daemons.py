@@ -52,6 +52,7 @@ def agent_settings(layout: Layout, node: str, capture: str) -> dict[str, str]:
         "ZDS_SOCKET": str(zds_socket(layout, node)),
         "NODEMESH_CAPTURE": capture,
         "NODEMESH_CNI_CACHE_DIR": str(layout.node_dir(node) / "cni"),
+        "NODEMESH_LISTENER_GROUP": f"{cgroups.of(layout.node_netns(node)).relative_to(cgroups.mount())}/listeners",
     }
 
 

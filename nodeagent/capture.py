@@ -39,12 +39,13 @@ class Capture:
         cgroup_root: Path | None = None,
         bpf_root: Path = DEFAULT_ROOT,
         memory: Path,
+        listeners: str,
     ) -> None:
         """Raises OperatorError: this node cannot capture in the way that `setting` asks for."""
-        self._bpf = Bpf(bpf_root)
+        self._bpf = Bpf(bpf_root, listeners)
         backends: list[Backend] = [self._bpf, Nft(), Iptables()]
         self.redirection = Redirection(backends, setting, prove_capture=prove_capture)
-        self.guard = Guarding(memory)
+        self.guard = Guarding(memory, listeners)
         """Behind capture, whichever backend does it."""
         self._changes: dict[str, Changes] = {}
         self._cgroup_root = cgroup_root or cgroups.mounted_at()

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Final
 
 from mesh import log
@@ -28,10 +29,13 @@ from nodeagent.enrol.pods import FilePods
 from nodeagent.enrol.registry import Registry
 from nodeagent.enrol.sandboxes import CniCache
 from nodeagent.enrol.store import Member, Store
+from nodeagent.heirlooms import Heirlooms
 from nodeagent.host_documents import HostDocuments, HostWorkload
 from nodeagent.host_workloads import Hosts
 from nodeagent.host_workloads import Namespace as HostNamespace
 from nodeagent.kubernetes import Cluster
+from nodeagent.opener import Opener
+from nodeagent.redirect import groups
 from nodeagent.settings import Settings
 
 _log: Final = log.get("nodeagent")
@@ -65,6 +69,24 @@ def _host_workload(who: HostWorkload, namespace: HostNamespace) -> zds.Workload:
     return zds.Workload(who.uid, who.namespace, who.name, who.service_account, namespace, addresses=addresses)
 
 
+def _heirlooms(settings: Settings) -> tuple[Heirlooms, Opener]:
+    """Without cgroup v2 nobody asks whose a socket is. With it and without a group of their own, sockets that outlive a
+    tunnel would be taken for a stranger's: then none does."""
+    group: Path | None = None
+    try:
+        group = groups.mount() / settings.listener_group
+        group.mkdir(parents=True, exist_ok=True)
+    except groups.NoGroup:
+        _log.debug("no cgroup v2: listening sockets need no group")
+    except OSError as error:
+        _log.warning(
+            "tunnels bind their own sockets, an upgrade refuses connections", path=str(group), why=error.strerror
+        )
+        return Heirlooms(), Opener(None)
+    opener = Opener(group)
+    return Heirlooms(settings.listeners_kept_s, opener.open), opener
+
+
 def _workload(member: Member, namespace: Namespace) -> zds.Workload:
     return zds.Workload(member.uid, member.namespace, member.name, member.service_account, namespace, member.search)
 
@@ -86,6 +108,7 @@ class Agent:
             cgroup_root=settings.cgroup_root,
             bpf_root=settings.bpf_root,
             memory=settings.state_dir / "tunnels.json",
+            listeners=settings.listener_group,
         )
         api = settings.api
         self._cluster = Cluster(api, settings.node, settings.taint_after_s) if api else None
@@ -98,7 +121,8 @@ class Agent:
             self._capture,
             dns_capture=settings.dns_capture,
         )
-        self._zds = zds.ZdsServer(self._snapshot, self._heard, self._tunnels_lost, self._meet)
+        heirlooms, self._opener = _heirlooms(settings)
+        self._zds = zds.ZdsServer(self._snapshot, self._heard, self._tunnels_lost, self._meet, heirlooms)
         tunnel = TunnelOfNode(self._zds)
         self.registry.use(tunnel)
         documents = HostDocuments(settings.pods_dir, settings.cluster, settings.node)
@@ -134,6 +158,7 @@ class Agent:
             doors.callback(self._capture.close)
             self.registry.readopt()
             await self.hosts.adopt()
+            doors.callback(self._opener.close)
             doors.push_async_callback(self._zds.stop)
             self._zds.start(self._settings.zds_socket, self._settings.tunnel_user)
             if self._cluster:

@@ -35,6 +35,8 @@ class Settings:
     cni_cache_dir: Path
     drain_s: float
     watch_s: float
+    listeners_kept_s: float
+    listener_group: str
     log_format: str
     log_level: str
 
@@ -63,6 +65,8 @@ class Settings:
             cni_cache_dir=env.path("NODEMESH_CNI_CACHE_DIR", "/var/lib/cni"),
             drain_s=env.duration("NODEMESH_DRAIN", "30s"),
             watch_s=env.duration("NODEMESH_WATCH_INTERVAL", "1s"),
+            listeners_kept_s=env.duration("NODEMESH_LISTENERS_KEPT", "30s"),
+            listener_group=_group(env.text("NODEMESH_LISTENER_GROUP", "nodemesh-listeners")),
             log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
             log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
         )
@@ -83,3 +87,11 @@ def _uid(user: str) -> int:
         return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
     except KeyError:
         raise OperatorError(f"there is no user {user!r}", where="NODEMESH_TUNNEL_USER") from None
+
+
+def _group(name: str) -> str:
+    """From the root of the unified hierarchy, and not that root, where everybody may be. Raises OperatorError."""
+    parts = name.strip("/").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise OperatorError(f"{name!r} is no name of a control group", where="NODEMESH_LISTENER_GROUP")
+    return "/".join(parts)

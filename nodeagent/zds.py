@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import array
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
 from mesh import log
 from mesh.errors import MeshError, PeerError
 from mesh.gen import zds_pb2
+from nodeagent.heirlooms import Descriptor, Heirlooms
 from nodeagent.sockets import listen_on, may_speak, peer_pid
 
 _log: Final = log.get("zds")
 
 MAX_PACKET_BYTES: Final = 1024
-_FRAME_BYTES: Final = 16
+_FRAME_BYTES: Final = 24
 """More than the tags and lengths around a field or a message."""
+_MOST_DESCRIPTORS: Final = 16
 DEADLINE_S: Final = 5.0
 ACCEPT_PAUSE_S: Final = 1.0
 MAX_CONNECTIONS: Final = 8
 """An upgrade needs two; the rest bounds what a looping tunnel can take."""
-
-
-class Descriptor(Protocol):
-    def fileno(self) -> int:
-        """Raises ValueError once closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +52,8 @@ class Workload:
 Snapshot = Callable[[], Sequence[Workload]]
 Heard = Callable[[str, str | None], None]
 Meet = Callable[[int], Awaitable[None]]
+Packet = tuple[bytes, list[int]]
+"""With the descriptors that came along; whoever takes it closes them."""
 
 
 class Refused(MeshError):
@@ -67,12 +67,13 @@ class NotConnected(MeshError):
 class Connection:
     """One tunnel. At most one request is outstanding, so the order of answers is their only address."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, heirlooms: Heirlooms) -> None:
         sock.setblocking(False)
-        self._sock = sock
+        self._sock, self._heirlooms = sock, heirlooms
+        self._shares = False
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
-        self._reply: asyncio.Future[bytes] | None = None
+        self._reply: asyncio.Future[Packet] | None = None
         self.ended = asyncio.Event()
         self._loop.add_reader(sock, self._readable)
 
@@ -85,13 +86,19 @@ class Connection:
             await self._hello()
             for workload in workloads():
                 with suppress(ValueError):  # left meanwhile
-                    heard(workload.uid, await self._exchange(_add(workload), workload.netns))
-            await self._exchange(zds_pb2.WorkloadRequest(snapshot_sent=zds_pb2.SnapshotSent()))
+                    heard(workload.uid, await self._enrol(workload))
+            await self._exchange(zds_pb2.WorkloadRequest(snapshot_sent=zds_pb2.SnapshotSent()), [])
 
-    async def ask(self, request: zds_pb2.WorkloadRequest, netns: Descriptor | None = None) -> str | None:
-        """The tunnel's refusal, or None. Raises PeerError: the connection ended. ValueError: `netns` is closed."""
+    async def add(self, workload: Workload) -> str | None:
+        """Why it refuses, or None. Raises PeerError: the connection ended. ValueError: the namespace is closed."""
         async with self._turn:
-            return await self._exchange(request, netns)
+            return await self._enrol(workload)
+
+    async def remove(self, uid: str) -> str | None:
+        """As `add`."""
+        async with self._turn:
+            why, _ = await self._exchange(_del(uid), [])
+            return why
 
     def close(self, why: str) -> None:
         """Idempotent. Wakes whoever waits for an answer."""
@@ -109,20 +116,36 @@ class Connection:
         await self._read_into(hello, self._expect())
         if hello.version != zds_pb2.V1:
             self._break(f"it speaks ZDS version {hello.version}")
+        self._shares = hello.shares_listeners and self._heirlooms.wanted
+        if not self._shares:
+            self._heirlooms.drop_all()  # it binds its own; a port that we hold would be taken
 
-    async def _exchange(self, request: zds_pb2.WorkloadRequest, netns: Descriptor | None = None) -> str | None:
-        descriptors = [] if netns is None else [netns.fileno()]
+    async def _enrol(self, workload: Workload) -> str | None:
+        request = _add(workload)
+        if not self._shares or workload.addresses:  # in a shared namespace sockets are the tunnel's own affair
+            why, _ = await self._exchange(request, [workload.netns.fileno()])
+            return why
+        request.add.keep_listeners = True
+        kept = await self._heirlooms.of(workload.uid, workload.netns)
+        why, given = await self._exchange(request, [workload.netns.fileno(), *kept])
+        if given:
+            self._heirlooms.keep(workload.uid, workload.netns, given)
+        return why
+
+    async def _exchange(self, request: zds_pb2.WorkloadRequest, descriptors: list[int]) -> tuple[str | None, list[int]]:
+        """The tunnel's refusal, and the descriptors that came with its word."""
         if self.ended.is_set():
             raise PeerError("the tunnel's connection ended")
         reply = self._expect()
         self._send(request.SerializeToString(), descriptors)
         response = zds_pb2.WorkloadResponse()
-        await self._read_into(response, reply)
-        if not response.HasField("ack"):
+        given = await self._read_into(response, reply)
+        if not response.HasField("ack") or (given and not self._shares):
+            close_all(given)
             self._break("its answer is no acknowledgement")
-        return response.ack.error or None
+        return response.ack.error or None, given
 
-    def _expect(self) -> asyncio.Future[bytes]:
+    def _expect(self) -> asyncio.Future[Packet]:
         self._reply = self._loop.create_future()
         return self._reply
 
@@ -134,14 +157,18 @@ class Connection:
         except OSError as error:
             self._break(f"sending failed: {error.strerror}")
 
-    async def _read_into(self, message: Any, reply: asyncio.Future[bytes]) -> None:
+    async def _read_into(self, message: Any, reply: asyncio.Future[Packet]) -> list[int]:
+        given: list[int] = []
         try:
             async with asyncio.timeout(DEADLINE_S):
-                message.ParseFromString(await reply)
+                packet, given = await reply
+            message.ParseFromString(packet)
         except TimeoutError:
             self._break(f"it did not answer within {DEADLINE_S:.0f} s")
         except DecodeError:
+            close_all(given)
             self._break("its packet is no ZDS message")
+        return given
 
     def _break(self, why: str) -> None:
         """Raises PeerError, always."""
@@ -150,28 +177,37 @@ class Connection:
 
     def _readable(self) -> None:
         try:
-            packet, _, flags, _ = self._sock.recvmsg(MAX_PACKET_BYTES)
+            packet, given, flags, _ = socket.recv_fds(self._sock, MAX_PACKET_BYTES, _MOST_DESCRIPTORS)
         except BlockingIOError:
             return
         except OSError as error:
             self.close(f"receiving failed: {error.strerror}")
             return
+        if packet and not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) and self._reply and not self._reply.done():
+            self._reply.set_result((packet, given))
+            return
+        close_all(given)
         if not packet:
             self.close("it hung up")
         elif flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            self.close(f"it sent more than {MAX_PACKET_BYTES} bytes or a descriptor")
-        elif self._reply is None or self._reply.done():
-            self.close("it spoke out of turn")
+            self.close(f"it sent more than {MAX_PACKET_BYTES} bytes or {_MOST_DESCRIPTORS} descriptors")
         else:
-            self._reply.set_result(packet)
+            self.close("it spoke out of turn")
 
 
 class ZdsServer:
     """`workloads`: what a new tunnel has to serve. `heard(uid, why)`: its word on each. `lost`: no tunnel is left.
-    `meet(pid)`: before a tunnel is told anything."""
+    `meet(pid)`: before a tunnel is told anything. `heirlooms`: what pods' connections wait in between two tunnels."""
 
-    def __init__(self, workloads: Snapshot, heard: Heard, lost: Callable[[], None], meet: Meet | None = None) -> None:
-        self._meet = meet
+    def __init__(
+        self,
+        workloads: Snapshot,
+        heard: Heard,
+        lost: Callable[[], None],
+        meet: Meet | None = None,
+        heirlooms: Heirlooms | None = None,
+    ) -> None:
+        self._meet, self._heirlooms = meet, heirlooms or Heirlooms()
         self._workloads, self._heard, self._lost = workloads, heard, lost
         self._connections: list[Connection] = []
         self._arrived = asyncio.Condition()
@@ -201,6 +237,7 @@ class ZdsServer:
             await asyncio.wait(self._tasks)
         for connection in self._connections:
             connection.close("the agent stops")
+        self._heirlooms.drop_all()
         if self._listener is not None:
             self._listener.close()
 
@@ -211,7 +248,7 @@ class ZdsServer:
         while True:
             connection = await self._newest(until)
             try:
-                why = await connection.ask(_add(workload), workload.netns)
+                why = await connection.add(workload)
             except PeerError:
                 continue
             if why is not None:
@@ -221,10 +258,11 @@ class ZdsServer:
     async def remove(self, uid: str) -> None:
         """From every tunnel. Never fails: a tunnel that is gone serves nobody."""
         await asyncio.gather(*(self._remove_from(connection, uid) for connection in self._alive))
+        self._heirlooms.drop(uid)
 
     async def _remove_from(self, connection: Connection, uid: str) -> None:
         with suppress(PeerError):
-            why = await connection.ask(_del(uid))
+            why = await connection.remove(uid)
             if why is not None:
                 _log.warning("tunnel refused to stop serving", uid=uid, why=why)
 
@@ -257,7 +295,7 @@ class ZdsServer:
         except BaseException:
             sock.close()
             raise
-        await self._serve(Connection(sock))
+        await self._serve(Connection(sock, self._heirlooms))
 
     async def _serve(self, connection: Connection) -> None:
         """A connection counts from its hello on, so that a pod starting now is not lost between two tunnels."""
@@ -272,6 +310,7 @@ class ZdsServer:
 
     def _welcome(self, connection: Connection) -> Sequence[Workload]:
         self._connections.append(connection)
+        self._heirlooms.stay()
         self._spawn(self._announce())
         workloads = self._workloads()
         _log.info(log.PEER_CONNECTED, pods=len(workloads), connected=self.connected)
@@ -285,6 +324,7 @@ class ZdsServer:
         if connection in self._connections:
             self._connections.remove(connection)
             if not self._connections:
+                self._heirlooms.run_out()
                 self._lost()
 
     def _spawn(self, work: Any) -> None:
@@ -296,6 +336,11 @@ class ZdsServer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler({"message": "ZDS", "exception": error})
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    for fd in descriptors:
+        os.close(fd)
 
 
 def _add(workload: Workload) -> zds_pb2.WorkloadRequest:

@@ -57,12 +57,18 @@ class Core:
         netns_fd: int,
         search: list[str] = ...,
         addresses: list[str] = ...,
+        inherited: list[int] | None = None,
     ) -> None:
         """Binds 15001, 15006, 15008 and 15053 (loopback, UDP too) in the namespace and serves them. `search`: search
         domains of the pod's resolver besides the cluster's and the node's. `addresses`: in a shared namespace only
-        these are bound, and spoken from; none: all of the namespace is its own. The descriptor is duplicated.
-        Idempotent for the same uid and namespace; another namespace replaces the old pod.
+        these are bound, and spoken from; none: all of the namespace is its own. `inherited`: sockets of an earlier
+        tunnel, used where they are what we would bind; even if empty, copies are held for `listeners`. Every descriptor
+        is duplicated. Idempotent for the same uid and namespace; another namespace replaces the old pod.
         Raises NamespaceGone, AddressTaken, OSError."""
+
+    def listeners(self, uid: str) -> list[int]:
+        """Copies of the pod's listening sockets, the caller's to close. None for an unknown uid and for a pod that was
+        enrolled without `inherited`. Raises OSError."""
 
     def withdraw(self, uid: str) -> None:
         """Closes the pod's listeners and connections at once. Unknown uid: nothing happens."""

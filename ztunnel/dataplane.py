@@ -24,7 +24,9 @@ class Native(Protocol):
         netns_fd: int,
         search: list[str] = ...,
         addresses: list[str] = ...,
+        inherited: list[int] | None = ...,
     ) -> None: ...
+    def listeners(self, uid: str) -> list[int]: ...
     def withdraw(self, uid: str) -> None: ...
     def pods(self) -> list[str]: ...
     def new_key(self, identity: str) -> bytes: ...
@@ -74,11 +76,12 @@ class Dataplane:
         netns_fd: int,
         search: Sequence[str] = (),
         addresses: Sequence[str] = (),
+        inherited: list[int] | None = None,
     ) -> None:
         """Raises PodGone, or whatever the core says of a pod that can be tried again."""
-        who = (uid, name, namespace, service_account)
+        about = (uid, name, namespace, service_account, netns_fd, list(search), list(addresses), inherited)
         try:
-            await asyncio.to_thread(self.core.enrol, *who, netns_fd, list(search), list(addresses))
+            await asyncio.to_thread(self.core.enrol, *about)
         except self._namespace_gone as error:
             raise PodGone(str(error) or "its network namespace is gone") from error
 

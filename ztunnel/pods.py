@@ -1,6 +1,6 @@
 """The pods that the node agent handed over: which are served, which wait for another try.
 
-Owns the descriptors of waiting pods. Does not own the socket to the agent (`zds`) or the listeners (the core).
+Owns the descriptors that came with waiting pods. Does not own the socket to the agent (`zds`) or the listeners (core).
 """
 
 from __future__ import annotations
@@ -32,10 +32,23 @@ class Pod:
     """Its own ones in a namespace that it shares."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """The descriptors that came with a pod; whoever holds it closes it."""
+
+    netns_fd: int
+    listeners: list[int] | None = None
+    """Sockets of an earlier tunnel. None: the agent keeps none."""
+
+    def close(self) -> None:
+        for fd in (self.netns_fd, *(self.listeners or ())):
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
 class _Waiting:
     pod: Pod
-    netns_fd: int
+    handed: Handed
     why: str
 
 
@@ -55,11 +68,19 @@ class Pods:
         """uid to why it is not served yet."""
         return {uid: entry.why for uid, entry in self._waiting.items()}
 
-    async def add(self, pod: Pod, netns_fd: int) -> str:
-        """Takes the descriptor over. Returns "" or why the pod is not served; it stays waiting unless it is gone."""
+    async def add(self, pod: Pod, handed: Handed) -> str:
+        """Takes `handed` over. Returns "" or why the pod is not served; it stays waiting unless it is gone."""
         async with self._turn:
             self._forget_waiting(pod.uid)
-            return await self._enrol(pod, netns_fd)
+            return await self._enrol(pod, handed)
+
+    def listeners(self, uid: str) -> list[int]:
+        """Copies of a served pod's listening sockets, the caller's to close; none when they cannot be made."""
+        try:
+            return self._dataplane.core.listeners(uid)
+        except OSError as error:
+            _log.warning("listening sockets not shared", uid=uid, why=str(error))
+            return []
 
     async def withdraw(self, uid: str) -> None:
         """Unknown uid: nothing happens."""
@@ -85,29 +106,29 @@ class Pods:
         async with self._turn:
             for entry in list(self._waiting.values()):
                 del self._waiting[entry.pod.uid]
-                await self._enrol(entry.pod, entry.netns_fd)
+                await self._enrol(entry.pod, entry.handed)
 
     def close(self) -> None:
         """Gives the waiting pods' descriptors back."""
         for uid in list(self._waiting):
             self._forget_waiting(uid)
 
-    async def _enrol(self, pod: Pod, netns_fd: int) -> str:
+    async def _enrol(self, pod: Pod, handed: Handed) -> str:
+        about = (pod.uid, pod.name, pod.namespace, pod.service_account)
         try:
-            who = (pod.uid, pod.name, pod.namespace, pod.service_account)
-            await self._dataplane.enrol(*who, netns_fd, pod.search, pod.addresses)
+            await self._dataplane.enrol(*about, handed.netns_fd, pod.search, pod.addresses, handed.listeners)
         except PodGone as error:
-            os.close(netns_fd)
+            handed.close()
             self._served.pop(pod.uid, None)
             _log.warning(log.POD_REFUSED, uid=pod.uid, why=str(error))
             return str(error)
         except Exception as error:  # whatever binding in a foreign namespace may raise, the agent is told and we retry
             why = str(error) or type(error).__name__
             self._served.pop(pod.uid, None)
-            self._waiting[pod.uid] = _Waiting(pod, netns_fd, why)
+            self._waiting[pod.uid] = _Waiting(pod, handed, why)
             _log.warning(log.POD_REFUSED, uid=pod.uid, why=why, retry_s=RETRY_S)
             return why
-        os.close(netns_fd)
+        handed.close()
         if pod.uid not in self._served:
             _log.debug(log.POD_ENROLLED, uid=pod.uid, name=pod.name, namespace=pod.namespace)
         self._served[pod.uid] = pod
@@ -122,4 +143,4 @@ class Pods:
     def _forget_waiting(self, uid: str) -> None:
         entry = self._waiting.pop(uid, None)
         if entry:
-            os.close(entry.netns_fd)
+            entry.handed.close()

@@ -19,11 +19,14 @@ from mesh import log
 from mesh.backoff import Backoff
 from mesh.errors import PeerError
 from mesh.gen.zds_pb2 import V1, Ack, AddWorkload, WorkloadRequest, WorkloadResponse, ZdsHello
-from ztunnel.pods import Pod, Pods
+from ztunnel.pods import Handed, Pod, Pods
 
 MAX_PACKET: Final = 1024
 _MAX_ERROR_BYTES: Final = 900
-_FDS_ROOM: Final = socket.CMSG_SPACE(8 * array.array("i").itemsize)  # more than one is an error, but must be closed
+_FDS_ROOM: Final = socket.CMSG_SPACE(16 * array.array("i").itemsize)
+"""The namespace and the listening sockets that a tunnel has; what is too much must be closed as well."""
+
+HELLO: Final = ZdsHello(version=V1, shares_listeners=True)
 
 _log = log.get("zds")
 
@@ -58,7 +61,7 @@ class ZdsClient:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
             connection.setblocking(False)
             await loop.sock_connect(connection, str(self._path))
-            await loop.sock_sendall(connection, ZdsHello(version=V1).SerializeToString())
+            await loop.sock_sendall(connection, HELLO.SerializeToString())
             self.connected = True
             _log.info(log.PEER_CONNECTED, path=str(self._path))
             session = Session(self._pods)
@@ -66,14 +69,17 @@ class ZdsClient:
                 request, fds = await receive(connection)
                 backoff.worked()
                 try:
-                    error = await session.handle(request, fds)
+                    error, listeners = await session.handle(request, fds)
                 except PeerError as refusal:
                     await loop.sock_sendall(connection, answer(str(refusal)))
                     raise
                 self.snapshot = session.complete
                 if session.complete:
                     self.told.set()
-                await loop.sock_sendall(connection, answer(error))
+                try:
+                    socket.send_fds(connection, [answer(error)], listeners)  # never fills an idle socket
+                finally:
+                    close_all(listeners)
 
 
 class Session:
@@ -84,43 +90,46 @@ class Session:
         self._named: set[str] = set()
         self.complete = False
 
-    async def handle(self, request: WorkloadRequest, fds: list[int]) -> str:
-        """Returns the acknowledgement's error text. Takes `fds` over. Raises PeerError: the protocol is broken."""
+    async def handle(self, request: WorkloadRequest, fds: list[int]) -> tuple[str, list[int]]:
+        """Returns the acknowledgement's error text and its descriptors, the caller's to close. Takes `fds` over.
+        Raises PeerError: the protocol is broken."""
         try:
             match request.WhichOneof("payload"):
                 case "add":
                     return await self._add(request.add, fds)
                 case "keep":
-                    return self._keep(request.keep.uid)
+                    self._keep(request.keep.uid)
                 case "del":
                     await self._pods.withdraw(getattr(request, "del").uid)
                 case "snapshot_sent":
                     await self._snapshot_sent()
                 case _:
                     raise PeerError("a request without a payload")
-            return ""
+            return "", []
         finally:
             close_all(fds)
 
-    async def _add(self, add: AddWorkload, fds: list[int]) -> str:
+    async def _add(self, add: AddWorkload, fds: list[int]) -> tuple[str, list[int]]:
         if not add.uid or not add.HasField("workload_info"):
             raise PeerError("AddWorkload without uid or workload_info")
-        if len(fds) != 1:
+        if not fds or (len(fds) != 1 and not add.keep_listeners):
             raise PeerError(f"AddWorkload with {len(fds)} descriptors instead of one")
         if not self.complete:
             self._named.add(add.uid)
         info = add.workload_info
         pod = Pod(add.uid, info.name, info.namespace, info.service_account, tuple(info.search), tuple(info.addresses))
-        return await self._pods.add(pod, fds.pop())
+        netns_fd, *listeners = fds
+        fds.clear()
+        error = await self._pods.add(pod, Handed(netns_fd, listeners if add.keep_listeners else None))
+        return error, self._pods.listeners(pod.uid) if add.keep_listeners and not error else []
 
-    def _keep(self, uid: str) -> str:
+    def _keep(self, uid: str) -> None:
         """The agent has lost the descriptor, not the pod. Acknowledged even if we never had it, as Istio's does."""
         if self.complete:
             raise PeerError("KeepWorkload after the snapshot")
         self._named.add(uid)
         if not self._pods.knows(uid):
             _log.warning("told to keep a pod that is not here", uid=uid)
-        return ""
 
     async def _snapshot_sent(self) -> None:
         if self.complete:

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -43,8 +44,9 @@ class Bpf:
 
     name = "bpf"
 
-    def __init__(self, root: Path = DEFAULT_ROOT) -> None:
-        self._pins = Pins(root)
+    def __init__(self, root: Path = DEFAULT_ROOT, listeners: str = "") -> None:
+        """`listeners`: the control group, if there is one, whose sockets tunnels accept from; a path as in /proc."""
+        self._pins, self._listeners = Pins(root), listeners
         self._lock = threading.Lock()
         self._loaded: Programs | None = None
         self._tunnel_fault: str | None = None
@@ -104,15 +106,20 @@ class Bpf:
     def meet(self, pid: int) -> None:
         """A tunnel has connected, and has not heard of any pod yet. Never fails; blocks for milliseconds."""
         try:
-            group = groups.of_process(pid)
-            pins = self._pins.tunnel(group.number)
-            self._alone(lambda: self._hook(groups.TOP / group.path, pins, TUNNEL_HOOKS))
+            for group in (groups.of_process(pid), *self._of_listeners()):
+                self._alone(partial(self._hook, groups.TOP / group.path, self._pins.tunnel(group.number), TUNNEL_HOOKS))
             self._alone(self._drop_dead_tunnels)
         except MeshError as error:
             self._tunnel_fault = f"the tunnel cannot be told apart: {error}"
             _log.warning("tunnel not prepared for capture by BPF", why=str(error))
         else:
             self._tunnel_fault = None
+
+    def _of_listeners(self) -> list[Group]:
+        try:
+            return [groups.of_path(self._listeners)] if self._listeners else []
+        except groups.NoGroup:
+            return []
 
     def _alone(self, job: Callable[[], T]) -> T:
         with self._lock:

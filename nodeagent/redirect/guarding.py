@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -31,9 +32,10 @@ NO_TUNNEL: Final = "no tunnel has been seen yet"
 class Guarding:
     """For one event loop. Coroutines raise MeshError with a sentence."""
 
-    def __init__(self, memory: Path) -> None:
-        """`memory`: where the tunnels' groups are kept. Tries in a namespace of its own what this kernel can."""
-        self._memory = memory
+    def __init__(self, memory: Path, listeners: str = "") -> None:
+        """`memory`: where the tunnels' groups are kept. `listeners`: the group whose sockets tunnels accept from, where
+        there is one. Tries in a namespace of its own what this kernel can."""
+        self._memory, self._listeners = memory, listeners
         self._tunnels = self._load()
         self._nft, self._frames, self._unusable = _try()
         self._pods: dict[str, tuple[OpenNamespace, Options]] = {}
@@ -125,6 +127,8 @@ class Guarding:
         if self._unusable or not tunnels or options.keep_connections:
             return None
         devices = tuple(look.devices()) if self._frames else ()
+        with suppress(NoGroup):
+            tunnels = (*tunnels, *([groups.of_path(self._listeners)] if self._listeners else []))
         return Guard(groups.root(), tunnels, devices, options.ingress_mode, options)
 
     # On disk ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ class NamespaceError(MeshError):
     """A path is no network namespace that a pod could have."""
 
 
-def _enter(fd: int) -> None:
+def enter(fd: int) -> None:
+    """The calling thread, for good: see above. Raises OSError."""
     if _libc.setns(fd, CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "setns")
@@ -117,7 +118,7 @@ def _start_thread(
 
     def body() -> None:
         try:
-            _enter(fd)
+            enter(fd)
             value = job()
         except BaseException as error:  # carried to the caller, whatever it is
             fail(error)

@@ -62,6 +62,7 @@ class FakeCore:
         self.enrolled: dict[str, tuple[int, int]] = {}
         self.keys_held: dict[str, ec.EllipticCurvePrivateKey] = {}
         self.searches: dict[str, list[str]] = {}
+        self.sockets: dict[str, list[int]] = {}
         self.chains: dict[str, list[str]] = {}
         self.trust: list[dict[str, Any]] = []
         self.dropped = 0
@@ -113,6 +114,7 @@ class FakeCore:
         netns_fd: int,
         search: list[str] | None = None,
         addresses: list[str] | None = None,
+        inherited: list[int] | None = None,
     ) -> None:
         self._alive()
         if uid in self.refuses_pods:
@@ -120,10 +122,22 @@ class FakeCore:
         status = os.fstat(netns_fd)
         self.enrolled[uid] = (status.st_dev, status.st_ino)
         self.searches[uid] = search or []
+        if inherited is not None and uid not in self.sockets:
+            self.sockets[uid] = [os.dup(fd) for fd in inherited] or [os.eventfd(0)]
+
+    def listeners(self, uid: str) -> list[int]:
+        self._alive()
+        return [os.dup(fd) for fd in self.sockets.get(uid, [])]
+
+    def _forget_sockets(self, *uids: str) -> None:
+        for uid in uids:
+            for fd in self.sockets.pop(uid, []):
+                os.close(fd)
 
     def withdraw(self, uid: str) -> None:
         self._alive()
         self.enrolled.pop(uid, None)
+        self._forget_sockets(uid)
 
     def pods(self) -> list[str]:
         self._alive()
@@ -183,6 +197,7 @@ class FakeCore:
     def drain(self, deadline_s: float) -> None:
         self._alive()
         self.enrolled.clear()
+        self._forget_sockets(*self.sockets)
         self.tell("drained")
 
     def metrics(self) -> bytes:
@@ -219,6 +234,7 @@ class FakeCore:
         if self._open:
             self._open = False
             os.close(self._bell)
+            self._forget_sockets(*self.sockets)
 
     def _alive(self) -> None:
         if not self._open:

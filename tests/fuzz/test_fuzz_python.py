@@ -29,6 +29,7 @@ from mesh.ids import SpiffeId
 from nodeagent import zds as agent_zds
 from nodeagent.enrol.pods import FilePods, UnknownYet
 from nodeagent.enrol.requests import parse_attachment, parse_container_id, parse_valid_attachments
+from nodeagent.heirlooms import Heirlooms
 from tests.fuzz.engine import damaged, fuzz
 from ztunnel import zds as tunnel_zds
 
@@ -158,9 +159,12 @@ def _names(text):
 class Pods:
     """Takes what the session gives it, as the data plane does: descriptors are its own from then on."""
 
-    async def add(self, pod, fd):
-        os.close(fd)
+    async def add(self, pod, handed):
+        handed.close()
         return ""
+
+    def listeners(self, uid):
+        return [os.eventfd(0)]
 
     async def withdraw(self, uid):
         pass
@@ -175,6 +179,9 @@ class Pods:
 INFO = zds_pb2.WorkloadInfo(name="web-1", namespace="shop", service_account="web")
 REQUESTS = [
     zds_pb2.WorkloadRequest(add=zds_pb2.AddWorkload(uid="u", workload_info=INFO)).SerializeToString(),
+    zds_pb2.WorkloadRequest(
+        add=zds_pb2.AddWorkload(uid="u", workload_info=INFO, keep_listeners=True)
+    ).SerializeToString(),
     zds_pb2.WorkloadRequest(keep=zds_pb2.KeepWorkload(uid="u")).SerializeToString(),
     zds_pb2.WorkloadRequest(**{"del": zds_pb2.DelWorkload(uid="u")}).SerializeToString(),
     zds_pb2.WorkloadRequest(snapshot_sent=zds_pb2.SnapshotSent()).SerializeToString(),
@@ -198,7 +205,9 @@ def test_the_tunnel_survives_any_agent_and_keeps_no_descriptor(packets):
             theirs.shutdown(socket.SHUT_WR)
             while True:
                 request, fds = await tunnel_zds.receive(ours)
-                assert len(tunnel_zds.answer(await session.handle(request, fds))) < 4096
+                error, given = await session.handle(request, fds)
+                tunnel_zds.close_all(given)
+                assert len(tunnel_zds.answer(error)) < 4096
 
     before = descriptors()
     with contextlib.suppress(PeerError):
@@ -206,23 +215,26 @@ def test_the_tunnel_survives_any_agent_and_keeps_no_descriptor(packets):
     assert descriptors() == before
 
 
-HELLO = zds_pb2.ZdsHello(version=zds_pb2.V1).SerializeToString()
+HELLO = zds_pb2.ZdsHello(version=zds_pb2.V1, shares_listeners=True).SerializeToString()
 ANSWERS = [HELLO, zds_pb2.WorkloadResponse(ack=zds_pb2.Ack(error="no")).SerializeToString()]
 
 
-@fuzz("ZDS, the agent's side", 400, packets=st.lists(damaged(ANSWERS), max_size=5))
+@fuzz("ZDS, the agent's side", 400, packets=st.lists(st.tuples(damaged(ANSWERS), st.integers(0, 3)), max_size=5))
 def test_the_agent_survives_any_tunnel(packets):
     async def converse():
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection = agent_zds.Connection(ours)
-        with theirs:
-            for packet in [HELLO, *packets]:
-                theirs.send(packet or b"\0")
+        kept, netns = Heirlooms(3600.0), os.memfd_create("netns")
+        connection = agent_zds.Connection(ours, kept)
+        pod = agent_zds.Workload("u", "shop", "web-1", "web", os.fdopen(netns))
+        with theirs, pod.netns:
+            for packet, count in [(HELLO, 0), *packets]:
+                socket.send_fds(theirs, [packet or b"\0"], [theirs.fileno()] * count)
             theirs.shutdown(socket.SHUT_WR)
             try:
-                await connection.greet(list, lambda uid, why: None)
+                await connection.greet(lambda: [pod], lambda uid, why: None)
             finally:
                 connection.close("the test is over")
+                kept.drop_all()
 
     before = descriptors()
     with contextlib.suppress(PeerError):

@@ -10,6 +10,7 @@ import pytest
 from mesh.errors import OperatorError
 from mesh.gen import zds_pb2
 from nodeagent import zds
+from nodeagent.heirlooms import Heirlooms
 
 
 async def until(condition):
@@ -39,14 +40,16 @@ class Namespace:
 class Tunnel:
     """The other side of the socket. `conversation` is all that it was told; each message is acknowledged."""
 
-    def __init__(self, path, refuse=()):
+    def __init__(self, path, refuse=(), gives=None):
+        """`gives`: text of the listening sockets that it says it has, per pod; None: it is Istio's."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.connect(str(path))
         self.sock.setblocking(False)
-        self.refuse, self.conversation = dict(refuse), []
+        self.refuse, self.conversation, self.gives = dict(refuse), [], gives
 
     async def hello(self, version=zds_pb2.V1):
-        await asyncio.get_running_loop().sock_sendall(self.sock, zds_pb2.ZdsHello(version=version).SerializeToString())
+        hello = zds_pb2.ZdsHello(version=version, shares_listeners=self.gives is not None)
+        await asyncio.get_running_loop().sock_sendall(self.sock, hello.SerializeToString())
 
     async def receive(self):
         """One message and the text behind its descriptor."""
@@ -56,7 +59,7 @@ class Tunnel:
             await asyncio.wait_for(readable.wait(), 5)
         finally:
             loop.remove_reader(self.sock)
-        data, ancillary, flags, _ = self.sock.recvmsg(1024, socket.CMSG_SPACE(4))
+        data, ancillary, flags, _ = self.sock.recvmsg(1024, socket.CMSG_SPACE(4 * 16))
         assert data, "the agent hung up"
         assert not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
         descriptors = array.array("i")
@@ -71,7 +74,10 @@ class Tunnel:
         uid = getattr(getattr(request, kind), "uid", "")
         self.conversation.append(" ".join([kind, uid, *texts]).strip())
         response = zds_pb2.WorkloadResponse(ack=zds_pb2.Ack(error=self.refuse.get(uid, "")))
-        await asyncio.get_running_loop().sock_sendall(self.sock, response.SerializeToString())
+        given = [Namespace(text) for text in (self.gives or {}).get(uid, ())] if kind == "add" else []
+        socket.send_fds(self.sock, [response.SerializeToString()], [each.fd for each in given])
+        for each in given:
+            each.close()
         return request
 
     async def live(self):
@@ -88,11 +94,14 @@ def read_and_close(fd):
 class Stage:
     """A server with pods, and what it said of them."""
 
-    def __init__(self, path, *names):
+    def __init__(self, path, *names, **heirlooms):
         self.path, self.heard, self.lost = path, [], 0
         self.pods = [zds.Workload(f"uid-{name}", "shop", name, "sa", Namespace(f"netns of {name}")) for name in names]
-        self.server = zds.ZdsServer(lambda: self.pods, lambda *said: self.heard.append(said), self.count_loss)
+        self.server = zds.ZdsServer(lambda: self.pods, self.hear, self.count_loss, heirlooms=Heirlooms(**heirlooms))
         self.tasks = []
+
+    def hear(self, *said):
+        self.heard.append(said)
 
     def count_loss(self):
         self.lost += 1
@@ -129,9 +138,9 @@ def pod(name):
     return zds.Workload(f"uid-{name}", "shop", name, "sa", Namespace(f"netns of {name}"))
 
 
-def run(path, story, *names):
+def run(path, story, *names, **heirlooms):
     async def main():
-        async with Stage(path / "zds.sock", *names) as stage:
+        async with Stage(path / "zds.sock", *names, **heirlooms) as stage:
             await story(stage)
 
     asyncio.run(main())

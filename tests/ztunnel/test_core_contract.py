@@ -89,6 +89,10 @@ def test_a_descriptor_that_is_no_namespace_enrols_nobody(core):
     core.withdraw("web-1")
 
 
+def test_without_a_pod_there_are_no_listening_sockets(core):
+    assert core.listeners("web-1") == []
+
+
 def test_the_bell_rings_once_drained(core):
     fd = core.fileno()
     assert os.get_inheritable(fd) is False

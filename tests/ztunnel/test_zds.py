@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 
 import pytest
@@ -55,6 +56,16 @@ class Agent:
         self.connection, _ = await self.loop.sock_accept(self.listener)
         hello = ZdsHello.FromString(await self.loop.sock_recv(self.connection, MAX_PACKET))
         assert hello.version == V1
+
+    async def say_with(self, request, *files):
+        """The answer's error text and the descriptors that came with it, as names in /proc."""
+        socket.send_fds(self.connection, [request.SerializeToString()], list(files))
+        await self.loop.run_in_executor(None, select.select, [self.connection], [], [], 5)
+        packet, fds, _, _ = socket.recv_fds(self.connection, MAX_PACKET, 16)
+        names = [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]
+        for fd in fds:
+            os.close(fd)
+        return WorkloadResponse.FromString(packet).ack.error, names
 
     async def say(self, request, fds=0):
         """Sends with that many descriptors of our own namespace; returns the answer's error text."""
@@ -133,6 +144,53 @@ def test_a_pod_is_enrolled_and_withdrawn(talk, core):
     talk(story)
 
 
+def test_listening_sockets_are_given_to_an_agent_that_keeps_them_and_taken_from_it(talk, core):
+    netns = os.open("/proc/self/ns/net", os.O_RDONLY)
+
+    async def story(agent):
+        with socket.create_server(("127.0.0.1", 0)) as left:
+            name = os.readlink(f"/proc/self/fd/{left.fileno()}")
+            request = add("web-1")
+            assert await agent.say_with(request, netns) == ("", []), "Istio's agent gets what it knows"
+            request = add("web-2")
+            request.add.keep_listeners = True
+            error, own = await agent.say_with(request, netns)
+            assert (error, len(own)) == ("", 1)
+            request = add("web-3")
+            request.add.keep_listeners = True
+            assert await agent.say_with(request, netns, left.fileno()) == ("", [name])
+            core.refuses_pods["web-4"] = AddressTaken("15001 is taken")
+            request = add("web-4")
+            request.add.keep_listeners = True
+            assert await agent.say_with(request, netns, left.fileno()) == ("15001 is taken", [])
+        del core.refuses_pods["web-4"]
+        assert await agent.say(delete("web-3")) == ""
+
+    talk(story)
+    os.close(netns)
+
+
+def test_a_waiting_pod_keeps_what_was_left_to_it(talk, core, pods):
+    """Without them it would find its ports taken: by the agent, which holds those sockets."""
+
+    netns = os.open("/proc/self/ns/net", os.O_RDONLY)
+
+    async def story(agent):
+        with socket.create_server(("127.0.0.1", 0)) as left:
+            request = add("web-1")
+            request.add.keep_listeners = True
+            core.refuses_pods["web-1"] = OSError(24, "Too many open files")
+            await agent.say_with(request, netns, left.fileno())
+            del core.refuses_pods["web-1"]
+            await pods.retry()
+            (kept,) = core.listeners("web-1")
+            assert os.fstat(kept).st_ino == os.fstat(left.fileno()).st_ino
+            os.close(kept)
+
+    talk(story)
+    os.close(netns)
+
+
 def test_what_the_snapshot_does_not_name_is_dropped(talk, core, client):
     async def story(agent):
         for uid in ("web-1", "web-2", "web-3"):
@@ -196,7 +254,7 @@ def test_a_pod_whose_namespace_is_gone_is_forgotten(talk, core, pods):
         (WorkloadRequest(add=AddWorkload(uid="web-1")), 1, "AddWorkload without uid or workload_info"),
         (b"\xff\xff\xff", 1, "closed"),
         (b"x" * (MAX_PACKET + 1), 1, "closed"),
-        (SNAPSHOT_SENT.SerializeToString(), 12, "closed"),
+        (SNAPSHOT_SENT.SerializeToString(), 24, "closed"),
     ],
     ids=["no fd", "two fds", "no info", "garbage", "too long", "more fds than fit"],
 )

@@ -12,22 +12,22 @@ use crate::identity::Identities;
 use crate::log::{Level, Line, Log};
 use crate::mailbox::Mailbox;
 use crate::meter::{MOST_SERIES, Totals, TurnedAway};
-use crate::netns::{Callers, EnrolError, NetNs, listener, listener_at};
-use crate::pod::{self, Pod, SIDES, Side};
+use crate::netns::{EnrolError, NetNs};
+use crate::pod::{self, Pod};
 use crate::runtime::{Served, Shared, Worker, Workers};
 use crate::scrape::{self, Node};
+use crate::sockets;
 use crate::spans::Spans;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, TcpListener};
-use std::os::fd::BorrowedFd;
+use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SendError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use ztunnel_core::ids::SpiffeId;
@@ -132,14 +132,24 @@ impl Dataplane {
     }
 
     /// See door 4. Returns when the listeners listen.
-    pub fn enrol(&self, who: Who, fd: BorrowedFd<'_>) -> Result<(), EnrolError> {
+    pub fn enrol(
+        &self,
+        who: Who,
+        fd: BorrowedFd<'_>,
+        inherited: Option<Vec<OwnedFd>>,
+    ) -> Result<(), EnrolError> {
         self.enrolling.fetch_add(1, Ordering::Relaxed);
-        let done = self.enrol_one(who, fd);
+        let done = self.enrol_one(who, fd, inherited);
         self.enrolling.fetch_sub(1, Ordering::Relaxed);
         done
     }
 
-    fn enrol_one(&self, who: Who, fd: BorrowedFd<'_>) -> Result<(), EnrolError> {
+    fn enrol_one(
+        &self,
+        who: Who,
+        fd: BorrowedFd<'_>,
+        inherited: Option<Vec<OwnedFd>>,
+    ) -> Result<(), EnrolError> {
         let mut pods = lock(&self.pods);
         if pods.leaving {
             return Err(
@@ -153,7 +163,7 @@ impl Dataplane {
             None => {}
         }
         let pod = Arc::new(Pod::new(pods.started, who, netns, &self.shared.config));
-        let (listeners, dns) = sockets_of(&pod, self.shared.config.ipv6)?;
+        let (listeners, dns) = sockets::open(&pod, self.shared.config.ipv6, inherited)?;
         pods.started += 1;
         pods.by_uid.insert(pod.uid.clone(), pod.clone());
         self.show(&pods);
@@ -163,6 +173,12 @@ impl Dataplane {
         self.learn_identities(&mut pods, &self.shared.tables.load());
         owner.submit(move |worker| pod::serve(worker, &pod, listeners, dns));
         Ok(())
+    }
+
+    /// Copies of the pod's listening sockets for whoever serves it after us; see door 4.
+    pub fn listeners(&self, uid: &str) -> io::Result<Vec<OwnedFd>> {
+        let pod = lock(&self.pods).by_uid.get(uid).cloned();
+        pod.map_or_else(|| Ok(Vec::new()), |pod| pod.heirlooms.copies())
     }
 
     pub fn withdraw(&self, uid: &str) {
@@ -178,6 +194,7 @@ impl Dataplane {
         pods.stopped += 1;
         self.show(pods);
         pod.gone.store(true, Ordering::Release);
+        pod.heirlooms.clear();
         self.tell("pod withdrawn", &pod);
         self.ask_all(
             |_| pod.clone(),
@@ -273,6 +290,7 @@ impl Dataplane {
         let mut pods = lock(&self.pods);
         pods.leaving = true;
         pods.stopped += pods.by_uid.len() as u64;
+        pods.by_uid.values().for_each(|pod| pod.heirlooms.clear());
         pods.by_uid.clear();
         self.show(&pods);
         self.shared.log.core(Level::Info, "draining", |line| {
@@ -391,55 +409,6 @@ impl Dataplane {
             }
         }
     }
-}
-
-type Sockets = (Vec<(Side, TcpListener)>, dns::Sockets);
-
-/// On a thread of its own that ends afterwards: it is the only one that is ever in the pod's namespace for longer than a
-/// socket takes.
-fn sockets_of(pod: &Arc<Pod>, ipv6: bool) -> Result<Sockets, EnrolError> {
-    let inside = pod.clone();
-    let make = move || {
-        inside
-            .netns
-            .enter(|| {
-                let sides = SIDES.iter();
-                let listeners: Result<Vec<Vec<_>>, EnrolError> = sides
-                    .map(|&(side, port)| {
-                        listeners_on(&inside.own, port, ipv6, side.callers())
-                            .map(|all| all.into_iter().map(|l| (side, l)).collect())
-                    })
-                    .collect();
-                Ok(listeners.and_then(|all| {
-                    let dns = dns::Sockets::open(ipv6, &inside.own)?;
-                    Ok((all.into_iter().flatten().collect(), dns))
-                }))
-            })
-            .map_err(EnrolError::NamespaceGone)?
-    };
-    let thread = thread::Builder::new()
-        .name("mesh-enrol".into())
-        .spawn(make)?;
-    thread.join().unwrap_or_else(|_| {
-        Err(EnrolError::Other(io::Error::other(
-            "the enrolling thread panicked",
-        )))
-    })
-}
-
-/// On each of the pod's own addresses, or on all of a namespace that is its own.
-fn listeners_on(
-    own: &[IpAddr],
-    port: u16,
-    ipv6: bool,
-    who: Callers,
-) -> Result<Vec<TcpListener>, EnrolError> {
-    if own.is_empty() {
-        return Ok(vec![listener(port, ipv6, who)?]);
-    }
-    own.iter()
-        .map(|ip| listener_at((*ip, port).into(), who))
-        .collect()
 }
 
 fn descriptor_limit() -> libc::rlimit {

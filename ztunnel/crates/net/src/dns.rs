@@ -17,10 +17,12 @@ pub use server::serve;
 pub use status::Status;
 
 use crate::netns::EnrolError;
+use crate::sockets::Inherited;
 use original::Originals;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use ztunnel_core::addr::DNS_PORT;
 
 const BACKLOG: i32 = 128;
@@ -40,7 +42,7 @@ pub struct Sockets {
 
 impl Sockets {
     /// In the calling thread's namespace, whether its loopback interface is up already or not. `own`: instead of loopback.
-    pub fn open(ipv6: bool, own: &[IpAddr]) -> Result<Self, EnrolError> {
+    pub fn open(ipv6: bool, own: &[IpAddr], inherited: &mut Inherited) -> Result<Self, EnrolError> {
         let mut made = Self {
             udp: Vec::new(),
             tcp: Vec::new(),
@@ -48,7 +50,7 @@ impl Sockets {
         };
         let places = if own.is_empty() { &LOOPBACKS[..] } else { own };
         for &ip in places {
-            match made.add(SocketAddr::new(ip, DNS_PORT)) {
+            match made.add(SocketAddr::new(ip, DNS_PORT), inherited) {
                 Err(e)
                     if ip.is_ipv6() && (!ipv6 || e.raw_os_error() == Some(libc::EAFNOSUPPORT)) => {}
                 Err(e) if e.raw_os_error() == Some(libc::EADDRINUSE) => {
@@ -60,14 +62,25 @@ impl Sockets {
         Ok(made)
     }
 
-    fn add(&mut self, at: SocketAddr) -> io::Result<()> {
-        let tcp = bound(at, Type::STREAM, Protocol::TCP)?;
-        tcp.listen(BACKLOG)?;
-        let udp = bound(at, Type::DGRAM, Protocol::UDP)?;
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let tcp = self.tcp.iter().map(AsFd::as_fd);
+        tcp.chain(self.udp.iter().map(AsFd::as_fd))
+    }
+
+    fn add(&mut self, at: SocketAddr, inherited: &mut Inherited) -> io::Result<()> {
+        let mut left = |kind| inherited.take(kind, |its| its == at);
+        let tcp = left(Type::STREAM).map_or_else(|| listening(at), Ok)?;
+        let udp = left(Type::DGRAM).map_or_else(|| bound(at, Type::DGRAM, Protocol::UDP), Ok)?;
         self.tcp.push(tcp.into());
         self.udp.push(udp.into());
         Ok(())
     }
+}
+
+fn listening(at: SocketAddr) -> io::Result<Socket> {
+    let socket = bound(at, Type::STREAM, Protocol::TCP)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
 }
 
 fn bound(at: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {

@@ -32,6 +32,7 @@ pub mod registry;
 pub mod relay;
 pub mod runtime;
 pub mod scrape;
+pub mod sockets;
 pub mod spans;
 pub mod tls;
 pub mod tunnel;

@@ -7,7 +7,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ const KEEPALIVE_RETRIES: u32 = 9;
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 /// linux/in.h; the port is chosen at connect(), where the whole 4-tuple counts, not at bind().
 const IP_BIND_ADDRESS_NO_PORT: libc::c_int = 24;
+/// asm-generic/socket.h, Linux 5.14: never used twice since boot.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 /// linux/netfilter_ipv4.h and linux/netfilter_ipv6/ip6_tables.h.
 const ORIGINAL_DST: libc::c_int = 80;
 
@@ -65,17 +67,20 @@ impl NetNs {
             };
             return Err(EnrolError::NamespaceGone(why));
         }
-        let about = File::from(pod.try_clone()?).metadata()?;
         let home = File::open("/proc/thread-self/ns/net")?.into();
-        Ok(Self {
-            pod,
-            home,
-            id: (about.dev(), about.ino()),
-        })
+        let id = number(pod.try_clone()?)?;
+        Ok(Self { pod, home, id })
     }
 
     pub fn is_same_as(&self, other: &Self) -> bool {
         self.id == other.id
+    }
+
+    /// Tells the namespace's sockets from others, without a privilege. `None`: Linux before 5.14.
+    pub fn cookie(&self) -> Option<u64> {
+        let here = (Ipv4Addr::UNSPECIFIED, 0);
+        let socket = self.enter(|| std::net::UdpSocket::bind(here)).ok()?;
+        cookie_of(socket.as_fd())
     }
 
     /// Runs `make` inside the namespace. Not for anything that waits: the thread's other work would see the wrong network.
@@ -89,6 +94,29 @@ impl NetNs {
     pub fn owns(&self, ip: IpAddr) -> bool {
         self.enter(|| std::net::UdpSocket::bind((ip, 0))).is_ok()
     }
+}
+
+/// Of the namespace that the socket was made in; `None` also of what is no socket.
+pub fn cookie_of(socket: BorrowedFd<'_>) -> Option<u64> {
+    let mut cookie = 0_u64;
+    let mut size = size_of_val(&cookie) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes at `cookie`, which outlives the call.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut size,
+        )
+    };
+    (done == 0).then_some(cookie)
+}
+
+/// What tells two namespaces apart while both are held open.
+fn number(namespace: OwnedFd) -> io::Result<(u64, u64)> {
+    let about = File::from(namespace).metadata()?;
+    Ok((about.dev(), about.ino()))
 }
 
 struct Back<'a>(&'a OwnedFd);
@@ -161,14 +189,19 @@ fn listen_on(address: SocketAddr, who: Callers) -> io::Result<TcpListener> {
     }
     // Best effort: only a TPROXY redirection needs it, and only it tells us the original address by local_addr().
     let _ = transparent(&socket, address.ip());
-    // Accepted connections inherit it (tcp_create_openreq_child), which saves five system calls on each.
-    tune(SockRef::from(&socket))?;
-    if who == Callers::Inside {
-        do_not_pace(&socket);
-    }
+    prepare(&socket, who)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Accepted connections inherit it (tcp_create_openreq_child), which saves five system calls on each.
+pub fn prepare(listener: &Socket, who: Callers) -> io::Result<()> {
+    tune(SockRef::from(listener))?;
+    if who == Callers::Inside {
+        do_not_pace(listener);
+    }
+    Ok(())
 }
 
 fn stream_socket(family_of: IpAddr) -> io::Result<Socket> {

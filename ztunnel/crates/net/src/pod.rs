@@ -7,6 +7,7 @@ use crate::dns;
 use crate::log::{Level, Line};
 use crate::netns::{self, NetNs};
 use crate::runtime::{Load, Worker};
+use crate::sockets::Heirlooms;
 use crate::tunnel::{FirstWords, Speaker};
 use crate::{inbound, outbound};
 use socket2::{SockAddr, SockRef, Socket};
@@ -44,6 +45,7 @@ pub struct Pod {
     /// Search domains of its resolver, besides those that the cluster gives.
     pub search: Vec<Box<str>>,
     pub dns: dns::Status,
+    pub heirlooms: Heirlooms,
     /// An address that the namespace was seen to have.
     address: OnceLock<IpAddr>,
 }
@@ -69,6 +71,7 @@ impl Pod {
             gone: AtomicBool::new(false),
             search: dns::resolv::search(&search, &config.cluster_domain),
             dns: dns::Status::default(),
+            heirlooms: Heirlooms::default(),
             address: OnceLock::new(),
         }
     }

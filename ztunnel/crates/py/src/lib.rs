@@ -8,7 +8,7 @@ use pyo3::exceptions::{PyException, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -90,7 +90,7 @@ impl Core {
         self.with(py, |core| Ok(core.apply(kind, &upserts, &removed)))
     }
 
-    #[pyo3(signature = (uid, name, namespace, service_account, netns_fd, search=Vec::new(), addresses=Vec::new()))]
+    #[pyo3(signature = (uid, name, namespace, service_account, netns_fd, search=Vec::new(), addresses=Vec::new(), inherited=None))]
     #[allow(clippy::too_many_arguments)] // what Python calls by keyword
     fn enrol(
         &self,
@@ -102,6 +102,7 @@ impl Core {
         netns_fd: RawFd,
         search: Vec<String>,
         addresses: Vec<String>,
+        inherited: Option<Vec<RawFd>>,
     ) -> PyResult<()> {
         let addresses = addresses
             .iter()
@@ -113,8 +114,9 @@ impl Core {
         if netns_fd < 0 {
             return Err(NamespaceGone::new_err("the descriptor is negative"));
         }
-        // SAFETY: the caller keeps the descriptor open during the call; a stale one fails as EBADF inside.
+        // SAFETY: the caller keeps the descriptors open during the call; a stale one fails as EBADF inside.
         let fd = unsafe { BorrowedFd::borrow_raw(netns_fd) };
+        let inherited = inherited.map(copies).transpose()?;
         let who = Who {
             uid,
             name,
@@ -123,7 +125,14 @@ impl Core {
             search,
             addresses,
         };
-        self.with(py, |core| core.enrol(who, fd).map_err(enrol_error))
+        self.with(py, |core| {
+            core.enrol(who, fd, inherited).map_err(enrol_error)
+        })
+    }
+
+    fn listeners(&self, py: Python<'_>, uid: &str) -> PyResult<Vec<RawFd>> {
+        let found = self.with(py, |core| core.listeners(uid).map_err(os_error))?;
+        Ok(found.into_iter().map(IntoRawFd::into_raw_fd).collect())
     }
 
     fn withdraw(&self, py: Python<'_>, uid: &str) -> PyResult<()> {
@@ -266,6 +275,18 @@ impl Drop for Core {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn copies(descriptors: Vec<RawFd>) -> PyResult<Vec<OwnedFd>> {
+    let copy = |fd: RawFd| {
+        if fd < 0 {
+            return Err(PyValueError::new_err("a descriptor is negative"));
+        }
+        // SAFETY: not negative, and open as long as the caller keeps it so; a stale one fails as EBADF.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        borrowed.try_clone_to_owned().map_err(os_error)
+    };
+    descriptors.into_iter().map(copy).collect()
 }
 
 fn kind_of(type_url: &str) -> PyResult<Kind> {

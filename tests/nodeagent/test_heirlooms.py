@@ -1,0 +1,162 @@
+"""Pods' listening sockets between two tunnels: who is given them, who gives them, and when nobody waits any longer."""
+
+import asyncio
+import os
+import socket
+import subprocess
+
+import pytest
+
+from nodeagent.heirlooms import Heirlooms
+from nodeagent.opener import Opener
+from tests.nodeagent.test_zds import Namespace, Stage, pod, until
+
+
+def play(path, story, *names, patience_s=3600.0, make=lambda fd: []):
+    async def main():
+        async with Stage(path / "zds.sock", *names, patience_s=patience_s, make=make) as stage:
+            await story(stage)
+
+    asyncio.run(main())
+
+
+def made_for(netns_fd):
+    """Stands for the opener's: two descriptors that tell for which namespace they were made."""
+    text = os.pread(netns_fd, 100, 0).decode()
+    return [Namespace(f"{kind} of {text}").fd for kind in ("listener", "datagrams")]
+
+
+def test_a_tunnel_gets_sockets_that_the_agent_made(tmp_path):
+    async def story(stage):
+        tunnel = await stage.tunnel(gives={})
+        assert tunnel.conversation[0] == "add uid-a netns of a listener of netns of a datagrams of netns of a"
+
+    play(tmp_path, story, "a", make=made_for)
+
+
+def test_the_next_tunnel_gets_what_the_one_before_it_gave(tmp_path):
+    async def story(stage):
+        first = await stage.tunnel(gives={"uid-a": ["15001", "15006"], "uid-b": ["15008"]})
+        assert first.conversation[0] == "add uid-a netns of a"
+        await stage.server.add(late := pod("b"))
+        await stage.leave(first)
+        stage.pods.append(late)
+        second = await stage.tunnel(gives={})
+        assert second.conversation[:2] == ["add uid-a netns of a 15001 15006", "add uid-b netns of b 15008"]
+        third = await stage.tunnel(gives={})
+        assert third.conversation == second.conversation
+
+    play(tmp_path, story, "a")
+
+
+def test_istios_tunnel_is_given_the_namespace_alone_and_finds_the_ports_free(tmp_path):
+    async def story(stage):
+        ours = await stage.tunnel(gives={"uid-a": ["15001"]})
+        await stage.leave(ours)
+        istios = await stage.tunnel()
+        assert istios.conversation[0] == "add uid-a netns of a"
+        await stage.leave(istios)
+        assert (await stage.tunnel(gives={})).conversation[0] == "add uid-a netns of a"
+
+    play(tmp_path, story, "a")
+
+
+def test_a_pod_that_left_takes_its_sockets_with_it(tmp_path):
+    async def story(stage):
+        await stage.tunnel(gives={"uid-a": ["15001"]})
+        await stage.server.remove("uid-a")
+        assert (await stage.tunnel(gives={})).conversation[0] == "add uid-a netns of a"
+
+    play(tmp_path, story, "a")
+
+
+def test_a_pod_that_came_back_in_another_namespace_does_not_get_the_old_ones(tmp_path):
+    async def story(stage):
+        tunnel = await stage.tunnel(gives={"uid-a": ["15001"]})
+        await stage.leave(tunnel)
+        stage.pods[:] = [pod("a")]
+        assert (await stage.tunnel(gives={})).conversation[0] == "add uid-a netns of a"
+
+    play(tmp_path, story, "a")
+
+
+def test_nothing_is_asked_for_when_nothing_is_kept(tmp_path):
+    async def story(stage):
+        tunnel = await stage.tunnel(gives={})
+        assert tunnel.conversation[0] == "add uid-a netns of a"
+
+    play(tmp_path, story, "a", patience_s=0, make=made_for)
+
+
+def test_without_a_tunnel_they_are_kept_for_a_while_and_then_given_up():
+    async def main():
+        kept, netns, socket_ = Heirlooms(0.001), Namespace("netns"), Namespace("listener")
+        kept.keep("uid-a", netns, [os.dup(socket_.fd)])
+        kept.run_out()
+        kept.stay()
+        assert kept.pods == 1
+        kept.run_out()
+        await until(lambda: kept.pods == 0)
+
+    asyncio.run(main())
+
+
+def test_descriptors_are_not_gathered(tmp_path):
+    async def story(stage):
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            await stage.server.remove("uid-a")
+            tunnel = await stage.tunnel(gives={"uid-a": ["15001", "15006"]})
+            await stage.leave(tunnel)
+        assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+    play(tmp_path, story, "a", make=made_for)
+
+
+# The child that makes them -------------------------------------------------------------------------------------------
+
+PORTS = {15001, 15006, 15008, 15053}
+
+
+@pytest.fixture
+def opener():
+    made = Opener(None)
+    yield made
+    made.close()
+
+
+@pytest.mark.lab
+def test_the_child_makes_all_that_a_tunnel_listens_on_and_nothing_twice(opener, namespace):
+    with open(namespace) as netns:
+        fds = opener.open(netns.fileno())
+        found = [socket.socket(fileno=fd) for fd in fds]
+        assert {each.getsockname()[1] for each in found} == PORTS
+        assert len(found) == 7
+        assert all(each.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0 for each in found)
+        assert opener.open(netns.fileno()) == [], "the ports are taken now"
+        for each in found:
+            each.close()
+        again = opener.open(netns.fileno())
+        assert len(again) == 7
+        for fd in again:
+            os.close(fd)
+
+
+@pytest.mark.lab
+def test_what_is_no_namespace_gives_no_sockets_and_a_dead_child_is_replaced(opener, namespace, tmp_path):
+    with open(tmp_path / "file", "w") as file, open(namespace) as netns:
+        assert opener.open(file.fileno()) == []
+        opener._child[0].kill()
+        opener._child[0].wait()
+        assert opener.open(netns.fileno()) == []
+        for fd in (again := opener.open(netns.fileno())):
+            os.close(fd)
+        assert len(again) == 7
+
+
+@pytest.fixture
+def namespace():
+    name = f"nmh{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    yield f"/run/netns/{name}"
+    subprocess.run(["ip", "netns", "del", name], check=True)
