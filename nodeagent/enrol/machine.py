@@ -137,7 +137,7 @@ class RepairRules(Command):
 
 
 class Release(Command):
-    """New connections go their own way, what is open goes on. Ends in Released or Failed."""
+    """New connections go their own way, what is the tunnel's finds its way back. Ends in Released or Failed."""
 
 
 class StartServing(Command):
@@ -228,7 +228,10 @@ TABLE: Final[dict[tuple[State, type[Event]], Step]] = {
     (S.MENDING, Failed): (S.CUT_OFF, _nothing),
     (S.WAITING, Drifted): (S.REJOINING, lambda e: [RepairRules(e.uid)]),
     #
-    (S.NEW, PodRunning): (S.ADMITTING, lambda e: [Remember(e.uid), StartServing(e.uid)]),
+    # The way back of answers before the tunnel opens: peers may come by it at once, and an application's answer to the
+    # client's own address must find the tunnel.
+    (S.NEW, PodRunning): (S.ADMITTING, lambda e: [Remember(e.uid), Release(e.uid)]),
+    (S.ADMITTING, Released): (S.ADMITTING, lambda e: [StartServing(e.uid)]),
     (S.ADMITTING, Serving): (S.TURNING, lambda e: [PutRules(e.uid)]),
     (S.ADMITTING, Failed): (S.REFUSED, _stop_and_undo),
     (S.TURNING, RulesIn): (S.PROVING, lambda e: [Prove(e.uid)]),

@@ -110,8 +110,7 @@ class Registry:
         if spec is None:
             return
         uid = pod_uid(self.cluster, spec.namespace, spec.name)
-        member, namespace = self._member(uid, spec, request)
-        member = replace(member, was_running=running)
+        member, namespace = self._member(uid, spec, request, running=running)
         try:
             earlier = await self._room_for(member)
         except BaseException:
@@ -221,7 +220,7 @@ class Registry:
             raise CniError(m.ENROLMENT_FAILED, f"pod {_name(request)} belongs to node {spec.node}, this is {self.node}")
         return spec
 
-    def _member(self, uid: Uid, spec: PodSpec, request: Attachment) -> tuple[Member, Namespace]:
+    def _member(self, uid: Uid, spec: PodSpec, request: Attachment, *, running: bool) -> tuple[Member, Namespace]:
         try:
             exceptions = wishes.read(spec.annotations)
         except ValueError as error:
@@ -243,6 +242,7 @@ class Registry:
             dns_capture=spec.dns_capture(self._dns_capture),
             search=spec.search,
             pod_uid=request.pod_uid or spec.uid,
+            was_running=running,
             **asdict(exceptions),
         )
         try:

@@ -79,7 +79,7 @@ class Bpf:
 
     async def release(self, sandbox: Sandbox) -> None:
         pins = self._pins.workload(_cookie(sandbox.namespace))
-        await sandbox.namespace.run(lambda: self._alone(lambda: _unlink_all(pins, NEW_CONNECTIONS)))
+        await sandbox.namespace.run(lambda: self._alone(lambda: self._let_pass(pins)))
 
     async def take_out(self, sandbox: Sandbox) -> None:
         await sandbox.namespace.run(lambda: self._alone(lambda: self._take_out(_cookie(sandbox.namespace))))
@@ -152,6 +152,11 @@ class Bpf:
             if not known:
                 self._take_out(cookie)
             raise RedirectError(str(error)) from None
+
+    def _let_pass(self, pins: Path) -> None:
+        routes.put()
+        routes.keep_marks(True)
+        _unlink_all(pins, NEW_CONNECTIONS)
 
     def _write_down(self, cookie: int, programs: Programs, sandbox: Sandbox) -> None:
         who = records.pack_id(records.Kind.NETNS, cookie)

@@ -12,7 +12,7 @@ kind: Pod
 metadata: {name: web-1, namespace: shop, labels: {istio.io/dataplane-mode: MODE}}
 spec: {serviceAccountName: web, nodeName: node-1}
 """
-JOINS_RUNNING = [f"serve {WEB} as web", "put rules", "prove"]
+JOINS_RUNNING = ["release", f"serve {WEB} as web", "put rules", "prove"]
 
 
 class Kept:

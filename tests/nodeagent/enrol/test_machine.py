@@ -105,6 +105,8 @@ def test_a_running_pod_joins_listeners_first_rules_second_and_nothing_turns_befo
         play(m.Enrolment())
         >> m.PodRunning(POD)
         << m.Remember(POD)
+        << m.Release(POD)
+        >> m.Released(POD)
         << m.StartServing(POD)
         >> m.Serving(POD)
         << m.PutRules(POD)
