@@ -8,6 +8,7 @@ the kubelet puts it: odd nodes follow its cgroupfs driver, even ones its systemd
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from lab.layout import ROOT, Layout
 from mesh.errors import OperatorError
 
 _PREFIX: Final = "nodemesh-lab-"
+_EMPTY_S: Final = 10.0
 _ENTER: Final = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 
 
@@ -92,9 +94,20 @@ def is_other_labs(layout: Layout, path: str) -> bool:
 
 
 def _remove(path: Path) -> None:
+    """With whoever is still in it."""
     if not path.is_dir():
         return
+    with suppress(OSError):  # before Linux 5.14
+        (path / "cgroup.kill").write_text("1")
     for child in [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]:
         _remove(child)
-    with suppress(FileNotFoundError):
-        path.rmdir()
+    until = time.monotonic() + _EMPTY_S
+    while path.is_dir():
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:  # it takes a moment to die
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)

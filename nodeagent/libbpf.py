@@ -51,7 +51,7 @@ class _ProgramInfo(ctypes.Structure):
     _fields_ = (("type", ctypes.c_uint32), ("id", ctypes.c_uint32), ("rest", ctypes.c_uint8 * 240))
 
 
-_LINK_TO_NETNS: Final = 4
+_LINK_TO_NETNS: Final = 5
 """BPF_LINK_TYPE_NETNS: its target has 32 bits."""
 
 _P, _S, _I, _U = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint

@@ -250,8 +250,7 @@ class Bpf:
         """Links of an earlier version get this one's programs, in place; links that hold nothing any more go."""
         self._drop_dead_tunnels()
         for pins in self._pins.workloads():
-            inbound = libbpf.describe(pins / INBOUND)
-            if inbound is None or not inbound.target:
+            if _is_dead(pins):
                 cookie = int(pins.name.removeprefix("netns-"))
                 self._forget(records.pack_id(records.Kind.NETNS, cookie), pins)
         if earlier := programs.earlier():
@@ -264,7 +263,7 @@ class Bpf:
     def _drop_dead_tunnels(self) -> None:
         """Their control groups are gone, and with them what hung there."""
         for pins in self._pins.tunnels():
-            if all((info := libbpf.describe(pin)) is None or not info.target for pin in pins.iterdir()):
+            if _is_dead(pins):
                 _unlink_all(pins, TUNNEL_HOOKS)
 
     def _upgrade(self, programs: Programs) -> None:
@@ -291,6 +290,12 @@ def _tables(programs: Programs, keys: records.Entries) -> list[tuple[Map, frozen
         (programs.left_ports, keys.left_ports),
         (programs.left_ranges, keys.left_ranges),
     ]
+
+
+def _is_dead(pins: Path) -> bool:
+    """What they hung on is gone. A pin that somebody took says nothing: the others still hold."""
+    links = [libbpf.describe(pin) for pin in pins.iterdir()]
+    return not links or any(link is not None and not link.target for link in links)
 
 
 def _fault(name: str, there: libbpf.LinkInfo | None, group: int | None, program: int) -> list[str]:

@@ -168,6 +168,17 @@ def test_a_pod_that_goes_leaves_no_pin_no_entry_and_no_setting(mesh):
     assert {each.name.removeprefix("netns-") for each in pins.parent.iterdir()} == enrolled
 
 
+def test_what_a_pod_left_while_no_agent_was_there_goes_with_the_next_one(mesh):
+    pins = _pins(mesh, mesh.add_pod(PodSpec("fleeting", "node1"), with_apps=False))
+    mesh.daemons["nodeagent-node1"].kill()
+    try:
+        mesh.delete_pod("fleeting")
+    finally:
+        mesh.start_agent("node1")
+    wait_until("its pins are gone", lambda: not pins.exists(), SOON_S)
+    wait_until("the others are back", lambda: _in_mesh(mesh, "node1"), SOON_S)
+
+
 def test_a_link_that_somebody_took_is_missed_and_put_back(mesh, pods):
     pin = _pins(mesh, pods["web-1"]) / "connect4"
     pin.unlink()

@@ -11,13 +11,15 @@ import statistics
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from lab import daemons, netns, processes
+from lab import cgroups, daemons, netns, processes
 from lab.layout import NETNS, Layout
 from lab.needs import REPOSITORY, plugin_path
 from lab.watchdog import Guard
+from nodeagent import libbpf
 from nodeagent.redirect import iptables
 from tests.cni.twins import call
 from tests.lab.standin import StandIn
@@ -43,9 +45,19 @@ class Node:
             directory.mkdir(parents=True)
         self.netns = self.layout.node_netns("node1")
         netns.create(self.netns)
+        self.home = None
+        if capture == "bpf":
+            self._become_a_tunnel()
         self.write("shop", {"kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": LABELS}})
         self.agent, self.tunnels = None, []
         self.start()
+
+    def _become_a_tunnel(self):
+        """The stand-in lives in this process, and BPF knows a tunnel by its control group."""
+        own = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+        self.home = cgroups.mount() / own.strip("/")
+        cgroups.create(self.netns)
+        (cgroups.create(f"{self.netns}/ztunnel") / "cgroup.procs").write_text("0")
 
     def write(self, name, document):
         (self.layout.config / f"{name}.yaml").write_text(json.dumps({"apiVersion": "v1"} | document))
@@ -62,6 +74,8 @@ class Node:
             "NODEMESH_CAPTURE": self.capture,
             "NODEMESH_WATCH_INTERVAL": "0s",
             "NODEMESH_CNI_CACHE_DIR": str(self.layout.node_dir("node1") / "cni"),
+            "NODEMESH_BPF_DIR": str(self.layout.bpf_dir("node1")),
+            "NODEMESH_CGROUP_ROOT": str(cgroups.of(self.netns)),
         }
         command = [sys.executable, "-m", "nodeagent.main", "run"]
         self.agent = processes.start(self.layout, "nodeagent-node1", self.netns, command, settings)
@@ -106,6 +120,8 @@ class Node:
             for tunnel in self.tunnels:
                 tunnel.close()
         finally:
+            if self.home:
+                (self.home / "cgroup.procs").write_text("0")
             self.guard.release()
 
 
@@ -118,6 +134,8 @@ class Pod:
         metadata = {"name": name, "namespace": NAMESPACE} | metadata
         node.write(name, {"kind": "Pod", "metadata": metadata, "spec": {"nodeName": "node1"}})
         netns.create(self.netns)
+        if node.capture == "bpf":
+            cgroups.create_pod(node.netns, 1, name, self.netns)
         netns.run("ip", "-n", self.netns, "link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
         lines = [
             "link set eth0 addrgenmode none up",
@@ -138,7 +156,7 @@ class Pod:
             "agentSocket": str(self.node.layout.run_dir("node1") / "cni.sock"),
             "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": ADDRESSES[v]} for v in self.versions]},
         }
-        args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={self.name}"
+        args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE={NAMESPACE};K8S_POD_NAME={self.name};K8S_POD_UID={self.name}"
         variables = {"CNI_CONTAINERID": self.name, "CNI_NETNS": str(NETNS / self.netns), "CNI_ARGS": args}
         plugin = [str(plugin_path("nodemesh-cni"))]
         return call(plugin, command, json.dumps(config).encode(), **(variables | environment))
@@ -149,7 +167,7 @@ class Pod:
         return said
 
     def rules(self):
-        """Everything that enrolment leaves in the namespace. iptables keeps empty tables, and counts."""
+        """Everything that enrolment leaves in the namespace, or pins. iptables keeps empty tables, and counts."""
         by_iptables = self.node.capture == "iptables"
         words = (
             *(["iptables-nft-save", "ip6tables-nft-save"] if by_iptables else ["nft -a list ruleset"]),
@@ -159,13 +177,22 @@ class Pod:
             "ip -6 route show table all",
         )
         said = [netns.run(*netns.inside(self.netns), *word.split()) for word in words]
+        if self.node.capture == "bpf":
+            pins = sorted(self.node.layout.bpf_dir("node1").glob("v1/workloads/*/*"))
+            return ["\n".join(f"{pin.name} {libbpf.describe(pin)}" for pin in pins), *said]
         if not by_iptables:
             return said
         rules = [line for text in said[:2] for line in text.splitlines() if line.startswith("-A") or ":NODE" in line]
         return ["\n".join(rules), *said[2:]]
 
+    def is_captured(self):
+        return ("connect4" if self.node.capture == "bpf" else "15001") in self.rules()[0]
+
     def spoil(self):
         """Somebody takes the rules that capture what the pod sends."""
+        if self.node.capture == "bpf":
+            next(self.node.layout.bpf_dir("node1").glob("v1/workloads/*/connect4")).unlink()
+            return
         by = {"iptables": f"iptables-nft -t nat -F {iptables.OUT}"}
         words = by.get(self.node.capture, "nft flush chain inet nodemesh nat-output")
         netns.run(*netns.inside(self.netns), *words.split())
@@ -193,7 +220,7 @@ def test_a_pod_comes_is_checked_and_goes_without_a_trace(node, tunnel, versions)
     pod.add()
     assert node.states() == {"web-1": "IN_MESH"}
     assert list(tunnel.served) == ["Kubernetes//Pod/shop/web-1"]
-    assert "15001" in pod.rules()[0]
+    assert pod.is_captured()
     assert pod.call("CHECK").status == 0
     assert pod.call("DEL").status == 0
     assert (node.states(), tunnel.served, pod.rules()) == ({}, {}, before)
@@ -239,8 +266,8 @@ def test_a_check_names_what_somebody_deleted(node, tunnel):
     pod.spoil()
     error = pod.call("CHECK").error
     assert error["code"] == 100
-    said = r"pod shop/web-1: chain \S+ (of IPv4 table nat )?lacks (9 of its 9|5 of its 5) rules"
-    assert re.fullmatch(said, error["msg"])
+    rules = r"chain \S+ (of IPv4 table nat )?lacks (9 of its 9|5 of its 5) rules"
+    assert re.fullmatch(f"pod shop/web-1: (the hook connect4 is missing|{rules})", error["msg"])
 
 
 def test_an_agent_that_was_killed_finds_its_pods_and_does_not_touch_them(node, tunnel):
@@ -269,7 +296,7 @@ def test_rules_deleted_while_the_agent_was_away_are_restored(node, tunnel):
     node.start()
     node.connect_tunnel()
     node.wait_for("IN_MESH")
-    assert "15001" in pod.rules()[0]
+    assert pod.is_captured()
 
 
 def test_a_pod_that_went_while_the_agent_was_away_is_dropped(node, tunnel):
