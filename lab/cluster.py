@@ -13,6 +13,7 @@ import subprocess
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +227,10 @@ class Cluster:
 
     def add_service(self, name: str, ports: dict[int, int], namespace: str = "shop") -> str:
         """Its virtual IPv4 address; the IPv6 one is in `vips6`."""
-        number = len(self.vips)
-        self.vips[name], self.vips6[name] = service_address(number), service_address(number, 6)
-        vips = (self.vips[name], self.vips6[name])
+        used = set(self.vips.values())
+        number = next(n for n in count() if service_address(n) not in used)
+        vips = service_address(number), service_address(number, 6)
+        self.vips[name], self.vips6[name] = vips
         self.apply(f"service-{namespace}-{name}", documents.service(namespace, name, vips, ports))
         return self.vips[name]
 

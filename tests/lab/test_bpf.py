@@ -164,7 +164,9 @@ def test_a_pod_that_goes_leaves_no_pin_no_entry_and_no_setting(mesh):
     assert len(list(pins.iterdir())) == len(bpf_programs.WORKLOAD_HOOKS) + 1
     mesh.delete_pod("passing")
     assert not pins.exists()
-    enrolled = {pod["netns_identity"].removeprefix("cookie:") for pod in mesh.ask("nodeagent-node1", "/pods")}
+    pods = mesh.ask("nodeagent-node1", "/pods")
+    assert "passing" not in {each["name"] for each in pods}
+    enrolled = {each["netns_identity"].removeprefix("cookie:") for each in pods if each["capture"] == "bpf"}
     assert {each.name.removeprefix("netns-") for each in pins.parent.iterdir()} == enrolled
 
 
