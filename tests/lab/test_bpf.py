@@ -106,20 +106,31 @@ def test_nothing_of_netfilter_is_used_for_capture(mesh):
     assert "nat" not in mesh.exec(mesh.pods["web-1"], ["nft", "list", "ruleset"]).stdout
 
 
-def test_without_the_tunnel_connections_are_refused_in_both_directions_and_come_back_with_it(mesh, pods, version):
+def test_without_the_tunnel_connections_wait_without_the_agent_too_they_are_refused_and_none_is_plain(
+    mesh, pods, version
+):
+    """The agent keeps the pod's listening sockets for the next tunnel."""
     client, server = pods["web-1"], pods["web-2"]
-    code = "import socket, sys; print(socket.socket({f}).connect_ex(({ip!r}, {port})))"
-    family = "socket.AF_INET6" if version == 6 else "socket.AF_INET"
-    knock = scripts.python(code.format(f=family, ip=server.address(version), port=HTTP_PORT))
-    tunnel = mesh.daemons["ztunnel-node1"]
-    tunnel.kill()
+    calls = (client, server), (pods["plain-2"], client)
+    code = "import socket; s = socket.socket({f}); s.settimeout(0.5); print(s.connect_ex(({ip!r}, {port})))"
+    hear = """
+try: s.sendall(b"?"); print(len(s.recv(9)))
+except OSError as error: print(type(error).__name__)"""
+
+    def knock(source, target):
+        family = "socket.AF_INET6" if version == 6 else "socket.AF_INET"
+        script = code.format(f=family, ip=target.address(version), port=HTTP_PORT) + hear
+        return mesh.exec(source, scripts.python(script)).stdout.split()
+
+    mesh.daemons["ztunnel-node1"].kill()
     try:
         with Capture(mesh, "away", everything=True) as wire:
-            assert mesh.exec(client, knock).stdout == "111\n"
-            knock = scripts.python(code.format(f=family, ip=client.address(version), port=HTTP_PORT))
-            assert mesh.exec(pods["plain-2"], knock).stdout == "111\n"
+            assert [knock(*call) for call in calls] == [["0", "TimeoutError"]] * 2
+            mesh.daemons["nodeagent-node1"].kill()
+            assert [knock(*call)[0] for call in calls] == ["111"] * 2
         assert not [packet for packet in wire.packets if str(packet.src) == client.ip and packet.dport == HTTP_PORT]
     finally:
+        mesh.start_agent("node1")
         mesh.start_tunnel("node1")
     wait_until("they talk again", lambda: mesh.reaches(client, server, version), SOON_S)
     wait_until("and are reached", lambda: mesh.reaches(pods["plain-2"], client, version), SOON_S)
