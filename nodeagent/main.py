@@ -72,6 +72,8 @@ def _host_workload(who: HostWorkload, namespace: HostNamespace) -> zds.Workload:
 def _heirlooms(settings: Settings) -> tuple[Heirlooms, Opener]:
     """Without cgroup v2 nobody asks whose a socket is. With it and without a group of their own, sockets that outlive a
     tunnel would be taken for a stranger's: then none does."""
+    if settings.listeners_kept_s == 0:
+        return Heirlooms(), Opener(None)
     group: Path | None = None
     try:
         group = groups.mount() / settings.listener_group

@@ -70,6 +70,7 @@ class Node:
             "NODEMESH_STATE_DIR": str(self.layout.node_dir("node1") / "state"),
             "NODEMESH_PODS_DIR": str(self.layout.config),
             "ZDS_SOCKET": str(run / "zds.sock"),
+            "NODEMESH_LISTENERS_KEPT": "0s",  # else its control group outlives the test
             "PYTHONPATH": str(REPOSITORY),
             "NODEMESH_CAPTURE": self.capture,
             "NODEMESH_WATCH_INTERVAL": "0s",

@@ -65,6 +65,7 @@ def settings(tmp_path):
         "NODEMESH_CONFIG_DIR": str(config),
         "NODEMESH_PODS_DIR": str(config),
         "ZDS_SOCKET": str(tmp_path / "zds.sock"),
+        "NODEMESH_LISTENERS_KEPT": "0s",  # else its control group outlives the test
         "INPOD_UDS": str(tmp_path / "zds.sock"),
         "CONTROLPLANE_ADDR": "127.0.0.1:0",
         "ADMIN_ADDR": "127.0.0.1:0",

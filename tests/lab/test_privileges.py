@@ -59,6 +59,7 @@ def node_with(mesh, place):
     """node1's daemons by their units' privileges; afterwards as they were."""
     zds = {
         "ZDS_SOCKET": str(place / "zds.sock"),
+        "NODEMESH_LISTENERS_KEPT": "0s",  # else its control group outlives the test
         "INPOD_UDS": str(place / "zds.sock"),
         "NODEMESH_TUNNEL_USER": str(USER),
     }
