@@ -215,7 +215,7 @@ class Bpf:
         group = sandbox.cgroup.stat().st_ino if sandbox.cgroup and sandbox.cgroup.is_dir() else None
         found = routes.missing()
         if not routes.keeps_marks():
-            found.append("accepted connections do not keep the packet's mark (net.ipv4.tcp_fwmark_accept)")
+            found.append("answers do not keep the packet's mark (net.ipv4.tcp_fwmark_accept, fwmark_reflect)")
         who, addresses = records.pack_id(records.Kind.NETNS, cookie), routes.addresses()
         if programs.workloads.get(who) != records.pod(sandbox.options, addresses).pack():
             found.append("its entry in the map of workloads is not ours")

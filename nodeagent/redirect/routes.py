@@ -27,8 +27,13 @@ _ANYWHERE: Final = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
 _NAMES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ESRCH})
 _PRESENT: Final = frozenset({errno.EEXIST})
-_KEEP_MARKS: Final = Path("/proc/sys/net/ipv4/tcp_fwmark_accept")
-"""Of both families. An accepted connection's packets carry the mark of the packet that opened it."""
+_KEEP_MARKS: Final = (
+    Path("/proc/sys/net/ipv4/tcp_fwmark_accept"),
+    Path("/proc/sys/net/ipv4/fwmark_reflect"),
+    Path("/proc/sys/net/ipv6/fwmark_reflect"),
+)
+"""The first, of both families: an accepted connection's packets carry the mark of the packet that opened it. Others:
+so do refusals (a reset has no socket), else nobody would hear at once that the application does not listen."""
 
 
 def put(*, keep_connections: bool = False) -> None:
@@ -77,14 +82,17 @@ def missing() -> list[str]:
 
 def keep_marks(on: bool) -> None:
     """Raises RedirectError."""
-    try:
-        _KEEP_MARKS.write_text("1" if on else "0", encoding="ascii")
-    except OSError as error:
-        raise RedirectError(f"{_KEEP_MARKS} cannot be written: {error.strerror}") from None
+    for path in _KEEP_MARKS:
+        try:
+            path.write_text("1" if on else "0", encoding="ascii")
+        except FileNotFoundError:  # a kernel without IPv6
+            continue
+        except OSError as error:
+            raise RedirectError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def keeps_marks() -> bool:
-    return _KEEP_MARKS.read_text(encoding="ascii").strip() == "1"
+    return all(path.read_text(encoding="ascii").strip() == "1" for path in _KEEP_MARKS if path.exists())
 
 
 def addresses() -> list[str]:
