@@ -107,7 +107,9 @@ class Keeper:
 
     def _attachments(self) -> list[Attachment]:
         known = {each.container_id: each for each in self._sandboxes.attachments()}
-        return list((known | self._registry.attached).values())
+        gone = self._registry.departed
+        gone.intersection_update(known)  # the runtime forgets them a moment after it has told their end
+        return [each for each in (known | self._registry.attached).values() if each.container_id not in gone]
 
     def _eligible(self, spec: PodSpec) -> bool | None:
         """None: nobody can say yet."""

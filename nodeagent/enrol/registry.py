@@ -57,6 +57,8 @@ class Registry:
         self._pods: dict[Uid, Pod] = {}
         self._remembered: dict[Uid, Member] = {}
         self._hands: Hands | None = None
+        self.departed: set[str] = set()
+        """Containers whose end the runtime has told, or whose start was refused: nobody brings them in again."""
         self.moved: Callable[[Pod], None] = lambda _: None
         """Called with each pod that changed its state."""
 
@@ -99,6 +101,17 @@ class Registry:
     async def add(self, request: Attachment, *, running: bool = False) -> None:
         """Returns when the pod is in the mesh or not meant for it. `running`: nobody waits, its applications are at
         work. Raises CniError."""
+        if running:
+            return await self._add(request, running=True)
+        self.departed.discard(request.container_id)
+        try:
+            return await self._add(request, running=False)
+        except CniError:
+            self.attached.pop(request.container_id, None)
+            self.departed.add(request.container_id)
+            raise
+
+    async def _add(self, request: Attachment, *, running: bool) -> None:
         began = time.monotonic()
         try:
             await self._source.prepare(request.pod_namespace, request.pod_name, request.pod_uid)
@@ -119,6 +132,9 @@ class Registry:
         if earlier is not None:
             namespace.close()
             await _again(earlier)
+            return
+        if running and request.container_id in self.departed:
+            namespace.close()
             return
         pod = self._begin(member, namespace)
         pod.tell(m.PodRunning(uid) if running else m.PodStarting(uid))
@@ -172,6 +188,7 @@ class Registry:
     async def remove(self, container_id: str) -> None:
         """Idempotent. Another sandbox of the same workload is not touched."""
         self.attached.pop(container_id, None)
+        self.departed.add(container_id)
         await self._withdraw([p for p in self.pods if p.member.container_id == container_id])
 
     async def keep_only(self, container_ids: frozenset[str]) -> None:

@@ -2,8 +2,11 @@
 
 import asyncio
 
+import pytest
+
 from nodeagent.enrol.keeper import Keeper
 from nodeagent.enrol.pods import FilePods
+from nodeagent.enrol.registry import CniError
 from tests.nodeagent.enrol.test_registry import JOINS, LEAVES, WEB, Node, request
 
 PODS = """
@@ -192,5 +195,36 @@ def test_a_pod_that_is_cut_off_is_tried_again_with_the_tunnels_consent(tmp_path)
         await kept.look()
         node.claim("compare", "compare", f"serve {WEB} as web", "prove")
         assert node.states == {WEB: "IN_MESH"}
+
+    run(tmp_path, story)
+
+
+def test_a_pod_whose_end_was_told_is_not_brought_in_again_while_the_records_still_have_it(tmp_path):
+    async def story(kept, node):
+        kept.label("ambient")
+        kept.runtime = [request()]
+        await node.registry.add(request())
+        node.claim(*JOINS)
+        await node.registry.remove(request().container_id)
+        node.claim(*LEAVES)
+        await kept.reconcile()
+        node.claim()
+        kept.runtime = []
+        await kept.reconcile()
+        assert node.registry.departed == set()
+
+    run(tmp_path, story)
+
+
+def test_a_pod_that_was_refused_is_the_runtimes_to_try_again(tmp_path):
+    async def story(kept, node):
+        kept.label("ambient")
+        node.kernel.broken = {"put rules"}
+        with pytest.raises(CniError):
+            await node.registry.add(request())
+        node.said.clear()
+        kept.clock += 60
+        await kept.reconcile()
+        node.claim()
 
     run(tmp_path, story)
