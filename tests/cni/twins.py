@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,10 +82,11 @@ class Agent:
             with client:
                 head, _, body = self._read(client).partition(b"\r\n\r\n")
                 self.asked.append((head.split(b"\r\n")[0].decode(), json.loads(body) if body else None))
-                if self.answer is not None:
-                    client.sendall(self.answer)
-                else:
+                if self.answer is None:
                     client.recv(1)
+                    continue
+                with suppress(BrokenPipeError, ConnectionResetError):  # the plugin hangs up on what is too long for it
+                    client.sendall(self.answer)
 
     def _read(self, client):
         """Up to Content-Length."""

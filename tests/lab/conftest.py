@@ -11,11 +11,25 @@ from lab.layout import Layout
 from lab.watchdog import Guard
 from tests.lab.mall import Mall
 
+LAST_WORDS = 40  # lines of a dead daemon's log
+
 
 @pytest.fixture(scope="session")
 def capture(request):
     """What the agents are told to capture with."""
     return request.config.getoption("--mesh-capture")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Which of the shared lab's daemons are dead, and what they said last, stands beside the failure."""
+    report = yield
+    mesh = getattr(item, "funcargs", {}).get("mesh")
+    for name, process in mesh.daemons.items() if report.failed and mesh else ():
+        if not process.alive:
+            said = mesh.layout.log(name).read_text(errors="replace").splitlines()[-LAST_WORDS:]
+            report.sections.append((f"{name} is dead", "\n".join(said)))
+    return report
 
 
 @pytest.fixture(scope="session")
