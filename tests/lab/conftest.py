@@ -11,7 +11,7 @@ from lab.layout import Layout
 from lab.watchdog import Guard
 from tests.lab.mall import Mall
 
-LAST_WORDS = 40  # lines of a dead daemon's log
+LAST_WORDS = 12  # lines of a dead daemon's log
 
 
 @pytest.fixture(scope="session")
