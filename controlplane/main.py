@@ -23,7 +23,8 @@ from controlplane.envoys import Envoys
 from controlplane.push import Board
 from controlplane.settings import Settings, load
 from controlplane.sources.base import Contents, Source
-from controlplane.sources.files import FileSource
+from controlplane.sources.files import FileSource, without_collector
+from controlplane.sources.many import Many
 from controlplane.store import Store
 from controlplane.validate import Finding, Level
 from mesh import log
@@ -55,8 +56,9 @@ def run() -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 def check(directory: Path) -> None:
     """Validate the documents in DIRECTORY; exit code 1 if any is refused."""
-    store = Store(load(os.environ).mesh)
-    store.update(FileSource(directory, store.judge).read())
+    settings = load(os.environ)
+    store = Store(settings.mesh)
+    store.update(_files(directory, settings, store).read())
     for finding in store.findings:
         click.echo(finding)
     errors = sum(finding.level is Level.ERROR for finding in store.findings)
@@ -153,7 +155,7 @@ async def _source(
 ) -> tuple[Cluster | None, Source]:
     """With its first state in `store`: the whole of it. Raises OperatorError."""
     if settings.kubernetes is None:
-        files = FileSource(settings.config_dir, store.judge)
+        files = _files(settings.config_dir, settings, store)
         _take(store, files.read())
         return None, files
     settings.kubernetes.access.check()
@@ -163,6 +165,10 @@ async def _source(
     await asyncio.to_thread(_take, store, await cluster.source.first())
     cluster.statuses.touch()
     return cluster, cluster.source
+
+
+def _files(directory: Path, settings: Settings, store: Store) -> FileSource:
+    return FileSource(directory, Many(settings.mesh.root_namespace, store.judged))
 
 
 def _path(settings: Settings) -> str:
@@ -195,12 +201,13 @@ async def _watch(source: Source, store: Store, board: Board, envoys: Envoys, tol
 
 def _take(store: Store, contents: Contents) -> bool:
     known = set(store.findings)
-    changed = store.update(contents)
+    with without_collector():
+        changed = store.update(contents)
     for finding in store.findings:
         if finding not in known:
             _report(finding)
     if changed:
-        _log.info(log.CONFIG_APPLIED, version=store.world.version, objects=sum(store.counts.values()))
+        _log.info(log.CONFIG_APPLIED, version=store.world.version, objects=store.size)
     return changed
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Final
 
@@ -70,6 +71,7 @@ class Problem:
     level: Level = Level.ERROR
 
 
+@lru_cache(maxsize=1 << 12)
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])([A-Z])", lambda hit: "_" + hit[1].lower(), name)
 
@@ -109,7 +111,8 @@ class Field:
         return self
 
     def get(self, name: str) -> Field:
-        found = self._fields().get(name) or self._fields().get(_snake(name))
+        fields = self._fields()
+        found = fields.get(name) or fields.get(_snake(name))
         line, node = found or (self.line, None)
         return Field(node, f"{self.path}.{name}" if self.path else name, line, self.problems)
 

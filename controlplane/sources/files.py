@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -40,13 +40,30 @@ class Stamp(NamedTuple):
 UNKNOWN: Final = Stamp(0, 0, 0, 0, 0)
 
 
+Loader = Callable[[Sequence[str], int], dict[str, Parsed]]
+"""What is in these files, which have so many bytes together. Never raises."""
+
+
+def one_by_one(seen: Callable[[Parsed], object] = lambda _: None) -> Loader:
+    """`seen` is called with each file right after it was parsed."""
+
+    def loaded(paths: Sequence[str], _: int) -> dict[str, Parsed]:
+        found: dict[str, Parsed] = {}
+        for path in paths:
+            found[path] = load(path)
+            seen(found[path])
+        return found
+
+    return loaded
+
+
 class FileSource:
     """`directory` and everything below, without hidden files and directories (`..data` of a ConfigMap included)."""
 
-    def __init__(self, directory: Path, seen: Callable[[Parsed], object] = lambda _: None) -> None:
-        """`seen` is called with each file right after it was parsed: whoever judges it there and then spares the
-        memory of all the others' trees, some 40 KB a document."""
-        self._directory, self._seen = directory, seen
+    def __init__(self, directory: Path, loader: Loader | None = None) -> None:
+        """`loader`: whoever judges each file there and then spares the memory of all the others' trees, some 40 KB a
+        document."""
+        self._directory, self._load = directory, loader or one_by_one()
         self._stamps: dict[str, Stamp] = {}
         self._contents: dict[str, Parsed] = {}
 
@@ -98,24 +115,20 @@ class FileSource:
                 yield entry.path, stamp
 
     def _take(self, stamps: dict[str, Stamp]) -> Contents:
-        with _without_collector():
+        with without_collector():
             contents = self._parsed(stamps)
         self._stamps, self._contents = stamps, contents
         return dict(contents)
 
     def _parsed(self, stamps: dict[str, Stamp]) -> dict[str, Parsed]:
-        contents: dict[str, Parsed] = {}
-        for path, stamp in stamps.items():
-            known = self._contents.get(path)
-            if known is None or self._stamps.get(path) != stamp:
-                known = load(path)
-                self._seen(known)
-            contents[path] = known
-        return contents
+        before, held = self._stamps, self._contents
+        fresh = [path for path, stamp in stamps.items() if path not in held or before.get(path) != stamp]
+        loaded = self._load(fresh, sum(stamps[path].size for path in fresh))
+        return {path: loaded.get(path) or held[path] for path in stamps}
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Trees have no cycles to be found; looking for some again and again is three quarters of reading a big world."""
     was_on = gc.isenabled()
     gc.disable()

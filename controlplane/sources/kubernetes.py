@@ -41,7 +41,7 @@ class KubernetesSource:
         saved: Saved,
         seen: Callable[[Parsed], object] = lambda _: None,
     ) -> None:
-        """`kinds`: each with its versions. `seen`: as `FileSource` has it."""
+        """`kinds`: each with its versions. `seen`: as `one_by_one` has it."""
         self._saved, self._seen = saved, seen
         self._informers = [self._follow(client, versions) for versions in kinds]
         self._contents: dict[str, Parsed] = {}

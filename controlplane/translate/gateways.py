@@ -44,6 +44,8 @@ class Gateways:
     def services(self, written: Iterable[KubernetesService]) -> list[KubernetesService]:
         """What a waypoint is reached by, unless somebody wrote it: its pods, at the port of its Gateway. No address of
         its own is needed, since tunnels look it up by name."""
+        if not any(each.gateway_class == WAYPOINT for each in self._all):
+            return []
         names = {(each.meta.namespace, each.meta.name) for each in written}
         found = []
         for (namespace, name), gateway in self._by_name.items():

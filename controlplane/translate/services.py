@@ -86,7 +86,7 @@ class Services:
 
     def _has_its_addresses(self, made: list[Offered]) -> bool:
         """Also when an older object has come that wants the same."""
-        return all(
+        return not self._allocated or all(
             tuple(vip.prefix for vip in each.service.vips) == given
             for each in made
             if each.from_entry and (given := self._allocated.get((each.service.namespace, each.service.hostname)))

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import InitVar, dataclass, field, replace
 from ipaddress import ip_address
-from itertools import groupby
-from operator import attrgetter
 from typing import Final
 
 from controlplane.objects import (
@@ -25,6 +23,7 @@ from controlplane.objects import (
     Meta,
     Namespace,
     Node,
+    Object,
     PeerAuthentication,
     Pod,
     Resolution,
@@ -75,6 +74,20 @@ _Made = tuple[Pod, Context, Node | None, Served, Workload]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """A namespace's pods, what all of them depend on, and what became of them. No other object has the id of a pod that
+    is held."""
+
+    pods: tuple[Pod, ...] = ()
+    nodes: tuple[Object, ...] = ()
+    context: Context | None = None
+    sliced: bool = False
+    made: dict[int, _Made] = field(default_factory=dict)
+    by_uid: dict[str, Workload] = field(default_factory=dict)
+    joining: frozenset[tuple[str, str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Workloads:
     """Builds every workload of one world, or takes a pod's from `before` when all that it depends on is the same."""
 
@@ -87,34 +100,28 @@ class Workloads:
     before: InitVar[Workloads | None] = None
     joining: set[tuple[str, str, str]] = field(default_factory=set)
     """As `World` has it."""
-    _made: dict[int, _Made] = field(default_factory=dict)
-    _contexts: dict[str, Context] = field(default_factory=dict)
-    _known: dict[int, _Made] = field(default_factory=dict)
-    _known_contexts: dict[str, Context] = field(default_factory=dict)
+    _groups: dict[str, _Group] = field(default_factory=dict)
+    _known: dict[str, _Group] = field(default_factory=dict)
 
     def __post_init__(self, before: Workloads | None) -> None:
         same = before and before.network == self.network and before.gateways.same_as(self.gateways)
         if before and same and before._outbound() == self._outbound():
-            self._known.update(before._made)
-            self._known_contexts.update(before._contexts)
+            self._known.update(before._groups)
 
-    def all(self) -> Iterator[Workload]:
+    def by_uid(self) -> dict[str, Workload]:
         sliced = Slices(self.inventory, self.services)
-        nodes, known, made = self.inventory.nodes, self._known, self._made
-        for namespace, pods in groupby(self.inventory.pods, key=attrgetter("meta.namespace")):
-            context = self._context(namespace)
-            for pod in pods:
-                own = sliced.of_pod.get((namespace, pod.meta.name), _NOTHING) if sliced.of_pod else _NOTHING
-                held = known.get(id(pod))
-                # The pod is held, so no other object has its id.
-                if held is None or held[1] is not context or held[2] is not nodes.get(pod.node) or held[3] != own:
-                    held = pod, context, nodes.get(pod.node), own, self._pod(pod, own)
-                made[id(pod)] = held
-                if pod.phase not in FINISHED:
-                    if self.mesh.marked and not held[4].hbone and enrolled(pod, _labels(context[0])):
-                        self.joining.add((pod.node, namespace, pod.service_account))
-                    yield held[4]
-        known.clear()
+        with_slices = {namespace for namespace, _ in sliced.of_pod}
+        found: dict[str, Workload] = {}
+        for namespace, pods in self.inventory.pods_of.items():
+            group = self._group(namespace, pods, sliced if namespace in with_slices else None)
+            self._groups[namespace] = group
+            self.joining.update(group.joining)
+            found.update(group.by_uid)
+        self._known.clear()
+        found.update((each.uid, each) for each in self._other(sliced))
+        return found
+
+    def _other(self, sliced: Slices) -> Iterator[Workload]:
         for entry in self.inventory.workload_entries:
             yield self._workload_entry(entry)
         for service_entry in self.inventory.service_entries:
@@ -123,6 +130,27 @@ class Workloads:
             yield self._outside(each, endpoint, address, served)
         for gateway in self.gateways.remote:
             yield from self._gateway(gateway)
+
+    def _group(self, namespace: str, pods: tuple[Pod, ...], sliced: Slices | None) -> _Group:
+        """The one before, when nothing of it can have changed; else made of what stayed and what did not."""
+        before, nodes = self._known.get(namespace, _Group()), self.inventory.nodes_shelf
+        context = self._context(namespace, before.context)
+        if (before.pods, before.nodes, before.context) == (pods, nodes, context) and not sliced and not before.sliced:
+            return before
+        group = _Group(pods, nodes, context, sliced=sliced is not None)
+        joining = set()
+        for pod in pods:
+            own = sliced.of_pod.get((namespace, pod.meta.name), _NOTHING) if sliced else _NOTHING
+            held = before.made.get(id(pod))
+            node = self.inventory.nodes.get(pod.node)
+            if held is None or held[1] is not context or held[2] is not node or held[3] != own:
+                held = pod, context, node, own, self._pod(pod, own)
+            group.made[id(pod)] = held
+            if pod.phase not in FINISHED:
+                group.by_uid[held[4].uid] = held[4]
+                if self.mesh.marked and not held[4].hbone and enrolled(pod, _labels(context[0])):
+                    joining.add((pod.node, namespace, pod.service_account))
+        return replace(group, joining=frozenset(joining))
 
     def _gateway(self, gateway: KubernetesGateway) -> Iterator[Workload]:
         """Another network's gateway, whose pods nobody here knows."""
@@ -152,15 +180,12 @@ class Workloads:
         words = (each.outbound for each in (own, root) if each)
         return next((word for word in words if word), OutboundPolicy.UNSET)
 
-    def _context(self, namespace: str) -> Context:
+    def _context(self, namespace: str, before: Context | None) -> Context:
         """All that a namespace's pods depend on beside themselves; the same object as before when it is equal."""
         about = self.inventory.namespaces.get(namespace)
         offered, policies = self.services.in_namespace.get(namespace, ()), self.policies.concerning(namespace)
-        context = self._known_contexts.get(namespace)
-        if not context or context != (about, tuple(offered), tuple(policies)):
-            context = about, tuple(offered), tuple(policies)
-        self._contexts[namespace] = context
-        return context
+        context = about, tuple(offered), tuple(policies)
+        return before if before == context else context
 
     def _pod(self, pod: Pod, sliced: Served) -> Workload:
         about = pod.meta
@@ -290,12 +315,12 @@ class Slices:
         self.of_pod: dict[tuple[str, str], Served] = defaultdict(dict)
         self._outside: list[tuple[EndpointSlice, SliceEndpoint, IPAddress, Served]] = []
         self._by_address: dict[IPAddress, Pod] = {}
-        if inventory.slices:
+        without = [each for each in services.offered if not each.selector and not each.from_entry]
+        if inventory.slices and without:
             self._by_address = {address: pod for pod in inventory.pods if not pod.host_network for address in pod.ips}
-        for offered in services.offered:
-            if not offered.selector and not offered.from_entry:
-                for each in inventory.slices.get((offered.service.namespace, offered.service.name), ()):
-                    self._take(each, offered)
+        for offered in without:
+            for each in inventory.slices.get((offered.service.namespace, offered.service.name), ()):
+                self._take(each, offered)
 
     def outside(self) -> Iterable[tuple[EndpointSlice, SliceEndpoint, IPAddress, Served]]:
         return self._outside

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from types import MappingProxyType
 
 from controlplane.l7.model import L7
-from controlplane.objects import Mesh, Object
+from controlplane.objects import Mesh
 from controlplane.translate import l7
 from controlplane.translate.gateways import NETWORK, Gateways
-from controlplane.translate.inventory import Inventory
+from controlplane.translate.inventory import Inventory, Shelves
 from controlplane.translate.policies import Policies
 from controlplane.translate.services import Services
 from controlplane.translate.workloads import Workloads
@@ -17,7 +16,8 @@ from mesh.model import World
 
 
 class Builder:
-    """Remembers what it made of what, so that a change costs a glance at each object and work for those concerned.
+    """Remembers what it made of what, so that a change costs a glance at each namespace and service, and work for those
+    concerned.
 
     The world does not depend on what was built before, only its cost does: what is the same value is the same object.
     """
@@ -31,12 +31,13 @@ class Builder:
         self.inventory: Inventory
         self.layer7: l7.Layer7
 
-    def build(self, objects: Iterable[Object], version: int = 0) -> World:
-        """O(objects), about a microsecond each; 100 for a pod that is new or whose namespace changed.
+    def build(self, shelves: Shelves, version: int = 0) -> World:
+        """Some microseconds for each service, a tenth of one for each pod; 100 for a pod that is new or whose namespace
+        changed.
 
         `l7` is what goes with it beyond layer 4, `layer7` what that was made of.
         """
-        inventory = Inventory(objects)
+        inventory = Inventory(shelves)
         root = inventory.namespaces.get(self._mesh.root_namespace)
         network = root.meta.labels.get(NETWORK, "") if root else ""
         gateways = Gateways(inventory.gateways, network)
@@ -45,8 +46,8 @@ class Builder:
         workloads = self._workloads = Workloads(
             inventory, self._mesh, services, policies, network, gateways, self._workloads
         )
-        all_workloads = {each.uid: each for each in workloads.all()}
-        far = [each for each in all_workloads.values() if each.network_gateway]
+        all_workloads = workloads.by_uid()
+        far = [each for each in all_workloads.values() if each.network_gateway] if gateways.remote else []
         world = World(
             version=version,
             workloads=MappingProxyType(all_workloads),

@@ -6,7 +6,7 @@ import pytest
 
 from controlplane.objects import Mesh
 from controlplane.push import Conversation
-from controlplane.sources.files import FileSource
+from controlplane.sources.files import FileSource, one_by_one
 from controlplane.store import Store
 from controlplane.translate.tunnel import translate
 from lab import scale, scale_run
@@ -62,7 +62,7 @@ def load(conversation):
 def test_in_a_big_world_one_changed_pod_is_one_read_file_one_new_workload_and_one_resource(tmp_path):
     scale.world(WORKLOADS, SERVICES, tmp_path)
     store, judged = Store(Mesh()), []
-    source = FileSource(tmp_path, lambda parsed: (judged.append(parsed.file), store.judge(parsed)))
+    source = FileSource(tmp_path, one_by_one(lambda parsed: (judged.append(parsed.file), store.judge(parsed))))
     store.update(source.read())
     resources = translate(store.world)
     conversation = Conversation(resources)
