@@ -22,6 +22,7 @@
 #define MESH_DNS_PORT 53
 #define MESH_MARK_MASK 0xfffu
 #define MESH_CONNECTION_MARK 0x111u
+#define MESH_DIRECT_MARK 0x222u
 
 #define MESH_TCP 6
 #define MESH_UDP 17
@@ -50,6 +51,7 @@ enum mesh_flag {
 	MESH_EXEMPT_PROBES = 1 << 4, /* the node translates the kubelet's address into one of two known ones */
 	MESH_EXCLUSIONS = 1 << 5,    /* some of mesh_left_ports, mesh_left_ranges is the workload's */
 	MESH_MORE_ADDRESSES = 1 << 6, /* it has others than `listen`: mesh_own has them all */
+	MESH_GOES_DIRECT = 1 << 7,    /* takes part in the direct path within the node: all hooks for it hang */
 };
 
 /* Who a socket belongs to: the cookie of its network namespace, or the id of a control group in the host's. */
@@ -83,6 +85,53 @@ struct mesh_tuple {
 	struct mesh_address from, to;
 	__u16 from_port, to_port;
 	__u32 zero;
+};
+
+/* Whose, and where the application wants to go: maybe a service's address. */
+struct mesh_pass_key {
+	__u64 netns;
+	struct mesh_address to;
+	__u16 port_be;
+	__u16 zero[3];
+};
+
+/* What the tunnel grants: straight to an address of a workload of this node. Written by ztunnel/crates/net/src/direct. */
+struct mesh_pass {
+	__u64 number;
+	__u64 issuer;
+	__u64 epoch;
+	__u64 netns;	/* of the destination */
+	__u64 until_ns; /* since boot */
+	struct mesh_address to;
+	__u16 port_be;
+	__u16 zero[3];
+};
+
+/* A tunnel: when it was last alive, and since which change its passes are good. */
+struct mesh_issuer {
+	__u64 seen_ns;
+	__u64 epoch;
+};
+
+/* A tunnel that has said nothing for so long is taken for dead. = HEARTBEAT in ztunnel/crates/net/src/direct */
+#define MESH_ISSUER_NS (1000ULL * 1000 * 1000)
+
+struct mesh_direct_key {
+	__u64 socket; /* cookie */
+	__u64 began_ns;
+};
+
+enum mesh_direct_state { MESH_DIRECT_NEW, MESH_DIRECT_BEGUN, MESH_DIRECT_OPEN, MESH_DIRECT_CLOSED };
+
+struct mesh_direct {
+	struct mesh_tuple tuple; /* netns: the destination's */
+	__u64 pass;
+	__u64 issuer;
+	__u64 netns; /* the client's */
+	__u64 sent;
+	__u64 received;
+	__u32 state; /* enum mesh_direct_state */
+	__u32 was_open;
 };
 
 enum mesh_direction { MESH_OUT, MESH_IN };
@@ -244,6 +293,51 @@ MESH_INLINE __u32 mesh_connection_mark(__u32 mark)
 MESH_INLINE int mesh_has_connection_mark(__u32 mark)
 {
 	return (mark & MESH_MARK_MASK) == MESH_CONNECTION_MARK;
+}
+
+MESH_INLINE __u32 mesh_direct_mark(__u32 mark)
+{
+	return (mark & ~MESH_MARK_MASK) | MESH_DIRECT_MARK;
+}
+
+MESH_INLINE int mesh_has_direct_mark(__u32 mark)
+{
+	return (mark & MESH_MARK_MASK) == MESH_DIRECT_MARK;
+}
+
+/* `now` may be older than what another processor wrote. */
+MESH_INLINE int mesh_is_good(const struct mesh_pass *pass, const struct mesh_issuer *issuer, __u64 now)
+{
+	return pass->epoch == issuer->epoch && now < pass->until_ns && now < issuer->seen_ns + MESH_ISSUER_NS;
+}
+
+/* A ticket is the moment that it was given; its last bit tells a workload's from the tunnel's. */
+MESH_INLINE __u64 mesh_direct_ticket(__u64 now)
+{
+	return now | 1;
+}
+
+MESH_INLINE int mesh_is_direct_ticket(__u64 ticket)
+{
+	return ticket & 1;
+}
+
+/* Of the sequence numbers that the peer acknowledged, SYN and FIN are no bytes. `from`: TCP's state until now. */
+MESH_INLINE __u64 mesh_sent(__u64 acknowledged, __u32 from)
+{
+	const __u32 fin_acknowledged = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11; /* FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING */
+	__u64 more = 1 + (fin_acknowledged >> from & 1);
+
+	return acknowledged > more ? acknowledged - more : 0;
+}
+
+/* The peer's FIN has come, or, from FIN_WAIT2 of a socket that nobody holds any longer, may yet come: then one too few. */
+MESH_INLINE __u64 mesh_received(__u64 received, __u32 from)
+{
+	const __u32 fin_received = 1 << 5 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 11; /* and CLOSE_WAIT */
+	__u64 more = fin_received >> from & 1;
+
+	return received > more ? received - more : 0;
 }
 
 #endif

@@ -87,6 +87,8 @@ class Cluster:
 
     def __init__(self, layout: Layout, say: Say = lambda _: None, capture: str = daemons.AUTO) -> None:
         self.layout, self.say, self.capture = layout, say, capture
+        self.direct = False
+        """What agents are told from now on: pods of one node may talk without the tunnel between."""
         self.nodes: list[str] = []
         self.pods: dict[str, Pod] = {}
         self.daemons: dict[str, Process] = {}
@@ -97,7 +99,13 @@ class Cluster:
 
     @classmethod
     def up(
-        cls, name: str, nodes: int = 2, pods: int = 2, say: Say = lambda _: None, capture: str = daemons.AUTO
+        cls,
+        name: str,
+        nodes: int = 2,
+        pods: int = 2,
+        say: Say = lambda _: None,
+        capture: str = daemons.AUTO,
+        direct: bool = False,
     ) -> Cluster:
         """A working mesh with pods `web-1`… spread over the nodes; its agents capture with `capture`. Raises
         OperatorError; then nothing is left."""
@@ -105,6 +113,7 @@ class Cluster:
         if not 1 <= nodes <= MOST_NODES or not 0 <= pods <= MOST_PODS:
             raise OperatorError(f"a lab has 1 to {MOST_NODES} nodes and 0 to {MOST_PODS} pods")
         cluster = cls(Layout(name), say, capture)
+        cluster.direct = direct
         _claim(cluster.layout)
         try:
             cluster._build(nodes, pods)
@@ -124,7 +133,7 @@ class Cluster:
         except PermissionError:
             needs.require_root()
             raise
-        cluster.capture = state["capture"]
+        cluster.capture, cluster.direct = state["capture"], state["direct"]
         cluster.nodes, cluster.vips, cluster.vips6 = state["nodes"], state["vips"], state["vips6"]
         cluster.pods = {key: Pod(**{**pod, "sandbox": Sandbox(**pod["sandbox"])}) for key, pod in state["pods"].items()}
         latest = {p.name: p for p in processes.recorded(cluster.layout)}
@@ -171,7 +180,7 @@ class Cluster:
 
     def _start_nodes(self) -> None:
         for node in self.nodes:
-            self._record(daemons.start_agent(self.layout, node, self.capture))
+            self._record(daemons.start_agent(self.layout, node, self.capture, self.direct))
         for node in self.nodes:
             self._admit(node)
             self._record(daemons.start_tunnel(self.layout, node))
@@ -185,7 +194,7 @@ class Cluster:
         daemons.issue_token(self.layout, node)
 
     def start_agent(self, node: str) -> None:
-        self._started(daemons.start_agent(self.layout, node, self.capture))
+        self._started(daemons.start_agent(self.layout, node, self.capture, self.direct))
 
     def start_tunnel(self, node: str) -> None:
         self._started(daemons.start_tunnel(self.layout, node))
@@ -359,6 +368,7 @@ class Cluster:
         state = {
             "name": self.layout.name,
             "capture": self.capture,
+            "direct": self.direct,
             "nodes": self.nodes,
             "run_dirs": {owner: str(self.layout.run_dir(owner)) for owner in [*self.nodes, daemons.CONTROL]},
             "vips": self.vips,

@@ -42,7 +42,7 @@ def control_settings(layout: Layout) -> dict[str, str]:
     }
 
 
-def agent_settings(layout: Layout, node: str, capture: str) -> dict[str, str]:
+def agent_settings(layout: Layout, node: str, capture: str, direct: bool = False) -> dict[str, str]:
     return {
         **_common(layout, node),
         "NODE_NAME": node,
@@ -51,6 +51,7 @@ def agent_settings(layout: Layout, node: str, capture: str) -> dict[str, str]:
         "NODEMESH_CGROUP_ROOT": str(cgroups.of(layout.node_netns(node))),
         "ZDS_SOCKET": str(zds_socket(layout, node)),
         "NODEMESH_CAPTURE": capture,
+        "NODEMESH_SAME_NODE_DIRECT": str(direct).lower(),
         "NODEMESH_CNI_CACHE_DIR": str(layout.node_dir(node) / "cni"),
         "NODEMESH_LISTENER_GROUP": f"{cgroups.of(layout.node_netns(node)).relative_to(cgroups.mount())}/listeners",
     }
@@ -146,8 +147,8 @@ def start_controlplane(layout: Layout, directory: Path | None = None) -> Process
     return start(layout, "controlplane", layout.control, command("controlplane", "run"), settings)
 
 
-def start_agent(layout: Layout, node: str, capture: str = AUTO) -> Process:
-    settings = agent_settings(layout, node, capture)
+def start_agent(layout: Layout, node: str, capture: str = AUTO, direct: bool = False) -> Process:
+    settings = agent_settings(layout, node, capture, direct)
     return _start_on(layout, node, "nodeagent", settings)
 
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from mesh import log
 from nodeagent import cgroups
 from nodeagent.enrol.store import Member
+from nodeagent.libbpf import BpfError
 from nodeagent.redirect.backend import Backend, OpenNamespace, Sandbox
 from nodeagent.redirect.bpf import Bpf
 from nodeagent.redirect.bpf_records import Address
@@ -21,6 +23,8 @@ from nodeagent.redirect.pins import DEFAULT_ROOT
 from nodeagent.redirect.plan import Options
 from nodeagent.redirect.redirection import Redirection
 from nodeagent.redirect.xtables import Iptables
+
+_log: Final = log.get("capture")
 
 ROUND_S: Final = 4.0
 """How often rules are compared whose change nobody announces."""
@@ -40,6 +44,7 @@ class Capture:
         bpf_root: Path = DEFAULT_ROOT,
         memory: Path,
         listeners: str,
+        direct: bool = False,
     ) -> None:
         """Raises OperatorError: this node cannot capture in the way that `setting` asks for."""
         self._bpf = Bpf(bpf_root, listeners)
@@ -47,6 +52,7 @@ class Capture:
         self.redirection = Redirection(backends, setting, prove_capture=prove_capture)
         self.guard = Guarding(memory, listeners)
         """Behind capture, whichever backend does it."""
+        self._direct = direct
         self._changes: dict[str, Changes] = {}
         self._cgroup_root = cgroup_root or cgroups.mounted_at()
 
@@ -61,11 +67,11 @@ class Capture:
 
     async def put(self, member: Member, namespace: OpenNamespace) -> None:
         await self.redirection.put(member.backend, self._sandbox(member, namespace))
-        await self.guard.put(namespace, options=_options(member))
+        await self.guard.put(namespace, options=self._options(member))
 
     async def compare(self, member: Member, namespace: OpenNamespace) -> list[str]:
         different = await self.redirection.compare(member.backend, self._sandbox(member, namespace))
-        return different + await self.guard.compare(namespace, options=_options(member))
+        return different + await self.guard.compare(namespace, options=self._options(member))
 
     async def release(self, member: Member, namespace: OpenNamespace) -> None:
         await self.guard.take_out(namespace)
@@ -110,26 +116,42 @@ class Capture:
             await asyncio.to_thread(self._bpf.meet, pid)
         await self.guard.meet(pid)
 
+    async def direct_maps(self) -> list[int]:
+        """For a tunnel; none: there is no direct path. The descriptors stay ours."""
+        if not self._direct or self.redirection.unusable.get("bpf", "not asked for") is not None:
+            return []
+        try:
+            return await asyncio.to_thread(self._bpf.direct_maps)
+        except BpfError as error:
+            _log.warning("no direct path within the node", why=str(error))
+            return []
+
     def describe(self) -> dict[str, Any]:
         """Of `GET /status`: the setting, and of each backend that it allows whether this node can."""
         usable = {name: why or "usable" for name, why in self.redirection.unusable.items()}
-        return {"setting": self.redirection.capture, **usable, "guard": self.guard.trouble or "in force"}
+        return {
+            "setting": self.redirection.capture,
+            **usable,
+            "guard": self.guard.trouble or "in force",
+            "direct": self._direct,
+        }
 
     def close(self) -> None:
         for changes in self._changes.values():
             changes.close()
 
     def _sandbox(self, member: Member, namespace: OpenNamespace) -> Sandbox:
-        return Sandbox(member.uid, namespace, cgroups.of_pod(self._cgroup_root, member.pod_uid), _options(member))
+        return Sandbox(member.uid, namespace, cgroups.of_pod(self._cgroup_root, member.pod_uid), self._options(member))
 
-
-def _options(member: Member) -> Options:
-    return Options(
-        ingress_mode=member.ingress_mode,
-        dns_capture=member.dns_capture,
-        excluded_inbound_ports=member.excluded_inbound_ports,
-        excluded_outbound_ports=member.excluded_outbound_ports,
-        excluded_outbound_ranges=member.excluded_outbound_ranges,
-        virtual_interfaces=member.virtual_interfaces,
-        keep_connections=member.was_running,
-    )
+    def _options(self, member: Member) -> Options:
+        return Options(
+            ingress_mode=member.ingress_mode,
+            dns_capture=member.dns_capture,
+            excluded_inbound_ports=member.excluded_inbound_ports,
+            excluded_outbound_ports=member.excluded_outbound_ports,
+            excluded_outbound_ranges=member.excluded_outbound_ranges,
+            virtual_interfaces=member.virtual_interfaces,
+            keep_connections=member.was_running,
+            # The guard lets the mark out that only hooks on the control group keep the pod from giving itself.
+            direct=self._direct and member.backend == "bpf" and not member.was_running,
+        )

@@ -111,6 +111,7 @@ class Agent:
             bpf_root=settings.bpf_root,
             memory=settings.state_dir / "tunnels.json",
             listeners=settings.listener_group,
+            direct=settings.same_node_direct,
         )
         api = settings.api
         self._cluster = Cluster(api, settings.node, settings.taint_after_s) if api else None
@@ -124,7 +125,9 @@ class Agent:
             dns_capture=settings.dns_capture,
         )
         heirlooms, self._opener = _heirlooms(settings)
-        self._zds = zds.ZdsServer(self._snapshot, self._heard, self._tunnels_lost, self._meet, heirlooms)
+        self._zds = zds.ZdsServer(
+            self._snapshot, self._heard, self._tunnels_lost, self._meet, heirlooms, self._capture.direct_maps
+        )
         tunnel = TunnelOfNode(self._zds)
         self.registry.use(tunnel)
         documents = HostDocuments(settings.pods_dir, settings.cluster, settings.node)

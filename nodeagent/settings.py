@@ -25,6 +25,8 @@ class Settings:
     tunnel_user: int
     """The uid that the tunnel runs as; -1: this process's."""
     canary: bool
+    same_node_direct: bool
+    """Pods that are captured by BPF may talk to each other without the tunnel between."""
     dns_capture: bool
     capture: str
     cgroup_root: Path | None
@@ -54,6 +56,7 @@ class Settings:
             zds_socket=env.path("ZDS_SOCKET", "/var/run/ztunnel/ztunnel.sock"),
             tunnel_user=_uid(env.text("NODEMESH_TUNNEL_USER", "")),
             canary=env.flag("NODEMESH_CANARY", True),
+            same_node_direct=env.flag("NODEMESH_SAME_NODE_DIRECT", False),
             dns_capture=env.flag("AMBIENT_DNS_CAPTURE", True),
             capture=env.choice("NODEMESH_CAPTURE", "auto", ("auto", "bpf", "nft", "iptables")),
             cgroup_root=Path(root) if (root := env.text("NODEMESH_CGROUP_ROOT", "")) else None,

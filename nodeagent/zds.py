@@ -52,6 +52,8 @@ class Workload:
 Snapshot = Callable[[], Sequence[Workload]]
 Heard = Callable[[str, str | None], None]
 Meet = Callable[[int], Awaitable[None]]
+Direct = Callable[[], Awaitable[list[int]]]
+"""The maps of the direct path, the caller's no further than the call; none: there is none."""
 Packet = tuple[bytes, list[int]]
 """With the descriptors that came along; whoever takes it closes them."""
 
@@ -78,12 +80,18 @@ class Connection:
         self._loop.add_reader(sock, self._readable)
 
     async def greet(
-        self, workloads: Callable[[], Sequence[Workload]], heard: Callable[[str, str | None], None]
+        self,
+        workloads: Callable[[], Sequence[Workload]],
+        heard: Callable[[str, str | None], None],
+        direct: Direct | None = None,
     ) -> None:
-        """Hello, then the snapshot. Nothing else is sent before its end: a Del in between is a protocol error for
-        Istio's ztunnel. `heard(uid, why)`: why is None when the tunnel serves it. Raises PeerError."""
+        """Hello, what the direct path takes, the snapshot. Nothing else is sent before its end: a Del in between is a
+        protocol error for Istio's ztunnel. `heard(uid, why)`: None when the tunnel serves it. Raises PeerError."""
         async with self._turn:
-            await self._hello()
+            hello = await self._hello()
+            maps = await direct() if direct is not None and hello.takes_direct else []
+            if maps:
+                await self._exchange(zds_pb2.WorkloadRequest(direct=zds_pb2.DirectPath()), maps)
             for workload in workloads():
                 with suppress(ValueError):  # left meanwhile
                     heard(workload.uid, await self._enrol(workload))
@@ -111,7 +119,7 @@ class Connection:
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(PeerError(f"the tunnel's connection ended: {why}"))
 
-    async def _hello(self) -> None:
+    async def _hello(self) -> zds_pb2.ZdsHello:
         hello = zds_pb2.ZdsHello()
         await self._read_into(hello, self._expect())
         if hello.version != zds_pb2.V1:
@@ -119,6 +127,7 @@ class Connection:
         self._shares = hello.shares_listeners and self._heirlooms.wanted
         if not self._shares:
             self._heirlooms.drop_all()  # it binds its own; a port that we hold would be taken
+        return hello
 
     async def _enrol(self, workload: Workload) -> str | None:
         request = _add(workload)
@@ -206,8 +215,9 @@ class ZdsServer:
         lost: Callable[[], None],
         meet: Meet | None = None,
         heirlooms: Heirlooms | None = None,
+        direct: Direct | None = None,
     ) -> None:
-        self._meet, self._heirlooms = meet, heirlooms or Heirlooms()
+        self._meet, self._heirlooms, self._direct = meet, heirlooms or Heirlooms(), direct
         self._workloads, self._heard, self._lost = workloads, heard, lost
         self._connections: list[Connection] = []
         self._arrived = asyncio.Condition()
@@ -300,7 +310,7 @@ class ZdsServer:
     async def _serve(self, connection: Connection) -> None:
         """A connection counts from its hello on, so that a pod starting now is not lost between two tunnels."""
         try:
-            await connection.greet(lambda: self._welcome(connection), self._heard)
+            await connection.greet(lambda: self._welcome(connection), self._heard, self._direct)
             await connection.ended.wait()
         except PeerError as error:
             _log.debug("tunnel not greeted", why=str(error))

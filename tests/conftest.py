@@ -14,6 +14,7 @@ def pytest_addoption(parser):
     ways = ["auto", "bpf", "nft", "iptables"]
     # Not --capture, which is pytest's own.
     parser.addoption("--mesh-capture", choices=ways, default="auto", help="how the lab's agents capture pods")
+    parser.addoption("--mesh-direct", action="store_true", help="pods of one node may talk without the tunnel between")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -70,6 +70,11 @@ class Core:
         """Copies of the pod's listening sockets, the caller's to close. None for an unknown uid and for a pod that was
         enrolled without `inherited`. Raises OSError."""
 
+    def use_direct(self, maps: list[int]) -> None:
+        """Grants the direct path between pods of this node by the maps mesh_passes, mesh_issuers and mesh_direct of
+        bpf/direct.h, which are duplicated; none: passes end and what is direct is cut. Raises OSError: the kernel does
+        not let us."""
+
     def withdraw(self, uid: str) -> None:
         """Closes the pod's listeners and connections at once. Unknown uid: nothing happens."""
 

@@ -82,6 +82,15 @@ class Pods:
             _log.warning("listening sockets not shared", uid=uid, why=str(error))
             return []
 
+    def use_direct(self, maps: list[int]) -> str:
+        """The direct path within the node by these maps, the caller's to close; none: there is none. Why not, or ""."""
+        try:
+            self._dataplane.core.use_direct(maps)
+        except OSError as error:
+            _log.warning("no direct path within the node", why=str(error))
+            return str(error)
+        return ""
+
     async def withdraw(self, uid: str) -> None:
         """Unknown uid: nothing happens."""
         async with self._turn:

@@ -26,7 +26,9 @@ _MAX_ERROR_BYTES: Final = 900
 _FDS_ROOM: Final = socket.CMSG_SPACE(16 * array.array("i").itemsize)
 """The namespace and the listening sockets that a tunnel has; what is too much must be closed as well."""
 
-HELLO: Final = ZdsHello(version=V1, shares_listeners=True)
+_DIRECT_FDS: Final = 3
+
+HELLO: Final = ZdsHello(version=V1, shares_listeners=True, takes_direct=True)
 
 _log = log.get("zds")
 
@@ -88,6 +90,7 @@ class Session:
     def __init__(self, pods: Pods) -> None:
         self._pods = pods
         self._named: set[str] = set()
+        self._direct = False
         self.complete = False
 
     async def handle(self, request: WorkloadRequest, fds: list[int]) -> tuple[str, list[int]]:
@@ -101,6 +104,8 @@ class Session:
                     self._keep(request.keep.uid)
                 case "del":
                     await self._pods.withdraw(getattr(request, "del").uid)
+                case "direct":
+                    return self._use_direct(fds), []
                 case "snapshot_sent":
                     await self._snapshot_sent()
                 case _:
@@ -131,9 +136,19 @@ class Session:
         if not self._pods.knows(uid):
             _log.warning("told to keep a pod that is not here", uid=uid)
 
+    def _use_direct(self, fds: list[int]) -> str:
+        """Why not, or ""."""
+        if self.complete or self._direct or len(fds) != _DIRECT_FDS:
+            raise PeerError("DirectPath after the snapshot, twice, or without its maps")
+        why = self._pods.use_direct(fds)
+        self._direct = not why
+        return why
+
     async def _snapshot_sent(self) -> None:
         if self.complete:
             raise PeerError("SnapshotSent twice")
+        if not self._direct:
+            self._pods.use_direct([])
         await self._pods.keep_only(self._named)
         self.complete = True
 

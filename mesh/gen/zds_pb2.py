@@ -24,31 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12mesh/gen/zds.proto\x12\x12istio.workload.zds\"R\n\x08ZdsHello\x12,\n\x07version\x18\x01 \x01(\x0e\x32\x1b.istio.workload.zds.Version\x12\x18\n\x10shares_listeners\x18\x64 \x01(\x08\"\x7f\n\x0cWorkloadInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x17\n\x0fservice_account\x18\x03 \x01(\t\x12\x0e\n\x06search\x18\x64 \x03(\t\x12\x11\n\taddresses\x18\x65 \x03(\tJ\x04\x08\x04\x10\x05R\x0ctrust_domain\"k\n\x0b\x41\x64\x64Workload\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x37\n\rworkload_info\x18\x02 \x01(\x0b\x32 .istio.workload.zds.WorkloadInfo\x12\x16\n\x0ekeep_listeners\x18\x64 \x01(\x08\"\x1b\n\x0cKeepWorkload\x12\x0b\n\x03uid\x18\x01 \x01(\t\"\x1a\n\x0b\x44\x65lWorkload\x12\x0b\n\x03uid\x18\x02 \x01(\t\"\x0e\n\x0cSnapshotSent\"\x14\n\x03\x41\x63k\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"\xe9\x01\n\x0fWorkloadRequest\x12.\n\x03\x61\x64\x64\x18\x01 \x01(\x0b\x32\x1f.istio.workload.zds.AddWorkloadH\x00\x12\x30\n\x04keep\x18\x05 \x01(\x0b\x32 .istio.workload.zds.KeepWorkloadH\x00\x12.\n\x03\x64\x65l\x18\x02 \x01(\x0b\x32\x1f.istio.workload.zds.DelWorkloadH\x00\x12\x39\n\rsnapshot_sent\x18\x03 \x01(\x0b\x32 .istio.workload.zds.SnapshotSentH\x00\x42\t\n\x07payload\"E\n\x10WorkloadResponse\x12&\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x17.istio.workload.zds.AckH\x00\x42\t\n\x07payload*\x1f\n\x07Version\x12\x0c\n\x08NOT_USED\x10\x00\x12\x06\n\x02V1\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12mesh/gen/zds.proto\x12\x12istio.workload.zds\"h\n\x08ZdsHello\x12,\n\x07version\x18\x01 \x01(\x0e\x32\x1b.istio.workload.zds.Version\x12\x18\n\x10shares_listeners\x18\x64 \x01(\x08\x12\x14\n\x0ctakes_direct\x18\x65 \x01(\x08\"\x7f\n\x0cWorkloadInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x17\n\x0fservice_account\x18\x03 \x01(\t\x12\x0e\n\x06search\x18\x64 \x03(\t\x12\x11\n\taddresses\x18\x65 \x03(\tJ\x04\x08\x04\x10\x05R\x0ctrust_domain\"k\n\x0b\x41\x64\x64Workload\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x37\n\rworkload_info\x18\x02 \x01(\x0b\x32 .istio.workload.zds.WorkloadInfo\x12\x16\n\x0ekeep_listeners\x18\x64 \x01(\x08\"\x1b\n\x0cKeepWorkload\x12\x0b\n\x03uid\x18\x01 \x01(\t\"\x1a\n\x0b\x44\x65lWorkload\x12\x0b\n\x03uid\x18\x02 \x01(\t\"\x0c\n\nDirectPath\"\x0e\n\x0cSnapshotSent\"\x14\n\x03\x41\x63k\x12\r\n\x05\x65rror\x18\x01 \x01(\t\"\x9b\x02\n\x0fWorkloadRequest\x12.\n\x03\x61\x64\x64\x18\x01 \x01(\x0b\x32\x1f.istio.workload.zds.AddWorkloadH\x00\x12\x30\n\x04keep\x18\x05 \x01(\x0b\x32 .istio.workload.zds.KeepWorkloadH\x00\x12.\n\x03\x64\x65l\x18\x02 \x01(\x0b\x32\x1f.istio.workload.zds.DelWorkloadH\x00\x12\x39\n\rsnapshot_sent\x18\x03 \x01(\x0b\x32 .istio.workload.zds.SnapshotSentH\x00\x12\x30\n\x06\x64irect\x18\x64 \x01(\x0b\x32\x1e.istio.workload.zds.DirectPathH\x00\x42\t\n\x07payload\"E\n\x10WorkloadResponse\x12&\n\x03\x61\x63k\x18\x01 \x01(\x0b\x32\x17.istio.workload.zds.AckH\x00\x42\t\n\x07payload*\x1f\n\x07Version\x12\x0c\n\x08NOT_USED\x10\x00\x12\x06\n\x02V1\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mesh.gen.zds_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERSION']._serialized_start=766
-  _globals['_VERSION']._serialized_end=797
+  _globals['_VERSION']._serialized_start=852
+  _globals['_VERSION']._serialized_end=883
   _globals['_ZDSHELLO']._serialized_start=42
-  _globals['_ZDSHELLO']._serialized_end=124
-  _globals['_WORKLOADINFO']._serialized_start=126
-  _globals['_WORKLOADINFO']._serialized_end=253
-  _globals['_ADDWORKLOAD']._serialized_start=255
-  _globals['_ADDWORKLOAD']._serialized_end=362
-  _globals['_KEEPWORKLOAD']._serialized_start=364
-  _globals['_KEEPWORKLOAD']._serialized_end=391
-  _globals['_DELWORKLOAD']._serialized_start=393
-  _globals['_DELWORKLOAD']._serialized_end=419
-  _globals['_SNAPSHOTSENT']._serialized_start=421
-  _globals['_SNAPSHOTSENT']._serialized_end=435
-  _globals['_ACK']._serialized_start=437
-  _globals['_ACK']._serialized_end=457
-  _globals['_WORKLOADREQUEST']._serialized_start=460
-  _globals['_WORKLOADREQUEST']._serialized_end=693
-  _globals['_WORKLOADRESPONSE']._serialized_start=695
-  _globals['_WORKLOADRESPONSE']._serialized_end=764
+  _globals['_ZDSHELLO']._serialized_end=146
+  _globals['_WORKLOADINFO']._serialized_start=148
+  _globals['_WORKLOADINFO']._serialized_end=275
+  _globals['_ADDWORKLOAD']._serialized_start=277
+  _globals['_ADDWORKLOAD']._serialized_end=384
+  _globals['_KEEPWORKLOAD']._serialized_start=386
+  _globals['_KEEPWORKLOAD']._serialized_end=413
+  _globals['_DELWORKLOAD']._serialized_start=415
+  _globals['_DELWORKLOAD']._serialized_end=441
+  _globals['_DIRECTPATH']._serialized_start=443
+  _globals['_DIRECTPATH']._serialized_end=455
+  _globals['_SNAPSHOTSENT']._serialized_start=457
+  _globals['_SNAPSHOTSENT']._serialized_end=471
+  _globals['_ACK']._serialized_start=473
+  _globals['_ACK']._serialized_end=493
+  _globals['_WORKLOADREQUEST']._serialized_start=496
+  _globals['_WORKLOADREQUEST']._serialized_end=779
+  _globals['_WORKLOADRESPONSE']._serialized_start=781
+  _globals['_WORKLOADRESPONSE']._serialized_end=850
 # @@protoc_insertion_point(module_scope)

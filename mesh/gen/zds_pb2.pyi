@@ -48,18 +48,22 @@ class ZdsHello(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     SHARES_LISTENERS_FIELD_NUMBER: _builtins.int
+    TAKES_DIRECT_FIELD_NUMBER: _builtins.int
     version: Global___Version.ValueType
     shares_listeners: _builtins.bool
     """Ours. It can take over listening sockets, and gives its own."""
+    takes_direct: _builtins.bool
+    """Ours. It can grant the direct path between two pods of the node, and wants what it takes."""
     def __init__(
         self,
         *,
         version: Global___Version.ValueType = ...,
         shares_listeners: _builtins.bool = ...,
+        takes_direct: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["shares_listeners", b"shares_listeners", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shares_listeners", b"shares_listeners", "takes_direct", b"takes_direct", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -168,6 +172,25 @@ class DelWorkload(_message.Message):
 Global___DelWorkload: _TypeAlias = DelWorkload  # noqa: Y015
 
 @_typing.final
+class DirectPath(_message.Message):
+    """Ours, before the snapshot, to a tunnel that takes it. Carries three fds: the maps mesh_passes, mesh_issuers and
+    mesh_direct of bpf/direct.h. Without it in a conversation there is no direct path.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectPath: _TypeAlias = DirectPath  # noqa: Y015
+
+@_typing.final
 class SnapshotSent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -210,24 +233,28 @@ class WorkloadRequest(_message.Message):
     KEEP_FIELD_NUMBER: _builtins.int
     DEL_FIELD_NUMBER: _builtins.int
     SNAPSHOT_SENT_FIELD_NUMBER: _builtins.int
+    DIRECT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def add(self) -> Global___AddWorkload: ...
     @_builtins.property
     def keep(self) -> Global___KeepWorkload: ...
     @_builtins.property
     def snapshot_sent(self) -> Global___SnapshotSent: ...
+    @_builtins.property
+    def direct(self) -> Global___DirectPath: ...
     def __init__(
         self,
         *,
         add: Global___AddWorkload | None = ...,
         keep: Global___KeepWorkload | None = ...,
         snapshot_sent: Global___SnapshotSent | None = ...,
+        direct: Global___DirectPath | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "del", b"del", "keep", b"keep", "payload", b"payload", "snapshot_sent", b"snapshot_sent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "del", b"del", "direct", b"direct", "keep", b"keep", "payload", b"payload", "snapshot_sent", b"snapshot_sent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "del", b"del", "keep", b"keep", "payload", b"payload", "snapshot_sent", b"snapshot_sent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "del", b"del", "direct", b"direct", "keep", b"keep", "payload", b"payload", "snapshot_sent", b"snapshot_sent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["add", "keep", "del", "snapshot_sent"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["add", "keep", "del", "snapshot_sent", "direct"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

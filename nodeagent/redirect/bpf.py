@@ -23,7 +23,15 @@ from nodeagent.libbpf import BpfError, Map
 from nodeagent.redirect import bpf_records as records
 from nodeagent.redirect import groups, routes
 from nodeagent.redirect.backend import OpenNamespace, RedirectError, Sandbox
-from nodeagent.redirect.bpf_programs import SK_LOOKUP, TUNNEL_HOOKS, WORKLOAD_HOOKS, Hook, Programs, try_out
+from nodeagent.redirect.bpf_programs import (
+    DIRECT_HOOKS,
+    SK_LOOKUP,
+    TUNNEL_HOOKS,
+    WORKLOAD_HOOKS,
+    Hook,
+    Programs,
+    try_out,
+)
 from nodeagent.redirect.guard import Group
 from nodeagent.redirect.pins import DEFAULT_ROOT, Pins
 from nodeagent.redirect.plan import DNS_PORT
@@ -34,6 +42,7 @@ INBOUND: Final = "inbound"
 """Name of the link on the namespace."""
 _FILESYSTEMS: Final = Path("/proc/filesystems")
 _COOKIE: Final = "cookie:"
+_ALL_HOOKS: Final = {**DIRECT_HOOKS, **WORKLOAD_HOOKS}
 NEW_CONNECTIONS: Final = ["connect4", "connect6", "sendmsg4", "sendmsg6", INBOUND]
 """What only looks at what begins."""
 T = TypeVar("T")
@@ -88,6 +97,10 @@ class Bpf:
     def is_in_use(self) -> bool:
         """By workloads of an earlier agent, whatever the setting is now."""
         return bool(self._pins.workloads())
+
+    def direct_maps(self) -> list[int]:
+        """What a tunnel needs to grant the direct path; the descriptors stay ours. Raises BpfError. Blocks."""
+        return self._alone(lambda: self._programs.direct_fds)
 
     def put_hosts(self, wanted: Sequence[tuple[Group, tuple[records.Address, ...]]]) -> str:
         """Exactly these control groups of the host's namespace have their TCP turned round when it is opened. What they
@@ -146,7 +159,7 @@ class Bpf:
             self._write_down(cookie, programs, sandbox)
             pins.mkdir(mode=0o700, exist_ok=True)
             self._hook_namespace(sandbox.namespace, cookie, pins)
-            self._hook(_cgroup(sandbox), pins, WORKLOAD_HOOKS)
+            self._hook(_cgroup(sandbox), pins, _hooks(sandbox))
             self._replace_earlier(cookie)
         except BpfError as error:
             if not known:
@@ -224,7 +237,7 @@ class Bpf:
             found.append("its addresses or exclusions in the maps are not ours")
         if (inbound := libbpf.describe(pins / INBOUND)) is None or not inbound.target:
             found.append("the look-up of arriving connections is missing")
-        for name, hook in WORKLOAD_HOOKS.items():
+        for name, hook in _hooks(sandbox).items():
             found += _fault(name, libbpf.describe(pins / name), group, programs.ids[hook.program])
         return found
 
@@ -237,7 +250,7 @@ class Bpf:
         routes.take_out()
 
     def _forget(self, who: bytes, pins: Path) -> None:
-        _unlink_all(pins, [*reversed(WORKLOAD_HOOKS), INBOUND])
+        _unlink_all(pins, [*reversed(_ALL_HOOKS), INBOUND])
         programs = self._programs
         programs.workloads.discard(who)
         for table, _ in _tables(programs, records.Entries()):
@@ -267,7 +280,7 @@ class Bpf:
                 _unlink_all(pins, TUNNEL_HOOKS)
 
     def _upgrade(self, programs: Programs) -> None:
-        for pins, hooks in ((self._pins.workloads(), WORKLOAD_HOOKS), (self._pins.tunnels(), TUNNEL_HOOKS)):
+        for pins, hooks in ((self._pins.workloads(), _ALL_HOOKS), (self._pins.tunnels(), TUNNEL_HOOKS)):
             for directory in pins:
                 for name, hook in hooks.items():
                     if (directory / name).exists():
@@ -282,6 +295,10 @@ class Bpf:
         for pins in self._pins.earlier():
             if pins.name == self._pins.workload(cookie).name:
                 _unlink_all(pins, [pin.name for pin in pins.iterdir()])
+
+
+def _hooks(sandbox: Sandbox) -> dict[str, Hook]:
+    return _ALL_HOOKS if sandbox.options.direct else WORKLOAD_HOOKS
 
 
 def _tables(programs: Programs, keys: records.Entries) -> list[tuple[Map, frozenset[bytes]]]:

@@ -53,6 +53,8 @@ WORKLOAD_HOOKS: Final = {
     "connect6": Hook("mesh_connect6", 11),
 }
 """On a workload's control group, in this order."""
+DIRECT_HOOKS: Final = {"setsockopt": Hook("mesh_setsockopt", 22)}
+"""Before them, where a workload may talk to others of its node directly."""
 TUNNEL_HOOKS: Final = {
     "sockops": Hook("mesh_tunnel_sockops", 3),
     "getsockopt": Hook("mesh_tunnel_getsockopt", 21),
@@ -69,6 +71,8 @@ _MAPS: Final = {
     "mesh_left_ranges": (RANGE_BYTES, 1),
     "mesh_listeners": (LISTENER_BYTES, COOKIE_BYTES),
 }
+_DIRECT_MAPS: Final = ("mesh_passes", "mesh_issuers", "mesh_direct")
+"""In the order in which the tunnel gets them."""
 
 
 class Programs:
@@ -81,8 +85,9 @@ class Programs:
         directory = pins.programs / self.digest
         self._fds = _find(directory) or _load(pins, directory)
         self.ids = {name: libbpf.program_id(fd) for name, fd in self._fds.items()}
-        opened = {name: libbpf.open_pin(pins.maps / name) for name in _MAPS}
+        opened = {name: libbpf.open_pin(pins.maps / name) for name in (*_MAPS, *_DIRECT_MAPS)}
         self._map_fds = list(opened.values())
+        self.direct_fds = [opened[name] for name in _DIRECT_MAPS]
         self.workloads, self.own, self.left_ports, self.left_ranges, self.listeners = (
             Map(opened[name], *sizes) for name, sizes in _MAPS.items()
         )
@@ -111,7 +116,8 @@ def _digest() -> str:
 
 
 def _names() -> set[str]:
-    return {hook.program for hook in (*WORKLOAD_HOOKS.values(), *TUNNEL_HOOKS.values())}
+    every = (*DIRECT_HOOKS.values(), *WORKLOAD_HOOKS.values(), *TUNNEL_HOOKS.values())
+    return {hook.program for hook in every}
 
 
 def _find(directory: Path) -> dict[str, int]:

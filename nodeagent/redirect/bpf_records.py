@@ -52,6 +52,7 @@ class Flag(IntFlag):
     EXEMPT_PROBES = 1 << 4
     EXCLUSIONS = 1 << 5
     MORE_ADDRESSES = 1 << 6
+    GOES_DIRECT = 1 << 7
 
 
 OUTCOMES: Final = (
@@ -98,6 +99,7 @@ def pod(options: Options, addresses: Iterable[str]) -> Workload:
             options.excluded_inbound_ports or options.excluded_outbound_ports or options.excluded_outbound_ranges
         ),
         Flag.MORE_ADDRESSES: True,
+        Flag.GOES_DIRECT: options.direct and not options.ingress_mode,
     }
     flags = Flag(sum(flag for flag, on in wanted.items() if on))
     return Workload((four or LOOPBACK[0], six or LOOPBACK[1]), flags)

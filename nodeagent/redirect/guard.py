@@ -15,7 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nodeagent.redirect.plan import CONNECTION_MARK, HBONE_PORT, MARK_MASK, PROBE_SOURCES, TUNNEL_MARK, Options
+from nodeagent.redirect.plan import (
+    CONNECTION_MARK,
+    DIRECT_MARK,
+    HBONE_PORT,
+    MARK_MASK,
+    PROBE_SOURCES,
+    TUNNEL_MARK,
+    Options,
+)
 
 TABLE: Final = "nodemesh-guard"
 _KEEP: Final = f"meta mark & {0xFFFFFFFF & ~MARK_MASK:#x}"
@@ -92,14 +100,24 @@ def _chains(guard: Guard) -> list[tuple[str, str, _Rules]]:
     )
     forged = f"meta mark & {MARK_MASK:#x} {{ {CONNECTION_MARK:#x}, {TUNNEL_MARK:#x} }}"
     bless = f"meta mark set {_KEEP} | {TUNNEL_MARK:#x}"
+    is_direct = f"meta mark & {MARK_MASK:#x} == {DIRECT_MARK:#x}"
     judge = [
         *(f'{_AWAY} socket cgroupv2 level {g.level} "{g.path}" {bless} accept' for g in guard.tunnels),
+        # The socket's mark, not the packet's: what is sent on a raw socket may have any.
+        *(
+            [f"{_AWAY} {is_pod} socket {is_direct.removeprefix('meta ')} {bless} accept"]
+            if guard.options.direct
+            else ()
+        ),
         f"{_AWAY} {is_pod} {forged} meta mark set {_KEEP}",
         f"{_AWAY} {is_pod} accept",
         f"{_AWAY} {bless}",  # resets, SYN+ACKs, TIME_WAIT: they carry nothing
     ]
     leave = [f"{_AWAY} {_OURS} accept", *_replies(guard), f"{_AWAY} counter drop"]
+    # A socket that is accepted inherits its SYN's mark, and a raw packet over lo has any.
+    arrive = [f"{is_direct} meta mark set {_KEEP} {sign}"] if guard.options.direct else []
     return [
+        *([("arrive", "type filter hook prerouting priority -310", arrive)] if arrive else []),
         ("judge", "type filter hook output priority -310", [f"{judge[0]} {sign}", *judge[1:]]),
         ("leave", "type filter hook postrouting priority 300", [f"{leave[0]} {sign}", *leave[1:]]),
     ]

@@ -28,6 +28,9 @@ CONNECTION_MARK: Final = 0x111
 QUERY_ZONE: Final = 1
 """Conntrack zone of the tunnel's own questions to name servers (Istio's number)."""
 
+DIRECT_MARK: Final = 0x222
+"""On sockets that are direct to another pod of the node. Nobody in a pod can set it (bpf/direct.h)."""
+
 ROUTE_TABLE: Final = 100
 RULE_PREFERENCE: Final = 32764
 
@@ -113,6 +116,8 @@ class Options:
     virtual_interfaces: tuple[str, ...] = ()
     keep_connections: bool = False
     """It ran before: what is open is left alone, which for conntrack has to be said."""
+    direct: bool = False
+    """It may talk to other pods of its node without the tunnel between, where the tunnel grants it (BPF only)."""
     captures: bool = True
     """False: it is leaving; nothing new is captured, what is open goes on."""
 

@@ -22,6 +22,20 @@ int side(const struct mesh_address *to) { return (int)mesh_side(to); }
 __u32 connection_mark(__u32 mark) { return mesh_connection_mark(mark); }
 int has_connection_mark(__u32 mark) { return mesh_has_connection_mark(mark); }
 
+__u32 direct_mark(__u32 mark) { return mesh_direct_mark(mark); }
+int has_direct_mark(__u32 mark) { return mesh_has_direct_mark(mark); }
+__u64 sent(__u64 acknowledged, __u32 from) { return mesh_sent(acknowledged, from); }
+__u64 received(__u64 bytes, __u32 from) { return mesh_received(bytes, from); }
+int is_direct_ticket(__u64 now) { return mesh_is_direct_ticket(mesh_direct_ticket(now)); }
+
+int good(__u64 epoch, __u64 until_ns, __u64 now_epoch, __u64 seen_ns, __u64 now)
+{
+	const struct mesh_pass pass = { .epoch = epoch, .until_ns = until_ns };
+	const struct mesh_issuer issuer = { .seen_ns = seen_ns, .epoch = now_epoch };
+
+	return mesh_is_good(&pass, &issuer, now);
+}
+
 int schema(void) { return MESH_SCHEMA; }
 int outcomes(void) { return MESH_WHY_MAX; }
 
@@ -29,7 +43,9 @@ int sizes(int which)
 {
 	const size_t all[] = { sizeof(struct mesh_id), sizeof(struct mesh_workload), sizeof(struct mesh_own_key),
 			       sizeof(struct mesh_port_key), sizeof(struct mesh_range_key),
-			       sizeof(struct mesh_listener_key) };
+			       sizeof(struct mesh_listener_key), sizeof(struct mesh_pass_key),
+			       sizeof(struct mesh_pass), sizeof(struct mesh_issuer),
+			       sizeof(struct mesh_direct_key), sizeof(struct mesh_direct) };
 
 	return (int)all[which];
 }
@@ -38,7 +54,9 @@ int offsets(int which)
 {
 	const size_t all[] = { offsetof(struct mesh_workload, tcp_port), offsetof(struct mesh_workload, dns_port),
 			       offsetof(struct mesh_workload, flags), offsetof(struct mesh_range_key, who),
-			       offsetof(struct mesh_range_key, ip), offsetof(struct mesh_port_key, port) };
+			       offsetof(struct mesh_range_key, ip), offsetof(struct mesh_port_key, port),
+			       offsetof(struct mesh_pass, to), offsetof(struct mesh_pass, port_be),
+			       offsetof(struct mesh_direct, pass), offsetof(struct mesh_direct, state) };
 
 	return (int)all[which];
 }

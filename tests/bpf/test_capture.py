@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 TCP, UDP, MPTCP, SCTP = 6, 17, 262, 132
 CAPTURED, DNS, NOT_ENROLLED, NO_ADDRESS, NOT_TCP, LOOPBACK, OWN, EXCLUDED = range(8)
 PASS, TO_TUNNEL, ASK = range(3)
+SECOND = 10**9
 POD = records.pod(plan.Options(), ["10.244.1.7", "fd00::7", "fe80::1"])
 
 
@@ -26,7 +27,8 @@ def c(tmp_path_factory):
     flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([compiler, *flags, "-o", library, HERE / "capture_host.c"], check=True)
     loaded = ctypes.CDLL(str(library))
-    loaded.connection_mark.restype = ctypes.c_uint32
+    loaded.connection_mark.restype = loaded.direct_mark.restype = ctypes.c_uint32
+    loaded.sent.restype = loaded.received.restype = ctypes.c_uint64
     return loaded
 
 
@@ -145,6 +147,58 @@ def test_python_writes_what_c_reads(c):
     )
     assert [len(each) for each in written] == [c.sizes(which) for which in range(len(written))]
     assert [c.offsets(which) for which in range(6)] == [64, 68, 72, 8, 24, 16]
+
+
+def test_the_direct_paths_structs_are_those_that_the_tunnel_asserts_at_its_build(c):
+    """ztunnel/crates/net/src/direct/maps.rs."""
+    assert [c.sizes(which) for which in range(6, 11)] == [32, 64, 16, 16, 96]
+    assert [c.offsets(which) for which in range(6, 10)] == [40, 56, 48, 88]
+
+
+@pytest.mark.parametrize(
+    ("said", "good"),
+    [
+        ({}, True),
+        ({"now_epoch": 8}, False),
+        ({"now_epoch": 6}, False),
+        ({"until_ns": SECOND}, False),
+        ({"seen_ns": 0, "now": SECOND}, False),
+        ({"seen_ns": 1, "now": SECOND}, True),
+        ({"seen_ns": 2 * SECOND}, True),
+    ],
+)
+def test_a_pass_is_good_in_its_epoch_for_its_time_and_while_its_tunnel_lives(c, said, good):
+    """The last row: the tunnel wrote on another processor, a moment after the clock was read here."""
+    case = {"epoch": 7, "until_ns": 3 * SECOND, "now_epoch": 7, "seen_ns": SECOND, "now": SECOND + 1} | said
+    assert bool(c.good(*(ctypes.c_uint64(value) for value in case.values()))) == good
+
+
+def test_the_direct_mark_is_no_other_and_leaves_others_bits_alone(c):
+    assert c.direct_mark(0xABC00539) == 0xABC00000 | plan.DIRECT_MARK
+    assert [bool(c.has_direct_mark(mark)) for mark in (0x222, 0xFF222, 0x223, 0x111, 0x539)] == [True, True] + [
+        False
+    ] * 3
+
+
+@pytest.mark.parametrize(
+    ("state", "acknowledged", "sent"),
+    [("established", 1, 0), ("established", 11, 10), ("fin-wait-2", 12, 10), ("last-ack", 12, 10), ("syn-sent", 0, 0)],
+)
+def test_syn_and_fin_are_acknowledged_and_no_bytes(c, state, acknowledged, sent):
+    states = {"established": 1, "syn-sent": 2, "fin-wait-2": 5, "last-ack": 9}
+    assert c.sent(ctypes.c_uint64(acknowledged), states[state]) == sent
+
+
+@pytest.mark.parametrize(
+    ("state", "counted", "received"), [(1, 10, 10), (4, 10, 10), (5, 11, 10), (9, 11, 10), (8, 0, 0)]
+)
+def test_the_peers_fin_is_no_byte(c, state, counted, received):
+    assert c.received(ctypes.c_uint64(counted), state) == received
+
+
+@pytest.mark.parametrize("now", [0, 1, 2**63])
+def test_a_workloads_ticket_is_told_from_the_tunnels(c, now):
+    assert c.is_direct_ticket(ctypes.c_uint64(now))
 
 
 def test_a_pod_is_met_at_its_own_addresses_and_a_missing_family_at_loopback(c):

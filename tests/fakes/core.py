@@ -58,6 +58,9 @@ class FakeCore:
         if unknown:
             raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
         self.refuses_pods: dict[str, Exception] = {}
+        self.refuses_direct: OSError | None = None
+        self.direct_maps: list[int] | None = None
+        """Their inodes; None: nothing has been said."""
         self.tables: dict[str, dict[str, bytes]] = {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}}
         self.enrolled: dict[str, tuple[int, int]] = {}
         self.keys_held: dict[str, ec.EllipticCurvePrivateKey] = {}
@@ -128,6 +131,12 @@ class FakeCore:
     def listeners(self, uid: str) -> list[int]:
         self._alive()
         return [os.dup(fd) for fd in self.sockets.get(uid, [])]
+
+    def use_direct(self, maps: list[int]) -> None:
+        self._alive()
+        if self.refuses_direct is not None and maps:
+            raise self.refuses_direct
+        self.direct_maps = [os.fstat(fd).st_ino for fd in maps]
 
     def _forget_sockets(self, *uids: str) -> None:
         for uid in uids:

@@ -167,6 +167,9 @@ class Pods:
     def listeners(self, uid):
         return [os.eventfd(0)]
 
+    def use_direct(self, maps):
+        return ""
+
     async def withdraw(self, uid):
         pass
 

@@ -33,12 +33,14 @@ def pytest_runtest_makereport(item):
 
 
 @pytest.fixture(scope="session")
-def mesh(capture):
+def mesh(capture, request):
     """`web-1` and `web-3` on node1, `web-2` and `web-4` on node2, `plain-1` and `plain-2` outside the mesh."""
     layout = Layout(f"t{os.getpid()}")
     guard = Guard(layout)
     try:
-        made = Cluster.up(layout.name, nodes=2, pods=4, capture=capture)
+        made = Cluster.up(
+            layout.name, nodes=2, pods=4, capture=capture, direct=request.config.getoption("--mesh-direct")
+        )
         for number in (1, 2):
             made.add_pod(PodSpec(f"plain-{number}", f"node{number}", labels=documents.OUT_OF_MESH))
         yield made

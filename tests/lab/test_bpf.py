@@ -172,7 +172,7 @@ def test_an_agent_of_another_version_replaces_the_programs_in_place_under_load(m
 def test_a_pod_that_goes_leaves_no_pin_no_entry_and_no_setting(mesh):
     pod = mesh.add_pod(PodSpec("passing", "node1"), with_apps=False)
     pins = _pins(mesh, pod)
-    assert len(list(pins.iterdir())) == len(bpf_programs.WORKLOAD_HOOKS) + 1
+    assert len(list(pins.iterdir())) == len(bpf_programs.WORKLOAD_HOOKS) + 1 + (1 if mesh.direct else 0)
     mesh.delete_pod("passing")
     assert not pins.exists()
     pods = mesh.ask("nodeagent-node1", "/pods")

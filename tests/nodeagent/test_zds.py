@@ -40,15 +40,16 @@ class Namespace:
 class Tunnel:
     """The other side of the socket. `conversation` is all that it was told; each message is acknowledged."""
 
-    def __init__(self, path, refuse=(), gives=None):
+    def __init__(self, path, refuse=(), gives=None, direct=False):
         """`gives`: text of the listening sockets that it says it has, per pod; None: it is Istio's."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.connect(str(path))
         self.sock.setblocking(False)
-        self.refuse, self.conversation, self.gives = dict(refuse), [], gives
+        self.refuse, self.conversation, self.gives, self.direct = dict(refuse), [], gives, direct
 
     async def hello(self, version=zds_pb2.V1):
         hello = zds_pb2.ZdsHello(version=version, shares_listeners=self.gives is not None)
+        hello.takes_direct = self.direct
         await asyncio.get_running_loop().sock_sendall(self.sock, hello.SerializeToString())
 
     async def receive(self):
@@ -72,7 +73,7 @@ class Tunnel:
         request, texts = await self.receive()
         kind = request.WhichOneof("payload")
         uid = getattr(getattr(request, kind), "uid", "")
-        self.conversation.append(" ".join([kind, uid, *texts]).strip())
+        self.conversation.append(" ".join(filter(None, [kind, uid, *texts])))
         response = zds_pb2.WorkloadResponse(ack=zds_pb2.Ack(error=self.refuse.get(uid, "")))
         given = [Namespace(text) for text in (self.gives or {}).get(uid, ())] if kind == "add" else []
         socket.send_fds(self.sock, [response.SerializeToString()], [each.fd for each in given])
@@ -94,10 +95,10 @@ def read_and_close(fd):
 class Stage:
     """A server with pods, and what it said of them."""
 
-    def __init__(self, path, *names, **heirlooms):
+    def __init__(self, path, *names, direct=None, **heirlooms):
         self.path, self.heard, self.lost = path, [], 0
         self.pods = [zds.Workload(f"uid-{name}", "shop", name, "sa", Namespace(f"netns of {name}")) for name in names]
-        self.server = zds.ZdsServer(lambda: self.pods, self.hear, self.count_loss, heirlooms=Heirlooms(**heirlooms))
+        self.server = zds.ZdsServer(lambda: self.pods, self.hear, self.count_loss, None, Heirlooms(**heirlooms), direct)
         self.tasks = []
 
     def hear(self, *said):
@@ -210,6 +211,23 @@ def test_a_new_pod_goes_to_the_newest_tunnel_and_a_leaving_one_to_all(tmp_path):
         assert newer.conversation == ["snapshot_sent", "add uid-a netns of a", "del uid-a"]
 
     run(tmp_path, story)
+
+
+def test_a_tunnel_that_takes_the_direct_path_gets_its_maps_before_the_snapshot_and_istios_does_not(tmp_path):
+    maps = [Namespace(f"map {number}") for number in range(3)]
+
+    async def offer():
+        return [each.fileno() for each in maps]
+
+    async def story():
+        async with Stage(tmp_path / "zds.sock", "a", direct=offer) as stage:
+            ours, istios = await stage.tunnel(direct=True), await stage.tunnel()
+            assert ours.conversation == ["direct map 0 map 1 map 2", "add uid-a netns of a", "snapshot_sent"]
+            assert istios.conversation == ["add uid-a netns of a", "snapshot_sent"]
+
+    asyncio.run(story())
+    for each in maps:
+        each.close()
 
 
 def test_the_older_tunnel_takes_over_when_the_newest_leaves(tmp_path):

@@ -11,6 +11,7 @@ from mesh.gen.zds_pb2 import (
     V1,
     AddWorkload,
     DelWorkload,
+    DirectPath,
     KeepWorkload,
     SnapshotSent,
     WorkloadInfo,
@@ -189,6 +190,45 @@ def test_a_waiting_pod_keeps_what_was_left_to_it(talk, core, pods):
 
     talk(story)
     os.close(netns)
+
+
+def test_the_direct_path_is_what_the_agent_hands_over_in_this_conversation(talk, core):
+    maps = [os.eventfd(0) for _ in range(3)]
+    direct = WorkloadRequest(direct=DirectPath())
+
+    async def story(agent):
+        assert await agent.say_with(direct, *maps) == ("", [])
+        assert await agent.say(SNAPSHOT_SENT) == ""
+        assert core.direct_maps == [os.fstat(fd).st_ino for fd in maps]
+        agent.hang_up()
+        await agent.accept()
+        assert core.direct_maps, "the agent may be back in a moment"
+        assert await agent.say(SNAPSHOT_SENT) == ""
+        assert core.direct_maps == []
+
+    talk(story)
+    for fd in maps:
+        os.close(fd)
+
+
+def test_a_tunnel_that_may_not_grant_the_direct_path_says_so_and_goes_on(talk, core):
+    core.refuses_direct = PermissionError(1, "Operation not permitted")
+
+    async def story(agent):
+        assert "not permitted" in await agent.say(WorkloadRequest(direct=DirectPath()), fds=3)
+        assert await agent.say(SNAPSHOT_SENT) == ""
+        assert core.direct_maps == []
+
+    talk(story)
+
+
+@pytest.mark.parametrize("fds", [0, 2, 4])
+def test_the_direct_path_without_its_three_maps_ends_the_conversation(talk, fds):
+    async def story(agent):
+        assert "without its maps" in await agent.say(WorkloadRequest(direct=DirectPath()), fds=fds)
+        assert await agent.is_closed()
+
+    talk(story)
 
 
 def test_what_the_snapshot_does_not_name_is_dropped(talk, core, client):

@@ -1,6 +1,7 @@
 """What stands behind capture, as text and read back."""
 
 from nodeagent.redirect.guard import REMOVAL, REMOVAL_WITHOUT_FRAMES, Group, Guard, differences, render
+from nodeagent.redirect.plan import Options
 
 ROOT = Group("unified", 0, 1)
 TUNNEL = Group("unified/system.slice/ztunnel.service", 2, 77)
@@ -32,6 +33,18 @@ def test_the_tunnel_is_known_by_its_control_group_and_nobody_else_keeps_its_mark
         f"{away} {pod} accept",
         f"{away} meta mark set meta mark & 0xfffff000 | 0x539",
     ]
+
+
+def test_a_direct_sockets_mark_lets_out_and_a_packets_mark_does_not():
+    """The kernel takes a socket's mark from nobody in the pod; what comes over lo with one is not to be inherited."""
+    text = render(Guard(ROOT, (TUNNEL,), options=Options(direct=True)))
+    is_direct = (
+        'oifname != "lo" meta l4proto tcp socket cgroupv2 level 1 != "unified" socket mark & 0xfff == 0x222 '
+        "meta mark set meta mark & 0xfffff000 | 0x539 accept"
+    )
+    assert rules(text, "judge")[1] == is_direct
+    assert rules(text, "arrive")[0].startswith("meta mark & 0xfff == 0x222 meta mark set meta mark & 0xfffff000")
+    assert "0x222" not in render(GUARD)
 
 
 def test_only_what_bears_the_tunnels_mark_leaves():

@@ -164,6 +164,7 @@ fn who(line: Line, kind: Kind, parties: &Parties) -> Line {
         "dst.service",
         parties.service.as_ref().map(|s| &*s.hostname),
     );
+    let line = line.maybe("dst.path", parties.direct.then_some("direct"));
     let outbound = kind == Kind::Outbound;
     party(line, &DST, destination.as_deref(), destination_id.as_ref())
         .text("direction", if outbound { "outbound" } else { "inbound" })

@@ -2,6 +2,7 @@
 //! workers are told; every method may be called from any thread and none touches a connection's bytes.
 
 use crate::config::Config;
+use crate::direct::Direct;
 use crate::dns;
 use crate::drain;
 use crate::dump::{self, Seen};
@@ -18,7 +19,7 @@ use crate::runtime::{Served, Shared, Worker, Workers};
 use crate::scrape::{self, Node};
 use crate::sockets;
 use crate::spans::Spans;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -89,6 +90,7 @@ impl Dataplane {
         let shared = Arc::new(Shared {
             tables: ArcSwap::from_pointee(Tables::new(&config.network, &config.cluster_id)),
             served: ArcSwap::default(),
+            direct: ArcSwapOption::default(),
             changed: watch::Sender::new(0),
             identities: Arc::new(identities),
             mailbox,
@@ -124,6 +126,7 @@ impl Dataplane {
         // A worker asks for a certificate as soon as it sees a record: by then its identity must be known to be here.
         self.learn_identities(&mut lock(&self.pods), &next);
         self.shared.tables.store(Arc::new(next));
+        self.shared.renew_passes();
         self.shared.changed.send_modify(|number| *number += 1);
         drop(one_writer);
         // Again, for a pod that came in between and knew the old tables only.
@@ -181,6 +184,26 @@ impl Dataplane {
         pod.map_or_else(|| Ok(Vec::new()), |pod| pod.heirlooms.copies())
     }
 
+    /// See door 4. What is direct by other maps, or by none any longer, is cut.
+    pub fn use_direct(&self, maps: Option<[OwnedFd; 3]>) -> io::Result<()> {
+        let _one_at_a_time = lock(&self.one_writer);
+        let maps = maps.filter(|_| !self.shared.config.same_node_tls);
+        let now = self.shared.direct.load_full();
+        if let (Some(direct), Some(maps)) = (&now, &maps)
+            && direct.has(maps)
+        {
+            return Ok(());
+        }
+        if let Some(before) = self.shared.direct.swap(None) {
+            before.close();
+        }
+        if let Some(maps) = maps {
+            let direct = Direct::start(maps, &self.shared, self.workers.handles.clone())?;
+            self.shared.direct.store(Some(direct));
+        }
+        Ok(())
+    }
+
     pub fn withdraw(&self, uid: &str) {
         let mut pods = lock(&self.pods);
         self.take_out(&mut pods, uid);
@@ -207,6 +230,7 @@ impl Dataplane {
         let named = |pod: &Arc<Pod>| ((pod.namespace.clone(), pod.name.clone()), pod.clone());
         let served: Served = pods.by_uid.values().map(named).collect();
         self.shared.served.store(Arc::new(served));
+        self.shared.renew_passes();
     }
 
     fn tell(&self, message: &str, pod: &Pod) {
@@ -265,6 +289,7 @@ impl Dataplane {
     /// Whom to believe; connections with those who are no longer believed are cut. On error nothing changes.
     pub fn set_trust(&self, document: &[u8]) -> Result<(), String> {
         self.shared.identities.set_trust(document)?;
+        self.shared.renew_passes();
         for handle in &self.workers.handles {
             handle.submit(|worker| {
                 worker.tunnels.judge_again();
@@ -296,6 +321,9 @@ impl Dataplane {
         self.shared.log.core(Level::Info, "draining", |line| {
             line.show("deadline", format_args!("{deadline:?}"))
         });
+        if let Some(direct) = &*self.shared.direct.load() {
+            direct.retire();
+        }
         drain::drain(&self.workers.handles, deadline);
     }
 
@@ -383,6 +411,9 @@ impl Dataplane {
 
     /// Cuts everything and joins all threads.
     pub fn close(self) {
+        if let Some(direct) = self.shared.direct.swap(None) {
+            direct.close();
+        }
         self.workers.close();
         self.shared.log.close();
     }

@@ -19,7 +19,7 @@ use tokio::select;
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 use ztunnel_core::addr::{canonical, is_illegal};
-use ztunnel_core::decide::inbound_target;
+use ztunnel_core::decide::{Target, inbound_target};
 use ztunnel_core::hbone::{baggage, parse_forwarded_host, parse_traceparent};
 use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::proxy;
@@ -144,6 +144,26 @@ pub async fn admit_request(
     of: &Entered,
     request: &Request<'_>,
 ) -> Result<(Arc<Workload>, TcpStream), Refusal> {
+    let (me, target) = permit_request(worker, of, request).await?;
+    let opened = match target.proxied {
+        None => to_application(worker, of, request.client, target.addr).await,
+        Some(asked) => {
+            let service = target.service.as_ref().map(|service| &*service.hostname);
+            let client = of.parties.borrow().src;
+            let header = proxy::header(client, asked, request.identity, service);
+            introduced(worker, of, target.addr, &header).await
+        }
+    };
+    let app = opened.map_err(|failure| (503, failure))?;
+    Ok((me, app))
+}
+
+/// Target and verdict.
+pub async fn permit_request(
+    worker: &Worker,
+    of: &Entered,
+    request: &Request<'_>,
+) -> Result<(Arc<Workload>, Target), Refusal> {
     let refuse = |status, flag, why: String| (status, Failure::new(flag, why));
     if request.method != "CONNECT" {
         return Err(refuse(
@@ -190,17 +210,7 @@ pub async fn admit_request(
     ask(worker, of, asked)
         .await
         .map_err(|failure| (401, failure))?;
-    let opened = match target.proxied {
-        None => to_application(worker, of, request.client, target.addr).await,
-        Some(asked) => {
-            let service = target.service.as_ref().map(|service| &*service.hostname);
-            let client = of.parties.borrow().src;
-            let header = proxy::header(client, asked, request.identity, service);
-            introduced(worker, of, target.addr, &header).await
-        }
-    };
-    let app = opened.map_err(|failure| (503, failure))?;
-    Ok((me, app))
+    Ok((me, target))
 }
 
 /// An application that wants a PROXY header gets it on its loopback address, where nobody but the tunnel connects, and

@@ -8,6 +8,7 @@ mod beyond;
 pub mod config;
 mod csr;
 pub mod dataplane;
+pub mod direct;
 mod distance;
 pub mod dns;
 pub mod drain;

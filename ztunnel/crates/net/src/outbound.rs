@@ -2,6 +2,7 @@
 //! steps; the choice is `ztunnel_core::decide`'s.
 
 mod choice;
+pub mod direct;
 
 pub use choice::Loads;
 
@@ -51,6 +52,7 @@ async fn carry(
     dst: SocketAddr,
 ) -> Result<(), Failure> {
     let (peer, local) = (accepted.peer, accepted.local);
+    of.epoch.set(worker.shared.epoch());
     let mut client = Client::of(accepted.tcp).map_err(Failure::relay)?;
     if is_illegal(dst.port()) && (dst.ip() == local.ip() || is_own_host(dst.ip())) {
         return Err(Failure::new(
@@ -231,6 +233,7 @@ async fn join(
         .await
         .map_err(|(_, failure)| failure)?;
     name_identities(of, &way.from, me.identity().clone());
+    direct::grant(worker, of.epoch.get(), of, inbound, way);
     established(worker, of);
     established(worker, inbound);
     let (client, first) = client.relayed().map_err(Failure::relay)?;

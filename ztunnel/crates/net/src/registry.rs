@@ -49,6 +49,8 @@ pub struct Parties {
     pub dst: SocketAddr,
     /// The CONNECT authority; `None`: not through a tunnel.
     pub hbone: Option<String>,
+    /// The bytes go from pod to pod without us between.
+    pub direct: bool,
     /// Where it was tried before, each with the reason why it came to nothing.
     pub tried: Vec<String>,
 }
@@ -65,6 +67,7 @@ impl Parties {
             original_dst: dst,
             dst,
             hbone: None,
+            direct: false,
             tried: Vec::new(),
         }
     }
@@ -86,6 +89,8 @@ pub struct Connection {
     /// The span of whoever sent it here, 0: nobody.
     pub parent_span: Cell<u64>,
     pub observed: RefCell<Observed>,
+    /// Before anything was asked about it; see `Direct::epoch`.
+    pub epoch: Cell<u64>,
     /// Since when it is not known whether it may go on.
     doubt: Cell<Option<Instant>>,
     cut: RefCell<Option<Cut>>,
@@ -144,6 +149,7 @@ impl Registry {
             trace: Cell::default(),
             parent_span: Cell::default(),
             observed: RefCell::default(),
+            epoch: Cell::default(),
             doubt: Cell::default(),
             cut: RefCell::default(),
             bell: Notify::new(),

@@ -3,6 +3,7 @@
 
 use crate::account::flag;
 use crate::config::Config;
+use crate::direct::Direct;
 use crate::dns;
 use crate::handshakes::Handshakes;
 use crate::hits::Hits;
@@ -17,7 +18,7 @@ use crate::pool::{Limits, Tunnels};
 use crate::registry::{Kind, Registry};
 use crate::scrape;
 use crate::spans::Spans;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -52,6 +53,8 @@ pub struct Shared {
     pub tables: ArcSwap<Tables>,
     /// The pods of this node, for what need not leave it.
     pub served: ArcSwap<Served>,
+    /// How pods of this node may talk without us between; `None`: they may not.
+    pub direct: ArcSwapOption<Direct>,
     /// The number of the snapshot; told after every swap.
     pub changed: watch::Sender<u64>,
     pub identities: Arc<Identities>,
@@ -64,6 +67,23 @@ pub struct Shared {
     pub handshakes: Arc<Handshakes>,
     pub turned_away: TurnedAway,
     pub hits: Hits,
+}
+
+impl Shared {
+    /// See `Direct::epoch`.
+    pub fn epoch(&self) -> u64 {
+        self.direct
+            .load()
+            .as_ref()
+            .map_or(0, |direct| direct.epoch())
+    }
+
+    /// Whatever rests on what was known before is judged anew.
+    pub fn renew_passes(&self) {
+        if let Some(direct) = &*self.direct.load() {
+            direct.renew();
+        }
+    }
 }
 
 /// By namespace and name: what a record and the node agent both know a pod by.
@@ -395,6 +415,7 @@ mod tests {
                 ..Config::default()
             },
             served: ArcSwap::default(),
+            direct: ArcSwapOption::default(),
             tables: ArcSwap::from_pointee(Tables::new("", "Kubernetes")),
             changed: watch::Sender::new(0),
             identities: Arc::new(Identities::new(Box::new(|_, _| {}))),

@@ -135,6 +135,16 @@ impl Core {
         Ok(found.into_iter().map(IntoRawFd::into_raw_fd).collect())
     }
 
+    fn use_direct(&self, py: Python<'_>, maps: Vec<RawFd>) -> PyResult<()> {
+        let maps = (!maps.is_empty()).then(|| copies(maps)).transpose()?;
+        let maps = maps.map(|fds| {
+            <[OwnedFd; 3]>::try_from(fds)
+                .map_err(|_| PyValueError::new_err("three maps are needed"))
+        });
+        let maps = maps.transpose()?;
+        self.with(py, |core| core.use_direct(maps).map_err(os_error))
+    }
+
     fn withdraw(&self, py: Python<'_>, uid: &str) -> PyResult<()> {
         self.with(py, |core| {
             core.withdraw(uid);
