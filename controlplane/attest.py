@@ -41,8 +41,9 @@ class JoinToken:
 class Callers(Protocol):
     """Whoever can say who calls."""
 
-    async def caller(self, authorization: str | bytes | None) -> str:
-        """The node (or proxy) that a call's `authorization` proves. Raises PeerError with the sentence to answer."""
+    async def caller(self, authorization: str | bytes | None, address: str = "") -> str:
+        """The node (or proxy) that a call's `authorization` proves. Raises PeerError with the sentence to answer.
+        `address`: where it comes from, so that it can be told to wait."""
 
 
 class Tokens:
@@ -77,8 +78,8 @@ class Tokens:
             if _NODE.fullmatch(name) or _PROXY.fullmatch(name):
                 yield _load(self._directory / name)
 
-    async def caller(self, authorization: str | bytes | None) -> str:
-        """As `Callers` has it."""
+    async def caller(self, authorization: str | bytes | None, address: str = "") -> str:
+        """As `Callers` has it. Nobody is asked, so nobody has to wait."""
         return self.node_of(authorization)
 
     def node_of(self, authorization: str | bytes | None) -> str:

@@ -2,11 +2,14 @@
 
 Owns what a token proves: a tunnel (one of the trusted accounts) proves the node that its pod is bound to, a proxy's pod
 the gateway that it belongs to. Join tokens go on being accepted. While the API server is away, a token that it has
-vouched for is accepted until it expires, so that certificates are renewed.
+vouched for is accepted until it expires, so that certificates are renewed. Nobody makes us flood the API server: what
+cannot be accepted is not asked about, the same token is asked about once, strangers wait behind `AT_ONCE` of theirs
+and never before a tunnel that is known, and whoever keeps bringing bad tokens is made to wait (`refusals.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import time
@@ -18,6 +21,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from controlplane.attest import BEARER, Tokens, proxy_caller
+from controlplane.refusals import Refusals
 from kube.client import Client
 from kube.errors import ApiError, Unreachable
 from kube.objects import TOKEN_REVIEWS, Pod
@@ -27,6 +31,8 @@ from mesh.errors import MeshError, OperatorError, PeerError
 FRESH_S: Final = 30.0
 MOST: Final = 50_000
 MAX_TOKEN_CHARS: Final = 16 * 1024
+AT_ONCE: Final = 16
+"""Reviews of tokens that are not known yet."""
 GATEWAY_LABEL: Final = "gateway.networking.k8s.io/gateway-name"
 _PREFIX: Final = "authentication.kubernetes.io/"
 _ACCOUNT: Final = "system:serviceaccount:"
@@ -60,6 +66,10 @@ class _Known:
     expires: float
 
 
+class _NotYet(PeerError):
+    """The token is a good one; we have not heard of its pod."""
+
+
 class Reviews:
     """`Tokens` with a second way to prove who one is."""
 
@@ -76,8 +86,11 @@ class Reviews:
         self._tokens, self._client, self._pods, self._now = tokens, client, pods, now
         self._audience, self._trusted = audience, frozenset(trusted)
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._refusals = Refusals(now)
+        self._asking: dict[bytes, asyncio.Task[_Known]] = {}
+        self._strangers = asyncio.Semaphore(AT_ONCE)
 
-    async def caller(self, authorization: str | bytes | None) -> str:
+    async def caller(self, authorization: str | bytes | None, address: str = "") -> str:
         """As `Tokens.caller`. Raises PeerError."""
         text = authorization.decode("latin-1") if isinstance(authorization, bytes) else authorization or ""
         token = text.removeprefix(BEARER).strip()
@@ -88,11 +101,57 @@ class Reviews:
         digest = hashlib.sha256(token.encode("latin-1", "replace")).digest()
         known = self._known.get(digest)
         if known is None or self._now() - known.reviewed > FRESH_S:
-            known = await self._reviewed(token, known)
-            self._remember(digest, known)
+            known = await self._judged(digest, token, address)
         if known.expires <= self._now():
             raise PeerError("the service account token has expired")
         return known.caller
+
+    async def _judged(self, digest: bytes, token: str, address: str) -> _Known:
+        """Raises PeerError."""
+        if why := self._refusals.why(digest):
+            raise PeerError(why)
+        self._require_worth(token)
+        if digest not in self._known and (wait_s := self._refusals.wait_s(address)):
+            raise PeerError(f"too many tokens from this address were refused: it has to wait {wait_s:.0f} s")
+        asking = self._asking.get(digest)
+        if asking is None:
+            asking = self._asking[digest] = asyncio.ensure_future(self._ask(digest, token, address))
+            asking.add_done_callback(lambda done: self._asked(digest, done))
+        return await asyncio.shield(asking)
+
+    def _asked(self, digest: bytes, done: asyncio.Task[_Known]) -> None:
+        del self._asking[digest]
+        if not done.cancelled():
+            done.exception()  # nobody may be waiting for it any more
+
+    def _require_worth(self, token: str) -> None:
+        """What the token itself says against it. Raises PeerError."""
+        claims = _claims(token)
+        if _number(claims.get("exp")) <= self._now():
+            raise PeerError("the service account token has expired")
+        audiences = claims.get("aud")
+        if self._audience not in (audiences if isinstance(audiences, list) else [audiences]):
+            raise PeerError(f"the token is not for the audience {self._audience}")
+
+    async def _ask(self, digest: bytes, token: str, address: str) -> _Known:
+        known = self._known.get(digest)
+        if known is not None:
+            status = await self._review(token, known)
+        else:
+            async with self._strangers:
+                status = await self._review(token, None)
+        if status is None:
+            assert known is not None
+            return known
+        try:
+            made = _Known(self._caller_of(status), self._now(), _number(_claims(token).get("exp")))
+        except PeerError as error:
+            self._known.pop(digest, None)
+            if not isinstance(error, _NotYet):
+                self._refusals.add(digest, address, str(error))
+            raise
+        self._remember(digest, made)
+        return made
 
     def _remember(self, digest: bytes, known: _Known) -> None:
         self._known[digest] = known
@@ -100,7 +159,8 @@ class Reviews:
         while len(self._known) > MOST:
             self._known.popitem(last=False)
 
-    async def _reviewed(self, token: str, known: _Known | None) -> _Known:
+    async def _review(self, token: str, known: _Known | None) -> _Status | None:
+        """None: the API server does not answer, and what it said last stands. Raises PeerError: it never said it."""
         body = {
             "apiVersion": TOKEN_REVIEWS.api_version,
             "kind": TOKEN_REVIEWS.kind,
@@ -108,15 +168,14 @@ class Reviews:
         }
         try:
             answer = await self._client.create(TOKEN_REVIEWS, "", body)
-            status = msgspec.json.decode(answer, type=_Review).status
+            return msgspec.json.decode(answer, type=_Review).status
         except (Unreachable, ApiError, OperatorError) as error:
             if known is None:
                 raise PeerError(f"the token cannot be reviewed: {error}") from None
             _log.warning("token accepted as last reviewed", node=known.caller, why=str(error))
-            return known
+            return None
         except msgspec.MsgspecError as error:
             raise PeerError(f"the token's review is not understood: {error}") from None
-        return _Known(self._caller_of(status), self._now(), _expiry(token))
 
     def _caller_of(self, status: _Status) -> str:
         """Raises PeerError."""
@@ -157,15 +216,19 @@ class Reviews:
     def _pod(self, namespace: str, extra: dict[str, str]) -> Pod:
         pod = self._pods.pod(namespace, extra["pod-name"])
         if pod is None or pod.metadata.uid != extra["pod-uid"]:
-            raise PeerError(f"pod {namespace}/{extra['pod-name']} is not known here yet")
+            raise _NotYet(f"pod {namespace}/{extra['pod-name']} is not known here yet")
         return pod
 
 
-def _expiry(token: str) -> float:
-    """Of a token that the API server has just accepted. A claim that is missing: at once."""
+def _claims(token: str) -> dict[str, Any]:
+    """What it says of itself, which proves nothing. Raises PeerError."""
     part = token.split(".")[1]
     try:
-        claims: dict[str, Any] = msgspec.json.decode(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-        return float(claims["exp"])
-    except (ValueError, KeyError, TypeError):
-        return 0.0
+        return msgspec.json.decode(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)), type=dict[str, Any])
+    except ValueError:
+        raise PeerError("the token is not one of a service account") from None
+
+
+def _number(claim: Any) -> float:
+    """A claim that is missing: long ago."""
+    return float(claim) if isinstance(claim, (int, float)) else 0.0

@@ -255,7 +255,7 @@ async def _caller(context: Context, tokens: Callers) -> str:
     """The node that calls; ends the call otherwise."""
     metadata = dict(context.invocation_metadata() or ())
     try:
-        return await tokens.caller(metadata.get("authorization"))
+        return await tokens.caller(metadata.get("authorization"), _host(context.peer()))
     except PeerError as error:
         _log.warning("caller refused", address=context.peer(), why=str(error))
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
@@ -263,6 +263,11 @@ async def _caller(context: Context, tokens: Callers) -> str:
         _log.error("join tokens cannot be read", why=str(error))
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the control plane cannot read its join tokens")
     raise AssertionError("abort does not return")
+
+
+def _host(peer: str) -> str:
+    """Of gRPC's `ipv4:1.2.3.4:5`, without the port: that is another one with every connection."""
+    return peer.rpartition(":")[0]
 
 
 async def _write(context: Context, responses: Iterable[DeltaDiscoveryResponse]) -> None:

@@ -1,9 +1,12 @@
 """Who calls, by a service account's token: what the API server says of it, and what we make of that."""
 
+import asyncio
+
 import pytest
 
 from controlplane.attest import Tokens
-from controlplane.reviews import FRESH_S, Reviews
+from controlplane.refusals import FORGIVEN_S, PATIENCE, REFUSED_S
+from controlplane.reviews import AT_ONCE, FRESH_S, Reviews
 from kube.informer import Informer
 from kube.objects import PODS, Key
 from mesh.errors import PeerError
@@ -21,14 +24,30 @@ class Clock:
         return self.now
 
 
+class Gate:
+    """A client that holds back what is asked about every token but one until it is opened."""
+
+    def __init__(self, client):
+        self._client, self.through, self.waiting, self.opened = client, None, 0, asyncio.Event()
+        self.opened.set()
+
+    async def create(self, resource, namespace, body):
+        if body["spec"]["token"] != self.through:
+            self.waiting += 1
+            await self.opened.wait()
+            self.waiting -= 1
+        return await self._client.create(resource, namespace, body)
+
+
 class Door:
     """Reviews over the stand-in; `token` issues what a kubelet would mount."""
 
     def __init__(self, api, directory):
         self.api, self.clock = api, Clock()
+        self.gate = Gate(api.connect())
         self.tokens = Tokens(directory / "state")
         self.informer = Informer(api.connect(), PODS)
-        self.reviews = Reviews(self.tokens, api.connect(), self, "istio-ca", ["mesh/ztunnel"], self.clock)
+        self.reviews = Reviews(self.tokens, self.gate, self, "istio-ca", ["mesh/ztunnel"], self.clock)
         for namespace, name in (("mesh", "ztunnel"), ("shop", "waypoint"), ("shop", "web")):
             api.create(cluster.SERVICE_ACCOUNTS, namespace, {"metadata": {"name": name}})
 
@@ -45,8 +64,18 @@ class Door:
         self.clock.now = self.clock.now or cluster.standin_access.time.time()
         return self.api.tokens.issue(namespace, account, [audience], ttl_s, made)
 
-    async def who(self, token):
-        return await self.reviews.caller(f"Bearer {token}")
+    async def who(self, token, address="10.0.0.1"):
+        return await self.reviews.caller(f"Bearer {token}", address)
+
+    def forged(self, number=0):
+        """Says all the right things, but nobody signed it."""
+        head, claims, signature = self.good.split(".")
+        return f"{head}.{claims}.{number:04d}{signature[4:]}"
+
+    async def refused(self, token, address="10.0.0.1"):
+        with pytest.raises(PeerError) as raised:
+            await self.who(token, address)
+        return str(raised.value)
 
     @property
     def asked(self):
@@ -92,8 +121,8 @@ def test_a_join_token_goes_on_being_one(tmp_path):
 @pytest.mark.parametrize(
     ("account", "how", "why"),
     [
-        (("mesh", "ztunnel"), {"audience": "other"}, "the API server does not accept the token: token audiences"),
-        (("mesh", "ztunnel"), {"ttl_s": -1}, "does not accept the token: service account token has expired"),
+        (("mesh", "ztunnel"), {"audience": "other"}, "the token is not for the audience istio-ca"),
+        (("mesh", "ztunnel"), {"ttl_s": -1}, "the service account token has expired"),
         (("mesh", "ztunnel"), {"bound": False}, "the token is not bound to a pod"),
         (("shop", "web"), {}, "pod shop/web-pod is neither a tunnel's, by its account, nor a gateway's, by its label"),
     ],
@@ -126,6 +155,12 @@ def test_the_token_of_a_pod_that_is_gone_is_not_accepted(tmp_path):
         door.clock.now += FRESH_S + 1
         with pytest.raises(PeerError, match="does not accept the token"):
             await door.who(token)
+        await door.api.stop()
+        door.clock.now += REFUSED_S + 1
+        # That it once was accepted is no longer worth anything.
+        with pytest.raises(PeerError, match="the token cannot be reviewed"):
+            await door.who(token)
+        await door.api.start()
 
     tell(story, tmp_path)
 
@@ -143,5 +178,71 @@ def test_without_an_api_server_a_token_that_was_good_is_until_it_expires_and_oth
         with pytest.raises(PeerError, match="the service account token has expired"):
             await door.who(token)
         await door.api.start()
+
+    tell(story, tmp_path)
+
+
+def test_what_a_token_itself_speaks_against_is_not_asked_about(tmp_path):
+    async def story(door):
+        for how in ({"audience": "other"}, {"ttl_s": -1}):
+            await door.refused(door.token("mesh", "ztunnel", bound=False, **how))
+        assert door.asked == 0
+
+    tell(story, tmp_path)
+
+
+def test_the_same_bad_token_is_asked_about_once_in_a_while(tmp_path):
+    async def story(door):
+        door.good = door.token("mesh", "ztunnel")
+        first = await door.refused(door.forged())
+        assert [await door.refused(door.forged(), f"10.0.0.{n}") for n in range(50)] == [first] * 50
+        assert door.asked == 1
+        door.clock.now += REFUSED_S
+        await door.refused(door.forged())
+        assert door.asked == 2
+
+    tell(story, tmp_path)
+
+
+def test_an_address_that_brings_one_bad_token_after_the_other_has_to_wait_and_nobody_else(tmp_path):
+    async def story(door):
+        door.good = door.token("mesh", "ztunnel")
+        said = [await door.refused(door.forged(n)) for n in range(PATIENCE + 30)]
+        assert door.asked == PATIENCE
+        assert said[-1] == "too many tokens from this address were refused: it has to wait 3 s"
+        assert await door.refused(door.good) == said[-1]
+        assert await door.who(door.good, "10.0.0.2") == "node-1"
+        assert await door.who(door.good) == "node-1"  # known by now
+        door.clock.now += FORGIVEN_S
+        asked = door.asked
+        await door.refused(door.forged(99))
+        await door.refused(door.forged(98))
+        assert door.asked == asked + 1
+
+    tell(story, tmp_path)
+
+
+def test_a_flood_of_strangers_neither_floods_the_api_server_nor_delays_who_is_known(tmp_path):
+    async def story(door):
+        door.good = door.token("mesh", "ztunnel")
+        assert await door.who(door.good) == "node-1"
+        door.clock.now += FRESH_S + 1
+        door.gate.through = door.good
+        door.gate.opened.clear()
+        flood = [asyncio.ensure_future(door.refused(door.forged(n), f"10.0.1.{n}")) for n in range(200)]
+        await until(lambda: door.gate.waiting == AT_ONCE)
+        assert await door.who(door.good) == "node-1"
+        assert door.gate.waiting == AT_ONCE
+        door.gate.opened.set()
+        assert len(set(await asyncio.gather(*flood))) == 1
+
+    tell(story, tmp_path)
+
+
+def test_a_thousand_calls_with_one_new_token_are_one_question(tmp_path):
+    async def story(door):
+        token = door.token("mesh", "ztunnel")
+        assert await asyncio.gather(*(door.who(token) for _ in range(1000))) == ["node-1"] * 1000
+        assert door.asked == 1
 
     tell(story, tmp_path)
