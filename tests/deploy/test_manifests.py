@@ -13,6 +13,7 @@ from controlplane.sources.kinds import SECRETS, followed
 from kube.access import Access
 from nodeagent.cluster.taint import ISTIO, OURS
 from nodeagent.settings import Settings as AgentSettings
+from tools import crds
 from ztunnel.settings import Settings as TunnelSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,6 +48,14 @@ def test_every_document_has_a_header_and_a_name_of_its_own():
     for each in DOCUMENTS:
         assert re.fullmatch(r"([a-z.0-9]+/)?v1", each["apiVersion"])
         assert each["metadata"].get("namespace", "nodemesh-system") == "nodemesh-system"
+
+
+def test_the_api_server_is_told_of_the_kinds_that_are_ours():
+    assert (ROOT / "deploy/crds.yaml").read_text() == crds.definitions()
+    specs = [each["spec"] for each in yaml.safe_load_all(crds.definitions())]
+    known = {(each["group"], each["names"]["plural"]) for each in specs}
+    followed_ = {(each.group, each.plural) for versions in followed() for each in versions if "nodemesh" in each.group}
+    assert followed_ == known
 
 
 @pytest.mark.parametrize("daemon", DAEMONS)
