@@ -33,6 +33,8 @@ CONNECT_S: Final = 10.0
 # client-go's habit: watches end by themselves, and not all at once.
 WATCH_S: Final = (300, 600)
 WATCH_GRACE_S: Final = 30.0
+# No object has such a name.
+NOBODY: Final = "metadata.name=-"
 BOOKMARK: Final = "BOOKMARK"
 ERROR: Final = "ERROR"
 JSON: Final = "application/json"
@@ -107,6 +109,11 @@ class Client:
         if not listed.metadata.resource_version:
             raise PeerError(f"the API server's list of {resource.plural} has no version to watch from")
         return Page(listed.items or [], listed.metadata.resource_version, listed.metadata.continue_ or "")
+
+    async def require_reached(self, resource: Resource[Any], version: str) -> None:
+        """Raises Expired: the server has never been at that version, so it would say nothing to who watches from it."""
+        query = {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan", "fieldSelector": NOBODY}
+        await self._send("GET", resource.path(), params=query)
 
     @asynccontextmanager
     async def watch(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from mesh.errors import PeerError
 
 
@@ -22,15 +24,18 @@ class Conflict(ApiError):
 
 
 class Expired(ApiError):
-    """410: the version or the place in a list is too old."""
+    """410: the version or the place in a list is too old; or 504: the server has never been where we have."""
 
 
 class Unreachable(PeerError):
     """It did not answer, or broke off."""
 
 
+# A version is a database's; one that was restored from a copy counts on from there.
+SET_BACK: Final = "Too large resource version"
 KINDS: dict[int, type[ApiError]] = {404: NotFound, 409: Conflict, 410: Expired}
 
 
 def api_error(what: str, code: int, message: str, retry_after_s: float = 0.0) -> ApiError:
-    return KINDS.get(code, ApiError)(what, code, message, retry_after_s)
+    kind = Expired if code == 504 and SET_BACK in message else KINDS.get(code, ApiError)
+    return kind(what, code, message, retry_after_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Final, Generic
 
 from kube.client import BOOKMARK, Client, Event
@@ -21,6 +21,8 @@ from mesh.errors import LocalError, MeshError
 
 FIRST_S: Final = 0.2
 CAP_S: Final = 30.0
+# A server that says nothing for so long, not even where it is, has gone, or does not know the version any more.
+SILENT_S: Final = 150.0
 # A watch that lasted this long was a good one, even if nothing happened.
 GOOD_WATCH_S: Final = 5.0
 ABSENT_S: Final = 30.0
@@ -53,6 +55,8 @@ class Informer(Generic[T]):
         self._client, self._selectors = client, selectors or {}
         self._reflection: Reflection[T] = Reflection(cached=cached)
         self._backoff = Backoff(FIRST_S, CAP_S)
+        self._doubted = False
+        """Whether the server that we watch is the one that gave us the version."""
 
     @property
     def objects(self) -> Mapping[Key, T]:
@@ -72,6 +76,7 @@ class Informer(Generic[T]):
                 await self._without_the_kind(error)
             except MeshError as error:
                 self._reflection.broken()
+                self._doubted = True
                 await self._wait(error)
 
     async def _turn(self) -> None:
@@ -94,9 +99,12 @@ class Informer(Generic[T]):
         clock = asyncio.get_running_loop().time
         began = clock()
         heard = False
+        if self._doubted:
+            await self._client.require_reached(self.resource, version)
+            self._doubted = False
         async with self._client.watch(self.resource, version, self._selectors) as events:
             self._well()
-            async for event in events:
+            async for event in _lively(events):
                 heard = True
                 self._backoff.worked()
                 self._heard(event)
@@ -142,3 +150,13 @@ class Informer(Generic[T]):
             await asyncio.sleep(ABSENT_S * (0.5 + random.random() / 2))
         else:
             await self._wait(error)
+
+
+async def _lively(events: AsyncIterator[Event[T]]) -> AsyncIterator[Event[T]]:
+    """Raises TimeoutError: nothing, not even a bookmark, for too long."""
+    while True:
+        async with asyncio.timeout(SILENT_S):
+            event = await anext(events, None)
+        if event is None:
+            return
+        yield event

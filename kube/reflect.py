@@ -65,8 +65,10 @@ class Reflection(Generic[T]):
         """An answer to ListPage. The last one, without `token`, is what counts; until then nothing changes."""
         for each in items:
             known = self.objects.get(each.key)
-            # The same version is the same object: what was made of it stays, and the new copy goes at once.
-            self._listed[each.key] = known if known is not None and known.version == each.version else each
+            # What is the same stays the same object, with what was made of it. The version alone does not tell: a
+            # database that was restored from a copy gives it a second time.
+            same = known is not None and known.version == each.version and known == each
+            self._listed[each.key] = known if known is not None and same else each
         self._token = token
         if token:
             return []

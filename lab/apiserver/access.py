@@ -94,7 +94,7 @@ class Access:
             if found["metadata"]["uid"] != pod["uid"]:
                 raise ValueError("the pod that the token is bound to is another one now")
             extra = [("pod-name", pod["name"]), ("pod-uid", pod["uid"])]
-            extra += [("node-name", about["node"]["name"])] if "node" in about else []
+            extra += [(f"node-{each}", about["node"][each]) for each in ("name", "uid")] if "node" in about else []
         groups = ("system:serviceaccounts", f"system:serviceaccounts:{about['namespace']}", "system:authenticated")
         return User(claims["sub"], groups, tuple((f"authentication.kubernetes.io/{k}", v) for k, v in extra))
 

@@ -20,7 +20,7 @@ from lab.apiserver import patches
 from lab.apiserver.access import ADMIN, Access, User, Wanted
 from lab.apiserver.kinds import BY_PATH, Kind
 from lab.apiserver.selectors import Matches, selector
-from lab.apiserver.store import Item, Refused, Store, expired
+from lab.apiserver.store import Item, Refused, Store
 
 MAX_BODY_BYTES: Final = 3 * 2**20
 TOKEN_S: Final = 3600
@@ -191,6 +191,9 @@ class Server:
             raise Refused(415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {media}")  # noqa: B904
         except ValueError as error:
             raise Refused(422, "Invalid", f"the server rejected our request due to an error in our request: {error}")  # noqa: B904
+        if after["metadata"].get("uid") != before["metadata"]["uid"]:
+            why = f"{place.kind.name} {place.name!r} is invalid: metadata.uid: Invalid value: field is immutable"
+            raise Refused(422, "Invalid", why)
         return self._store.replace(
             place.kind, place.namespace, _owned(after, owner) if owner else after, place.subresource
         )
@@ -201,7 +204,7 @@ class Server:
         try:
             user, audiences = self._access.review(spec["token"], spec.get("audiences") or [])
         except (ValueError, KeyError, IndexError, Refused) as error:
-            return web.json_response({**body, "status": {"authenticated": False, "error": str(error)}}, status=201)
+            return web.json_response({**body, "status": {"user": {}, "error": str(error)}}, status=201)
         extra = {name: [value] for name, value in user.extra}
         about = {"username": user.name, "groups": list(user.groups), "extra": extra}
         status = {"authenticated": True, "user": about, "audiences": audiences}
@@ -221,6 +224,10 @@ class Server:
 
     async def _list(self, place: Place, request: web.Request) -> web.Response:
         query = request.query
+        wanted = query.get("resourceVersion") or "0"
+        if int(wanted) > self._store.version:
+            now = self._store.version
+            raise Refused(504, "Timeout", f"Timeout: Too large resource version: {wanted}, current: {now}")
         if token := query.get("continue"):
             if token not in self._continued:
                 raise Refused(410, "Expired", "The provided continue parameter is too old")
@@ -270,12 +277,13 @@ class Server:
             seen = self._store.version
             for item in filter(matches, self._store.all(kind, place.namespace)):
                 yield "ADDED", item
-        if seen > self._store.version:
-            raise expired(seen, self._store.oldest)
         while True:
             changed = self._changed
             for event in self._written(kind, place.namespace, seen, matches):
                 yield event
+            if seen > self._store.version:  # of a later time than ours: the real one is silent, too
+                await changed.wait()
+                continue
             seen = self._store.version
             try:
                 await asyncio.wait_for(changed.wait(), self._bookmark_s)

@@ -23,6 +23,7 @@ from lab.apiserver.selectors import Matches
 Item = dict[str, Any]
 Name = tuple[str, str]
 HISTORY: Final = 10_000
+NOT_READY: Final = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
 
 
 class Refused(Exception):
@@ -108,6 +109,8 @@ class Store:
         about.pop("resourceVersion", None)
         if kind.status:
             item.pop("status", None)
+        if kind.name == "Node":
+            _admit_node(item)
         return self._write(kind, (namespace, about["name"]), None, item)
 
     def replace(self, kind: Kind, namespace: str, item: Item, subresource: str = "") -> Item:
@@ -168,6 +171,13 @@ class Store:
 
 def _id(kind: Kind) -> str:
     return f"{kind.plural}.{kind.group}"
+
+
+def _admit_node(item: Item) -> None:
+    """A new node takes nothing before its kubelet has said that it is ready."""
+    taints = item.setdefault("spec", {}).setdefault("taints", [])
+    if all(each["key"] != NOT_READY["key"] for each in taints):
+        taints.append(dict(NOT_READY))
 
 
 def now() -> str:

@@ -121,6 +121,58 @@ def test_after_410_everything_is_listed_again_and_nothing_is_missed(tmp_path):
     play(tmp_path, main)
 
 
+def set_back(api):
+    """As a database that is restored from an old copy: it counts on from there."""
+    api.store.version = api.store.oldest = 1
+    api.store.history.clear()
+    api.store._items.clear()
+    api.create(cluster.SERVICE_ACCOUNTS, "mesh", {"metadata": {"name": "agent"}})
+
+
+def test_a_server_that_was_set_back_is_listed_again(tmp_path):
+    async def main(api):
+        for name in ("stays", "goes"):
+            api.create(cluster.PODS, "shop", pod(name))
+        listener = Listener(api)
+        async with running(listener.informer.run()):
+            await listener.hears(("new", "stays"), ("new", "goes"))
+            await until(lambda: api.server.watches)
+            await api.stop()
+            set_back(api)
+            api.create(cluster.PODS, "shop", pod("stays"))
+            await api.start()
+            await listener.hears(("changed", "stays"), ("gone", "goes"))
+
+    play(tmp_path, main)
+
+
+def test_a_server_that_is_silent_for_too_long_is_asked_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(informer_module, "SILENT_S", 0.1)
+
+    async def main(api):
+        api.create(cluster.PODS, "shop", pod("goes"))
+        listener = Listener(api)
+        async with running(listener.informer.run()):
+            await listener.hears(("new", "goes"))
+            await until(lambda: api.server.watches)
+            set_back(api)  # the watch stays, and is deaf
+            await listener.hears(("gone", "goes"))
+
+    play(tmp_path, main)
+
+
+def test_a_watch_that_broke_goes_on_without_a_list_when_the_server_is_as_far(tmp_path):
+    async def story(api, listener):
+        await listener.informer.synced.wait()
+        await until(lambda: api.server.watches)
+        api.hang_up()
+        api.create(cluster.PODS, "shop", pod("a"))
+        await listener.hears(("new", "a"))
+        assert [("metadata.name" in each) for each in api.server.asked if "watch" not in each] == [False, True]
+
+    follows(story, tmp_path)
+
+
 def test_bookmarks_spare_the_list_after_a_long_silence(tmp_path):
     async def story(api, listener):
         await listener.informer.synced.wait()

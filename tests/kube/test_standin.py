@@ -1,5 +1,7 @@
 """The stand-in's contract (docs/kubernetes.md), clause by clause: what a client may rely on from the real server."""
 
+import asyncio
+
 import pytest
 
 from kube.client import Patch
@@ -102,6 +104,11 @@ def test_status_and_spec_are_written_apart():
     assert (found["status"], found["metadata"]["generation"]) == ({"phase": "Running"}, 2)
 
 
+def test_a_new_node_is_not_ready():
+    made = Store().create(cluster.NODES, "", {"metadata": {"name": "a"}, "spec": {"taints": [{"key": "mine"}]}})
+    assert [each["key"] for each in made["spec"]["taints"]] == ["mine", "node.kubernetes.io/not-ready"]
+
+
 def test_writing_what_is_there_already_is_no_change():
     store = Store()
     made = store.create(cluster.PODS, "shop", pod("a"))
@@ -153,6 +160,22 @@ def test_an_old_watch_and_an_old_page_are_gone(tmp_path):
     play(tmp_path, main)
 
 
+def test_a_version_that_is_still_to_come_is_not_waited_for_by_a_list_and_for_ever_by_a_watch(tmp_path):
+    async def main(api):
+        client = api.connect()
+        with pytest.raises(Expired, match="504: Timeout: Too large resource version: 1000, current: 2"):
+            await client.list_page(PODS, ListPage("1000"), {})
+        async with client.watch(PODS, "1000", {}) as events:
+            heard = asyncio.ensure_future(anext(events))
+            api.create(cluster.PODS, "shop", pod("a"))
+            await client.get(PODS, "shop", "a")
+            assert not heard.done()
+            heard.cancel()
+            await asyncio.wait([heard])
+
+    play(tmp_path, main)
+
+
 def test_errors_are_statuses(tmp_path):
     async def main(api):
         client = api.connect()
@@ -161,6 +184,8 @@ def test_errors_are_statuses(tmp_path):
         api.create(cluster.PODS, "shop", pod("a"))
         with pytest.raises(Conflict, match="already exists"):
             await client.create(PODS, "shop", pod("a"))
+        with pytest.raises(ApiError, match=r"422: Pod 'a' is invalid: metadata\.uid"):
+            await client.patch(PODS, "shop", "a", Patch.MERGE, {"metadata": {"uid": "of another pod"}})
         with pytest.raises(ApiError, match="400: fieldManager is required"):
             await client.patch(PODS, "shop", "a", Patch.APPLY, {})
 

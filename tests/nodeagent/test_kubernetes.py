@@ -2,6 +2,7 @@
 
 import pytest
 
+from lab.apiserver.store import NOT_READY
 from mesh.membership import MODE_LABEL
 from nodeagent.cluster.taint import ISTIO
 from nodeagent.enrol import machine as m
@@ -93,7 +94,7 @@ def test_without_the_api_a_new_pod_does_not_start_and_the_old_one_goes_on(tmp_pa
 
 def test_the_nodes_taint_goes_when_pods_can_be_served(tmp_path):
     async def story(node):
-        await until(lambda: "taints" not in node.api.store.get(cluster.NODES, "", "node-1")["spec"])
+        await until(lambda: node.api.store.get(cluster.NODES, "", "node-1")["spec"]["taints"] == [NOT_READY])
         await until(lambda: node.cluster.describe() == {"trouble": "", "synced": True, "taints": []})
 
     follows(story, tmp_path)

@@ -3,6 +3,7 @@
 import pytest
 
 from kube.objects import Taint
+from lab.apiserver.store import NOT_READY
 from nodeagent.cluster.taint import ISTIO, OURS, NodeTaint, Rule, Wish, patch
 from tests.kube import cluster
 from tests.kube.cluster import play, running, until
@@ -69,7 +70,7 @@ def test_on_the_real_conversation(tmp_path):
             ready[0] = True
             await taint.look()
             await until(lambda: taint.present == [])
-            assert api.store.get(cluster.NODES, "", "node-1")["spec"]["taints"] == taints[:1]
+            assert api.store.get(cluster.NODES, "", "node-1")["spec"]["taints"] == [taints[0], NOT_READY]
             ready[0] = False
             await taint.look()
             await taint.look()
