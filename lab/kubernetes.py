@@ -31,7 +31,7 @@ TAINT: Final = {"key": "cni.istio.io/not-ready", "effect": "NoSchedule"}
 _MERGE: Final = "application/merge-patch+json"
 _KEPT: Final = "ambient.istio.io/redirection"
 # Of what a document says in YAML, what the path needs.
-_PLURALS: Final = {
+PLURALS: Final = {
     "Namespace": "namespaces",
     "Node": "nodes",
     "Pod": "pods",
@@ -45,37 +45,50 @@ _PLURALS: Final = {
     "RoleBinding": "rolebindings",
     "AuthorizationPolicy": "authorizationpolicies",
     "PeerAuthentication": "peerauthentications",
+    "CustomResourceDefinition": "customresourcedefinitions",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
+    "DaemonSet": "daemonsets",
+    "Deployment": "deployments",
+    "Gateway": "gateways",
+    "HTTPRoute": "httproutes",
+    "RateLimit": "ratelimits",
 }
-_CLUSTER_SCOPED: Final = ("Namespace", "Node", "ClusterRole", "ClusterRoleBinding")
+_WORKLOADS: Final = ("Service", "PersistentVolumeClaim", "DaemonSet", "Deployment")
+_CLUSTER_SCOPED: Final = ("Namespace", "Node", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition")
 
 
 class Api:
     """The administrator's door of a stand-in. Every method raises PeerError: nobody answers, or it says no."""
 
-    def __init__(self, path: Path) -> None:
-        self._socket = path
+    def __init__(self, path: Path, headers: dict[str, str] | None = None) -> None:
+        self._socket, self._headers = path, headers or {}
 
-    def ask(self, method: str, target: str, body: Any = None) -> Any:
+    def ask(self, method: str, target: str, body: Any = None, media: str = "") -> Any:
         connection = http.client.HTTPConnection("localhost", timeout=10.0)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.sock.settimeout(10.0)
             connection.sock.connect(str(self._socket))
-            media = _MERGE if method == "PATCH" else "application/json"
-            connection.request(method, target, json.dumps(body) if body is not None else None, {"Content-Type": media})
+            kind = media or (_MERGE if method == "PATCH" else "application/json")
+            text = json.dumps(body) if body is not None else None
+            connection.request(method, target, text, {"Content-Type": kind, **self._headers})
             response = connection.getresponse()
-            said = json.loads(response.read() or b"null")
+            content = response.read()
+            plain = (response.getheader("Content-Type") or "").startswith("text/")
+            said: Any = content.decode() if plain else json.loads(content or b"null")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise PeerError(f"{self._socket}: {error}") from error
         finally:
             connection.close()
         if response.status >= 300:
-            raise PeerError(f"{method} {target}: {response.status} {said.get('message')}")
+            raise PeerError(
+                f"{method} {target}: {response.status} {said['message'] if isinstance(said, dict) else said}"
+            )
         return said
 
     def find(self, kind: str, namespace: str, name: str, version: str = "v1") -> Document | None:
         try:
-            found: Document = self.ask("GET", _path({"apiVersion": version, "kind": kind}, namespace, name))
+            found: Document = self.ask("GET", path_of({"apiVersion": version, "kind": kind}, namespace, name))
         except PeerError:
             return None
         return found
@@ -83,11 +96,11 @@ class Api:
     def apply(self, document: Document) -> Document:
         """As it is written, but for what agents write on pods. Its status through the subresource."""
         about = document["metadata"]
-        namespace = "" if document["kind"] in _CLUSTER_SCOPED else about.get("namespace", "default")
-        place = _path(document, namespace, about["name"])
+        namespace = namespace_of(document)
+        place = path_of(document, namespace, about["name"])
         found = self.find(document["kind"], namespace, about["name"], document["apiVersion"])
         if found is None:
-            made = self.ask("POST", _path(document, namespace), document)
+            made = self.ask("POST", path_of(document, namespace), document)
         else:
             made = self.ask("PUT", place, _over(found, document))
         if "status" in document:
@@ -95,9 +108,7 @@ class Api:
         return dict(made)
 
     def delete(self, document: Document) -> None:
-        about = document["metadata"]
-        namespace = "" if document["kind"] in _CLUSTER_SCOPED else about.get("namespace", "default")
-        self.ask("DELETE", _path(document, namespace, about["name"]))
+        self.ask("DELETE", path_of(document, namespace_of(document), document["metadata"]["name"]))
 
     def token(self, account: str, audience: str = "", pod: str = "") -> str:
         """As the kubelet asks for one."""
@@ -108,11 +119,18 @@ class Api:
         return str(self.ask("POST", target, {"spec": spec})["status"]["token"])
 
 
-def _path(document: Document, namespace: str, name: str = "") -> str:
+def namespace_of(document: Document) -> str:
+    """Nothing for cluster-scoped kinds."""
+    if document["kind"] in _CLUSTER_SCOPED:
+        return ""
+    return str(document["metadata"].get("namespace", "default"))
+
+
+def path_of(document: Document, namespace: str, name: str = "") -> str:
     version = document["apiVersion"]
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
     inside = f"/namespaces/{namespace}" if namespace else ""
-    return f"{root}{inside}/{_PLURALS[document['kind']]}" + (f"/{name}" if name else "")
+    return f"{root}{inside}/{PLURALS[document['kind']]}" + (f"/{name}" if name else "")
 
 
 def _over(found: Document, document: Document) -> Document:
@@ -169,8 +187,17 @@ class KubernetesCluster(Cluster):
         """What of the manifests is not a workload."""
         for name in MANIFESTS:
             for document in yaml.safe_load_all((REPOSITORY / name).read_text()):
-                if document["kind"] in _PLURALS and document["kind"] != "Service":
+                if document["kind"] not in _WORKLOADS:
                     self.api.apply(document)
+
+    def lose(self, document: Document) -> None:
+        """While no API server runs: the object goes, and with it the history that would tell of it."""
+        path = self._directory / "objects.json"
+        state = json.loads(path.read_text())
+        state["version"] += 1000
+        name = document["metadata"]["name"]
+        state["items"] = [each for each in state["items"] if each[2] != name]
+        path.write_text(json.dumps(state))
 
     # What the kubelet does ------------------------------------------------------------------------------------------
 
@@ -184,8 +211,11 @@ class KubernetesCluster(Cluster):
         for node in self.nodes:
             self._run_pod(f"nodemesh-node-{node}", node, "nodemesh-node")
             self._run_pod(f"ztunnel-{node}", node, "ztunnel")
-            self._mount(node, "nodemesh-node", {"NODEMESH_DRAIN": "3s"}, pod=f"nodemesh-node-{node}")
+            self._mount(node, "nodemesh-node", self._node_settings(node), pod=f"nodemesh-node-{node}")
         super()._start_nodes()
+
+    def _node_settings(self, node: str) -> dict[str, str]:
+        return {"NODEMESH_DRAIN": "3s", "POD_NAME": f"ztunnel-{node}", "POD_NAMESPACE": NAMESPACE}
 
     def _run_pod(self, name: str, node: str, account: str) -> None:
         spec = PodSpec(name, node, NAMESPACE, account, labels={"app": account}, app=account)
