@@ -119,7 +119,8 @@ def _lab(labs: ExitStack, wish: Wish, load: Path, capture: str) -> list[tuple[Ar
     """A lab with this capture backend and who is measured in it: everybody in the first, only ours in the others."""
     ours = captures.contender(wish.captures, capture)
     name = f"bench{os.getpid() % 10000}{capture}"
-    cluster = Cluster.up(name, nodes=2, pods=0, say=_say, capture=capture)
+    way, direct = captures.backend(capture), capture == captures.DIRECT
+    cluster = Cluster.up(name, nodes=2, pods=0, say=_say, capture=way, direct=direct)
     labs.callback(cluster.down)
     arena = Arena(cluster, load, wish.peer, ours)
     names = wish.contenders if ours == "ours" else [ours] * ("ours" in wish.contenders)

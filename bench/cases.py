@@ -65,6 +65,7 @@ CASES = (
     Case("request-behind-bulk", "rr", (1, 1), "request", behind_bulk=True),
     Case("same-node-stream", "send", (1,), "GiB", place="near"),
     Case("same-node-request", "rr", (1, 1), "request", place="near"),
+    Case("same-node-connect", "crr", (1,), "connection", place="near", quick=False),
     Case("passthrough-stream", "send", (1,), "GiB", place="outside"),
     Case("capture-connect", "con", (), "connection", place="here"),
     Case("capture-request-64B", "rr", (64, 1), "request", place="here"),

@@ -126,7 +126,8 @@ def _route(route: Said) -> str:
         case "tunnel":
             return f"tunnel to {route['dial']} ({_upstream(route)}), CONNECT {route['authority']}"
         case "joined":
-            return f"within {route['node']}, without TLS, to {route['authority']} ({_upstream(route)})"
+            passes = "; once let in, the next connections go directly" if route.get("direct") else ""
+            return f"within {route['node']}, without TLS, to {route['authority']} ({_upstream(route)}){passes}"
         case "lookup":
             return f"by DNS, to {route['hostname']}: {route['because']}"
         case "passthrough" | "uncaptured":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mesh import log
+from mesh.errors import MeshError
 from nodeagent import cgroups
 from nodeagent.enrol.store import Member
 from nodeagent.libbpf import BpfError
@@ -125,6 +126,16 @@ class Capture:
         except BpfError as error:
             _log.warning("no direct path within the node", why=str(error))
             return []
+
+    async def reset_direct(self, member: Member, namespace: Any) -> None:
+        """No tunnel is left that would judge the pod's direct connections. Never fails."""
+        if not self._direct or member.backend != "bpf":
+            return
+        try:
+            if ended := await self._bpf.reset_direct(namespace):
+                _log.warning("direct connections reset: no tunnel judges them", uid=member.uid, connections=ended)
+        except (MeshError, OSError, ValueError) as error:
+            _log.warning("direct connections not reset", uid=member.uid, why=str(error))
 
     def describe(self) -> dict[str, Any]:
         """Of `GET /status`: the setting, and of each backend that it allows whether this node can."""

@@ -40,6 +40,9 @@ from nodeagent.settings import Settings
 
 _log: Final = log.get("nodeagent")
 
+UNJUDGED_S: Final = 3.0
+"""How long direct connections go on without a tunnel that judges them: one that restarts takes less."""
+
 
 class TunnelOfNode:
     """`executor.Tunnel` and `keeper.Tunnel` by ZDS."""
@@ -104,6 +107,7 @@ class Agent:
         self._settings = settings
         self._over = asyncio.Event()
         self._bug: BaseException | None = None
+        self._unjudged: asyncio.Task[None] | None = None
         self._capture = Capture(
             settings.capture,
             prove_capture=settings.canary,
@@ -164,6 +168,7 @@ class Agent:
             self.registry.readopt()
             await self.hosts.adopt()
             doors.callback(self._opener.close)
+            doors.callback(self._judged)
             doors.push_async_callback(self._zds.stop)
             self._zds.start(self._settings.zds_socket, self._settings.tunnel_user)
             if self._cluster:
@@ -193,10 +198,23 @@ class Agent:
         return [_workload_of(pod) for pod in self.registry.snapshot()] + on_host
 
     async def _meet(self, pid: int) -> None:
+        self._judged()
         await self._capture.meet(pid)
         await self.hosts.renew()
 
+    def _judged(self) -> None:
+        if self._unjudged is not None:
+            self._unjudged.cancel()
+
+    async def _reset_direct(self) -> None:
+        await asyncio.sleep(UNJUDGED_S)
+        for pod in self.registry.pods:
+            await self._capture.reset_direct(pod.member, pod.namespace)
+
     def _tunnels_lost(self) -> None:
+        self._judged()
+        self._unjudged = asyncio.create_task(self._reset_direct(), name="direct connections")
+        self._unjudged.add_done_callback(self._ended)
         self.registry.tell_all(m.TunnelLost)
         self.hosts.lost()
 

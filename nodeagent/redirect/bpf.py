@@ -21,7 +21,7 @@ from mesh.errors import MeshError
 from nodeagent import libbpf
 from nodeagent.libbpf import BpfError, Map
 from nodeagent.redirect import bpf_records as records
-from nodeagent.redirect import groups, routes
+from nodeagent.redirect import groups, orphans, routes
 from nodeagent.redirect.backend import OpenNamespace, RedirectError, Sandbox
 from nodeagent.redirect.bpf_programs import (
     DIRECT_HOOKS,
@@ -101,6 +101,20 @@ class Bpf:
     def direct_maps(self) -> list[int]:
         """What a tunnel needs to grant the direct path; the descriptors stay ours. Raises BpfError. Blocks."""
         return self._alone(lambda: self._programs.direct_fds)
+
+    async def reset_direct(self, namespace: OpenNamespace) -> int:
+        """Ends what goes directly out of the namespace: how many. Raises MeshError."""
+        found = await namespace.run(lambda: self._alone(lambda: self._reset_direct(_cookie(namespace))))
+        return len(found)
+
+    def _reset_direct(self, cookie: int) -> list[orphans.Orphan]:
+        direct = self._programs.direct
+        keyed = [(key, record) for key in direct.having(b"") if (record := direct.get(key)) is not None]
+        found = {key: orphan for key, record in keyed if (orphan := orphans.Orphan.read(key, record)).netns == cookie}
+        orphans.reset(found.values())
+        for key in found:
+            direct.discard(key)
+        return list(found.values())
 
     def put_hosts(self, wanted: Sequence[tuple[Group, tuple[records.Address, ...]]]) -> str:
         """Exactly these control groups of the host's namespace have their TCP turned round when it is opened. What they

@@ -13,6 +13,7 @@ from typing import Final
 
 from nodeagent import libbpf
 from nodeagent.libbpf import BpfError, Map
+from nodeagent.redirect import orphans
 from nodeagent.redirect.bpf_records import (
     COOKIE_BYTES,
     ID_BYTES,
@@ -88,6 +89,7 @@ class Programs:
         opened = {name: libbpf.open_pin(pins.maps / name) for name in (*_MAPS, *_DIRECT_MAPS)}
         self._map_fds = list(opened.values())
         self.direct_fds = [opened[name] for name in _DIRECT_MAPS]
+        self.direct = Map(opened["mesh_direct"], orphans.KEY_BYTES, orphans.RECORD_BYTES)
         self.workloads, self.own, self.left_ports, self.left_ranges, self.listeners = (
             Map(opened[name], *sizes) for name, sizes in _MAPS.items()
         )

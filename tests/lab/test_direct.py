@@ -111,6 +111,16 @@ def test_a_policy_refuses_what_comes_and_cuts_what_is_there_with_its_name(mesh, 
     wait_until("they talk again", lambda: mesh.reaches(client, server), SOON_S)
 
 
+def test_the_agent_says_whether_it_is_on_and_explain_who_may(mesh, pods):
+    client, server = pods["web-1"], pods["web-3"]
+    ways = [
+        mesh.ask("ztunnel-node1", f"/explain?src={client.ip}&dst={target}")["ways"][0]["route"]
+        for target in (server.at(HTTP_PORT), pods["web-2"].at(HTTP_PORT))
+    ]
+    assert [(way["kind"], way["direct"]) for way in ways] == [("joined", True), ("tunnel", False)]
+    assert mesh.ask("nodeagent-node1", "/status")["capture"]["direct"]
+
+
 def test_across_nodes_and_from_outside_the_mesh_nothing_is_direct(mesh, pods):
     client, server = pods["web-1"], pods["web-3"]
     wait_until("they have a pass", lambda: goes_direct(mesh, client, server), SOON_S)
@@ -204,6 +214,18 @@ def test_without_the_tunnel_passes_lapse_and_the_next_one_ends_what_nobody_judge
         live.expect("cut")
     wait_until("they talk again", lambda: mesh.reaches(client, server), SOON_S)
     wait_until("and directly", lambda: goes_direct(mesh, client, server), SOON_S)
+
+
+def test_without_a_next_tunnel_the_agent_ends_what_nobody_judges(mesh, pods):
+    client, server = pods["web-1"], pods["web-3"]
+    with held_direct(mesh, client, server) as live:
+        live.expect("open")
+        mesh.daemons["ztunnel-node1"].kill()
+        try:
+            live.expect("cut")
+        finally:
+            mesh.start_tunnel("node1")
+    wait_until("they talk again", lambda: mesh.reaches(client, server), SOON_S)
 
 
 def waits(mesh, source, target):

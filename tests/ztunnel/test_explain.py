@@ -141,6 +141,7 @@ def test_plaintext_is_judged_where_it_arrives_and_peer_authentication_is_told(co
 
 def test_who_shares_the_node_goes_without_tls_and_who_is_outside_in_plaintext(core):
     assert ask(core, "shop/cart-1", "shop/api-1:80")[1]["route"]["kind"] == "joined"
+    assert not ask(core, "shop/cart-1", "shop/api-1:80")[1]["route"]["direct"], "nobody has switched it on"
     outside = ask(core, "shop/web-1", "10.1.2.3:80")[1]
     assert (outside["route"]["kind"], outside["verdict"]["allowed"]) == ("passthrough", True)
     assert ask(core, "shop/web-1", "shop/bare:80")[1]["route"]["because"] == "the destination workload has no tunnel"

@@ -404,6 +404,7 @@ impl Dataplane {
         let tables = self.shared.tables.load_full();
         let own = Own {
             same_node_tls: self.shared.config.same_node_tls,
+            direct: self.shared.direct.load().is_some(),
             outbound: self.shared.config.outbound(),
         };
         explain(&tables, own, source, destination).map(|said| said.to_string().into_bytes())

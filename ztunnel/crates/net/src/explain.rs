@@ -22,6 +22,8 @@ const LISTED: usize = 50;
 #[derive(Debug, Clone, Copy)]
 pub struct Own {
     pub same_node_tls: bool,
+    /// The direct path within the node is on.
+    pub direct: bool,
     pub outbound: Outbound,
 }
 
@@ -125,7 +127,7 @@ fn captured(tables: &Tables, own: Own, from: &Arc<Workload>, dst: SocketAddr) ->
     }
     ways.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
     let judged = |(way, times): &(Route, u64)| {
-        let mut said = judge(tables, own.same_node_tls, from, way);
+        let mut said = judge(tables, own, from, dst, way);
         said.extend(leaving_end(tables, from, dst, way));
         said.insert("share".into(), json!(*times as f64 / ROLLS as f64));
         Value::Object(said)
@@ -135,8 +137,9 @@ fn captured(tables: &Tables, own: Own, from: &Arc<Workload>, dst: SocketAddr) ->
 
 fn judge(
     tables: &Tables,
-    same_node_tls: bool,
+    own: Own,
     from: &Arc<Workload>,
+    dst: SocketAddr,
     way: &Route,
 ) -> Map<String, Value> {
     match way {
@@ -186,6 +189,7 @@ fn judge(
                 .as_ref()
                 .filter(|_| beyond.is_none())
                 .is_some_and(|to| *to.node == *from.node && !to.node.is_empty());
+            let joined = joined && !own.same_node_tls;
             let waypoint = upstream.as_ref().filter(|to| {
                 beyond.is_none()
                     && !to
@@ -195,7 +199,8 @@ fn judge(
             });
             let mut said = object(json!({
                 "route": {
-                    "kind": if joined && !same_node_tls { "joined" } else { "tunnel" },
+                    "kind": if joined { "joined" } else { "tunnel" },
+                    "direct": joined && own.direct && service.is_none() && authority.parse() == Ok(dst),
                     "dial": dial.0.to_string(),
                     "authority": authority,
                     "expects": want.iter().map(SpiffeId::as_str).collect::<Vec<_>>(),
