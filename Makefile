@@ -22,6 +22,7 @@ demo: root setup ## the main job, shown working: two nodes, real pods, one mesh
 
 .PHONY: test
 test: root setup ## every test: Rust, Python, lab
+	@tools/setup.sh observers
 	cargo test --release --locked -q
 	$(PY) -m pytest
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets a checkout up, one idempotent step per argument: root system python native plugin bpf bench. A line of progress per step; a step
+# Sets a checkout up, one idempotent step per argument: root system python native plugin bpf observers bench. A line of progress per step; a step
 # that cannot be done says in one sentence what is missing and ends with exit code 2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -77,6 +77,20 @@ bpf() {
 	make -s -C bpf
 }
 
+# What only tests need: a Prometheus and a Zipkin server that listen to the mesh.
+ZIPKIN=3.5.1
+observers() {
+	install_missing prometheus
+	command -v java >/dev/null || install_missing default-jre-headless
+	[ -f build/stamps/zipkin-$ZIPKIN ] && [ -f build/zipkin-server.jar ] && return
+	command -v mvn >/dev/null || install_missing maven
+	say "Zipkin's server $ZIPKIN"
+	mvn -q -B org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy -Dartifact=io.zipkin:zipkin-server:$ZIPKIN:jar:slim \
+		-Dmdep.stripVersion=true -Dmdep.stripClassifier=true -DoutputDirectory=build >build/zipkin.log 2>&1 ||
+		fail "Maven could not fetch Zipkin's server: build/zipkin.log has the whole story"
+	touch build/stamps/zipkin-$ZIPKIN
+}
+
 # What only `make bench` needs. Without strace or valgrind it leaves out what they count and says so.
 bench() {
 	(install_missing strace valgrind) || true
@@ -91,7 +105,7 @@ bench() {
 for step in "$@"; do
 	[ "$step" = root ] || mkdir -p build/stamps 2>/dev/null || fail "$PWD/build cannot be made: this user may not write here"
 	case $step in
-	root | system | python | native | plugin | bpf | bench) $step ;;
-	*) fail "no step is called $step; steps: root system python native plugin bpf bench" ;;
+	root | system | python | native | plugin | bpf | observers | bench) $step ;;
+	*) fail "no step is called $step; steps: root system python native plugin bpf observers bench" ;;
 	esac
 done

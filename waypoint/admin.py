@@ -6,6 +6,7 @@ Envoy's own admin interface is passed through under `/envoy/`; its metrics come 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from waypoint.envoy import Runner
 
 # Envoy puts its own word before the names of the stats logger.
 PREFIX: Final = b"envoy_istio_"
+# Envoy's word for nothing is "-", Istio's for a party that is not known "unknown".
+NOTHING: Final = re.compile(rb'((?:source|destination)_[a-z_]+=)"-?"')
 METRICS: Final = "/stats/prometheus?usedonly&filter=istio"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -70,7 +73,8 @@ def metrics(runner: Runner) -> Handler:
         target = "/stats/prometheus?usedonly" if "all" in request.query else METRICS
         found = await _envoy(runner, target)
         body = found.body if isinstance(found.body, bytes) else b""
-        return web.Response(status=found.status, body=body.replace(PREFIX, b"istio_"), content_type="text/plain")
+        body = NOTHING.sub(rb'\1"unknown"', body.replace(PREFIX, b"istio_"))
+        return web.Response(status=found.status, body=body, content_type="text/plain")
 
     return answer
 

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -78,7 +78,7 @@ class Epoch:
 
 @dataclass(eq=False)
 class Runner:
-    """`make`: the bootstrap, given the admin socket's path."""
+    """`make`: the bootstrap, given the admin socket's path. `said`: for Envoy's environment, beside ours."""
 
     program: Path
     directory: Path
@@ -86,6 +86,7 @@ class Runner:
     concurrency: int
     drain_s: float
     level: str
+    said: Mapping[str, str] = field(default_factory=dict)
     current: Epoch | None = None
     restarts: int = 0
     crashes: int = 0
@@ -126,7 +127,9 @@ class Runner:
         config = self.directory / f"envoy-{number}.json"
         config.touch(0o600)
         config.write_text(json.dumps(self.make(admin)))
-        process = await asyncio.create_subprocess_exec(*self._command(number, config), start_new_session=False)
+        process = await asyncio.create_subprocess_exec(
+            *self._command(number, config), start_new_session=False, env={**os.environ, **self.said}
+        )
         _log.info(log.STARTED, pid=process.pid, epoch=number)
         return Epoch(number, process, admin, asyncio.get_running_loop().time())
 

@@ -59,6 +59,7 @@ async def serve(settings: Settings) -> None:
         settings.concurrency,
         settings.drain_s,
         settings.envoy_log_level,
+        settings.said,
     )
     served = Secrets()
     held = Held(lambda: served.publish(secrets(held)))

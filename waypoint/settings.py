@@ -28,10 +28,16 @@ class Settings:
     drain_s: float
     stats: tuple[str, int]
     readiness: tuple[str, int]
+    cluster_id: str
     place: Mapping[str, str]
     envoy_log_level: str
     log_format: str
     log_level: str
+
+    @property
+    def said(self) -> dict[str, str]:
+        """What Envoy's environment says in metrics and baggage (`controlplane/translate/envoy/telemetry.py`)."""
+        return {"CLUSTER_ID": self.cluster_id, "NODEMESH_PRINCIPAL": str(self.identity)}
 
     @property
     def server_name(self) -> str:
@@ -63,6 +69,7 @@ def load(variables: Mapping[str, str]) -> Settings:
         drain_s=env.duration("DRAIN_TIME", "5s"),
         stats=env.host_port("STATS_ADDR", "0.0.0.0:15020"),
         readiness=env.host_port("READINESS_ADDR", "0.0.0.0:15021"),
+        cluster_id=env.text("CLUSTER_ID", "Kubernetes"),
         place={name: env.text(name, " ").strip() for name in ("REGION", "ZONE", "SUBZONE")},
         envoy_log_level=env.choice("ENVOY_LOG_LEVEL", "warning", ("trace", "debug", "info", "warning", "error")),
         log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),

@@ -82,6 +82,7 @@ async def envoy_beside(directory: Path, world, l7, proxy: str):
         drain_s=1.0,
         stats=("127.0.0.1", 0),
         readiness=("127.0.0.1", 0),
+        cluster_id="Kubernetes",
         place={"REGION": "", "ZONE": "", "SUBZONE": ""},
         envoy_log_level="warning",
         log_format="console",

@@ -75,6 +75,12 @@ class Called:
         return self.destination.resolution in (Resolution.DNS, Resolution.DNS_ROUND_ROBIN)
 
 
+def service_labels(key: str) -> Json:
+    """What metrics say of a service by `namespace/hostname`."""
+    namespace, _, host = key.partition("/")
+    return {"service": key, "host": host, "name": host.partition(".")[0], "namespace": namespace}
+
+
 def cluster(called: Called, view: View) -> Json:
     name, traffic = outbound(called.target), called.traffic
     found: Json = {
@@ -83,7 +89,7 @@ def cluster(called: Called, view: View) -> Json:
         "connect_timeout": seconds(traffic.pool.connect_timeout_s or 10),
         "circuit_breakers": {"thresholds": [_breakers(traffic.pool)]},
         "typed_extension_protocol_options": {_OPTIONS: _protocol(called)},
-        "metadata": {"filter_metadata": {LABELS: {"service": called.target.service}}},
+        "metadata": {"filter_metadata": {LABELS: service_labels(called.target.service)}},
         "common_lb_config": {"healthy_panic_threshold": {"value": _panic(traffic.outlier)}},
         **_balance(traffic),
         **_kind(called, view),

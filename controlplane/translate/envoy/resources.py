@@ -85,7 +85,7 @@ class _Round:
         else:
             self._gateway()
         self._once(CLUSTER, TUNNELS, tunnels.tunnels)
-        self._once(LISTENER, ORIGINATE, tunnels.originate)
+        self._put(LISTENER, ORIGINATE, (self._proxy.role,), lambda: tunnels.originate(self._proxy))
         self._extensions()
         for target in self._targets:
             self._destination(target)
@@ -144,7 +144,7 @@ class _Round:
         if tracer:
             self._want(tracer.target)
         word = "grpc" if protocol is AppProtocol.GRPC else "http"
-        return telemetry.Said(wanted, service, self._proxy.role.value, tracer, word)
+        return telemetry.Said(wanted, service, self._proxy, tracer, word)
 
     # Gateway ------------------------------------------------------------------------------------------------------
 

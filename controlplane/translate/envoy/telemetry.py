@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from controlplane.l7.model import Proxy, Role
 from controlplane.l7.telemetry import AccessLog, MetricOverride, Tag, Telemetry, Tracer, TracerKind, Tracing
 from controlplane.translate.envoy.common import (
     BAGGAGE,
@@ -30,7 +31,11 @@ SOURCE_LABELS: Final = {
     "nodemesh.src.version": "service.version",
     "nodemesh.src.cluster": "k8s.cluster.name",
 }
+# Of Envoy's own process, set by `waypoint/`: read once, when a configuration is loaded.
+PRINCIPAL: Final = "NODEMESH_PRINCIPAL"
+CLUSTER_ID: Final = "CLUSTER_ID"
 _CLUSTER_NAME: Final = "%UPSTREAM_METADATA({}:{})%"
+_OF_CLUSTER: Final = "%CLUSTER_METADATA({}:{})%"
 _TYPED_STRUCT: Final = "type.googleapis.com/xds.type.v3.TypedStruct"
 _STATS_LOGGER: Final = "type.googleapis.com/envoy.extensions.access_loggers.stats.v3.Config"
 _METRICS: Final = {
@@ -71,6 +76,18 @@ _FIELDS: Final = {
 }
 
 
+def baggage(proxy: Proxy) -> str:
+    """What a gateway says of itself to the other end of its tunnels, as a node's tunnel does for a pod."""
+    found = {
+        "k8s.cluster.name": f"%ENVIRONMENT({CLUSTER_ID})%",
+        "k8s.namespace.name": proxy.namespace,
+        "k8s.deployment.name": proxy.name,
+        "service.name": proxy.name,
+        "service.version": "latest",
+    }
+    return ",".join(f"{key}={value}" for key, value in found.items())
+
+
 def source_states() -> list[Json]:
     """For the listener that ends tunnels."""
     found = []
@@ -83,11 +100,11 @@ def source_states() -> list[Json]:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """`service`: key of the one that is addressed; "" at a gateway. `reporter`: waypoint or gateway."""
+    """`service`: key of the one that is addressed; "" at a gateway, where the route says it. `proxy`: who tells."""
 
     telemetry: Telemetry
     service: str
-    reporter: str
+    proxy: Proxy
     tracer: Tracer | None = None
     protocol: str = "http"
 
@@ -96,7 +113,7 @@ class Said:
         found: Json = {"access_log": [*map(_log, self.telemetry.logs), *self._metrics(http=True)]}
         tracing = self.telemetry.tracing
         if tracing and self.tracer:
-            found["tracing"] = _tracing(tracing, self.tracer, self.reporter)
+            found["tracing"] = _tracing(tracing, self.tracer, self.proxy.role.value)
         return found
 
     def tcp(self) -> Json:
@@ -165,10 +182,10 @@ class Said:
         return {"name": _METRICS[metric], "tags": listed}
 
     def _tags(self, http: bool) -> dict[str, str]:
-        """Istio's labels. Unknown ones are "-", Envoy's word for nothing."""
+        """Istio's labels. Unknown ones are "-", Envoy's word for nothing; the waypoint's /metrics says `unknown`."""
         namespace, _, host = self.service.partition("/")
         found = {
-            "reporter": self.reporter,
+            "reporter": "waypoint",
             "source_workload": "%FILTER_STATE(nodemesh.src.workload:PLAIN)%",
             "source_workload_namespace": "%FILTER_STATE(nodemesh.src.namespace:PLAIN)%",
             "source_principal": f"%FILTER_STATE({SOURCE}:PLAIN)%",
@@ -185,17 +202,38 @@ class Said:
             "destination_canonical_service": _CLUSTER_NAME.format(LABELS, "service"),
             "destination_canonical_revision": _CLUSTER_NAME.format(LABELS, "revision"),
             "destination_cluster": _CLUSTER_NAME.format(LABELS, "cluster"),
-            "destination_service": host or "unknown",
-            "destination_service_name": host.partition(".")[0] or "unknown",
-            "destination_service_namespace": namespace or "unknown",
+            "destination_service": host,
+            "destination_service_name": host.partition(".")[0],
+            "destination_service_namespace": namespace,
             "request_protocol": self.protocol if http else "tcp",
             "response_flags": "%RESPONSE_FLAGS%",
-            "connection_security_policy": "mutual_tls" if self.reporter == "waypoint" else "none",
+            "connection_security_policy": "mutual_tls",
         }
+        if self.proxy.role is Role.GATEWAY:
+            found |= self._gateway_tags()
         if http:
             found["response_code"] = "%RESPONSE_CODE%"
             found["grpc_response_status"] = "%GRPC_STATUS_NUMBER%"
         return found
+
+    def _gateway_tags(self) -> dict[str, str]:
+        """It is the source of what it sends on, and only the route knows to which service."""
+        name = self.proxy.name
+        return {
+            "reporter": "source",
+            "source_workload": name,
+            "source_workload_namespace": self.proxy.namespace,
+            "source_principal": f"%ENVIRONMENT({PRINCIPAL})%",
+            "source_app": name,
+            "source_version": "latest",
+            "source_canonical_service": name,
+            "source_canonical_revision": "latest",
+            "source_cluster": f"%ENVIRONMENT({CLUSTER_ID})%",
+            "destination_service": _OF_CLUSTER.format(LABELS, "host"),
+            "destination_service_name": _OF_CLUSTER.format(LABELS, "name"),
+            "destination_service_namespace": _OF_CLUSTER.format(LABELS, "namespace"),
+            "connection_security_policy": "unknown",
+        }
 
 
 def _log(log: AccessLog) -> Json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from controlplane.l7.model import Proxy, Role
 from controlplane.translate.envoy.common import (
     ADS,
     CONNECT,
@@ -28,7 +29,7 @@ from controlplane.translate.envoy.common import (
     filter_state,
     to_internal,
 )
-from controlplane.translate.envoy.telemetry import source_states
+from controlplane.translate.envoy.telemetry import baggage, source_states
 
 _HCM: Final = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER: Final = extension("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")
@@ -149,8 +150,11 @@ def internal_upstream(inner: Json | None = None, passed: Iterable[str] = ()) -> 
     )
 
 
-def originate() -> Json:
+def originate(proxy: Proxy) -> Json:
     """The internal listener that wraps what it gets into a CONNECT to its original destination."""
+    tunneling: Json = {"hostname": "%DOWNSTREAM_LOCAL_ADDRESS%"}
+    if proxy.role is Role.GATEWAY:
+        tunneling["headers_to_add"] = [{"header": {"key": "baggage", "value": baggage(proxy)}}]
     expected = filter_state("envoy.network.upstream_subject_alt_names", f"%DYNAMIC_METADATA({IDENTITY}:san)%")
     # Rendered as "-" when missing, which would then be the name expected.
     expected["format_string"]["omit_empty_values"] = True
@@ -159,20 +163,20 @@ def originate() -> Json:
         "extensions.filters.network.set_filter_state.v3.Config",
         on_new_connection=[{**expected, "skip_if_empty": True}],
     )
-    proxy = extension(
+    tcp = extension(
         "envoy.filters.network.tcp_proxy",
         "extensions.filters.network.tcp_proxy.v3.TcpProxy",
         stat_prefix=ORIGINATE,
         cluster=TUNNELS,
         idle_timeout="0s",
-        tunneling_config={"hostname": "%DOWNSTREAM_LOCAL_ADDRESS%"},
+        tunneling_config=tunneling,
     )
     return {
         "name": ORIGINATE,
         "internal_listener": {},
         "use_original_dst": False,
         "listener_filters": [original_dst()],
-        "filter_chains": [{"filters": [names, proxy]}],
+        "filter_chains": [{"filters": [names, tcp]}],
     }
 
 

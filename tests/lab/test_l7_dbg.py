@@ -1,0 +1,158 @@
+"""What the mesh tells, in the words of those who listen: a real Prometheus, a real Zipkin server."""
+
+import pytest
+
+from lab import observers, proxies
+from lab.documents import OUT_OF_MESH, PodSpec
+from lab.layout import underlay_address
+from lab.processes import wait_until
+from tests.lab.mall import NAMESPACE
+from tests.lab.test_l7_telemetry import TRACING
+
+pytestmark = pytest.mark.lab
+
+STATS_PORT = 15020
+# Istio's standard metrics: https://istio.io/latest/docs/reference/config/metrics/
+PARTIES = {
+    f"{party}_{label}"
+    for party in ("source", "destination")
+    for label in (
+        *("workload", "workload_namespace", "principal", "app", "version", "cluster"),
+        *("canonical_service", "canonical_revision"),
+    )
+} | {"reporter", "destination_service", "destination_service_name", "destination_service_namespace"}
+BY_REQUEST = PARTIES | {"request_protocol", "response_code", "response_flags", "connection_security_policy"}
+BY_CONNECTION = (
+    PARTIES
+    | {f"{party}_{place}" for party in ("source", "destination") for place in ("region", "zone")}
+    | {"request_protocol", "response_flags", "connection_security_policy"}
+)
+FROM_PROMETHEUS = {"__name__", "instance", "job"}
+TRACE, CALLER = "463ac35c9f6413ad48485a3953bb6125", "a2fb4a1d1a96d312"
+FRONT = """
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: front}
+spec:
+  selector: {istio: front}
+  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: [front.example]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: front}
+spec:
+  hosts: [front.example]
+  gateways: [front]
+  http: [{route: [{destination: {host: reviews}}]}]
+---
+"""
+
+
+@pytest.fixture(scope="module")
+def front(built_mall):
+    """A way in, `front`."""
+    return proxies.add(built_mall.mesh, "front", "node2", NAMESPACE, gateway=True)
+
+
+def outside(mesh, name):
+    return mesh.add_pod(PodSpec(name, "node1", NAMESPACE, labels=OUT_OF_MESH), with_apps=False)
+
+
+def hosts(mall, front):
+    return [mall.way.ip, front.ip, *(underlay_address(number) for number in (1, 2))]
+
+
+@pytest.fixture(scope="module")
+def prometheus(built_mall, front):
+    """In a pod outside the mesh; scrapes the waypoint, the gateway and both tunnels."""
+    mesh, pod = built_mall.mesh, outside(built_mall.mesh, "prometheus")
+    observers.start_prometheus(mesh, pod, [f"{host}:{STATS_PORT}" for host in hosts(built_mall, front)])
+    return pod
+
+
+def visit(mall, front, path, *options):
+    where = ["--resolve", f"front.example:80:{front.ip}", *options]
+    return mall.ask(f"http://front.example{path}", *where, client=mall.mesh.pods["plain-1"])
+
+
+def test_prometheus_understands_everybody(mall, front, prometheus):
+    everybody = {f"{host}:{STATS_PORT}": "" for host in hosts(mall, front)}
+    wait_until("everybody was scraped", lambda: observers.targets(mall.mesh, prometheus) == everybody, 30)
+
+
+def test_requests_have_all_of_istios_labels_from_waypoint_and_gateway(mall, front, prometheus):
+    mall.apply(FRONT)
+    mall.until(lambda: visit(mall, front, "/").status == 200)
+
+    def counted(reporter, of):
+        name = f'istio_requests_total{{reporter="{reporter}",{of}}}'
+        return observers.query(mall.mesh, prometheus, name)
+
+    expected = {
+        "waypoint": 'source_workload="front-1",destination_service_name="reviews"',
+        "source": 'source_workload="front-1",destination_service_name="reviews"',
+    }
+    for reporter, of in expected.items():
+        import time
+
+        time.sleep(3)
+        for x in observers.query(mall.mesh, prometheus, "istio_requests_total"):
+            print(x)
+        print("front", visit(mall, front, "/"))
+        wait_until(f"{reporter} counts", lambda r=reporter, of=of: bool(counted(r, of)), 20)
+        for series in counted(reporter, of):
+            assert set(series["metric"]) - FROM_PROMETHEUS == BY_REQUEST
+            assert series["metric"]["response_code"] == "200"
+
+
+def test_a_quantile_of_the_durations_comes_out(mall, prometheus):
+    mall.ask_many("/", 5)
+    expression = (
+        "histogram_quantile(0.9, sum by (le) "
+        '(istio_request_duration_milliseconds_bucket{destination_service_name="reviews"}))'
+    )
+
+    def quantile():
+        found = observers.query(mall.mesh, prometheus, expression)
+        return bool(found) and float(found[0]["value"][1]) > 0
+
+    wait_until("a quantile", quantile, 30)
+
+
+def test_connections_have_all_of_istios_labels_from_both_tunnels(mall, prometheus):
+    client, server = mall.mesh.pods["web-1"], mall.mesh.pods["web-2"]
+    mall.ask(f"http://{server.ip}:8080/", client=client)
+
+    def series(reporter):
+        of = f'reporter="{reporter}",source_workload="web-1",destination_workload="web-2"'
+        return observers.query(mall.mesh, prometheus, f"istio_tcp_connections_opened_total{{{of}}}")
+
+    for reporter in ("source", "destination"):
+        wait_until(f"the tunnel at the {reporter} counts", lambda r=reporter: bool(series(r)), 20)
+        for found in series(reporter):
+            assert set(found["metric"]) - FROM_PROMETHEUS == BY_CONNECTION
+
+
+def test_zipkin_shows_one_trace_from_the_gateway_to_the_last_hop(mall, front):
+    """The gateway, the waypoint before `reviews`, the waypoint before `ratings`: each is the next one's parent."""
+    mesh = mall.mesh
+    mall.service("zipkin", "")
+    pod = mall.pod("zipkin-1", "node2", "zipkin")
+    observers.start_zipkin(mesh, pod)
+    provider = "zipkin: {service: mall/zipkin.mall.svc.cluster.local, port: 80}"
+    mall.apply(FRONT + TRACING.format(provider=provider))
+    context = ["-H", f"x-b3-traceid: {TRACE}", "-H", f"x-b3-spanid: {CALLER}", "-H", "x-b3-sampled: 1"]
+    mall.until(lambda: visit(mall, front, f"/via/{mall.vip('ratings')}/x", *context).status == 200)
+    wait_until("the whole way is told", lambda: len(hops(observers.trace(mesh, pod, TRACE))) >= 6, 20)
+    print(observers.trace(mesh, pod, TRACE))
+    assert hops(observers.trace(mesh, pod, TRACE)) == []
+
+
+def hops(spans):
+    """Service and kind of each span, from the caller's span on, by who is whose parent."""
+    by_parent = {span.get("parentId"): span for span in spans}
+    found, parent = [], CALLER
+    while span := by_parent.get(parent):
+        found.append((span["localEndpoint"]["serviceName"], span.get("kind"), span["name"]))
+        parent = span["id"]
+    return found
