@@ -192,17 +192,17 @@ async def _until_stopped(*work: Any) -> None:
 
 
 async def _watch(source: Source, store: Store, board: Board, envoys: Envoys, told: Callable[[], None]) -> None:
-    async for contents in source.changes():
-        if await asyncio.to_thread(_take, store, contents):
+    async for news in source.changes():
+        if await asyncio.to_thread(_take, store, *news):
             board.propose(store.world)
             envoys.propose(store.world, store.l7)
         told()
 
 
-def _take(store: Store, contents: Contents) -> bool:
+def _take(store: Store, contents: Contents, touched: frozenset[str] | None = None) -> bool:
     known = set(store.findings)
     with without_collector():
-        changed = store.update(contents)
+        changed = store.update(contents, touched)
     for finding in store.findings:
         if finding not in known:
             _report(finding)

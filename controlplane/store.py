@@ -8,7 +8,7 @@ its appearance. Not thread-safe.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -43,9 +43,9 @@ class _Force:
 class Store:
     """`world`, `l7` and `findings` are replaced as wholes by `update`, which costs what the changed files hold.
 
-    `_spoken`: files with findings. `_places`: object to the documents that claim to be it, in the order of files and
-    lines; `_duplicates`: of those with several. `_closed`: objects that stand for an unreadable document. `_kept`: in
-    force without a document. `_shelves`: the objects of `_force`.
+    `_spoken`: files with findings. `_conditional`: files with what has conditions. `_places`: object to the documents
+    that claim to be it, in the order of files and lines; `_duplicates`: of those with several. `_closed`: objects that
+    stand for an unreadable document. `_kept`: in force without a document. `_shelves`: the objects of `_force`.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -53,6 +53,7 @@ class Store:
         self._reads: dict[str, Judged] = {}
         self._judged: dict[str, Judged] = {}
         self._spoken: dict[str, tuple[Finding, ...]] = {}
+        self._conditional: dict[str, Judged] = {}
         self._places: dict[Key, list[Entry]] = {}
         self._duplicates: dict[Key, list[Finding]] = {}
         self._closed: dict[Key, Finding] = {}
@@ -91,7 +92,7 @@ class Store:
     @property
     def counts(self) -> dict[str, int]:
         """Accepted objects by kind."""
-        return dict(sorted(Counter(key.kind for key, each in self._force.items() if not each.closed).items()))
+        return dict(sorted(Counter(key.kind for key, each in list(self._force.items()) if not each.closed).items()))
 
     @property
     def size(self) -> int:
@@ -105,7 +106,7 @@ class Store:
             told[Key(notice.kind, notice.namespace, notice.name)].append(notice)
         return [
             conditions.of(entry.document, self._force.get(entry.document.key), told[entry.document.key])
-            for _, read in sorted(self._reads.items())
+            for _, read in sorted(self._conditional.items())
             for entry in read.entries
             if entry.document.key.kind in conditions.KINDS
         ]
@@ -118,36 +119,48 @@ class Store:
         """As `judge`, when that has been done elsewhere."""
         self._judged[read.parsed.file] = read
 
-    def update(self, contents: Mapping[str, Parsed]) -> bool:
-        """Takes over a source's whole state; whether the world is a new one. Reads each `Parsed` once."""
-        known = self._reads
-        different = [file for file, parsed in contents.items() if file not in known or known[file].parsed is not parsed]
-        gone = known.keys() - contents.keys()
-        reads = dict(known)
-        reads.update((file, self._read(contents[file])) for file in different)
-        for file in gone:
-            del reads[file]
+    def update(self, contents: Mapping[str, Parsed], touched: Collection[str] | None = None) -> bool:
+        """Takes over a source's whole state; whether the world is a new one. Reads each `Parsed` once. `touched`: where
+        it may differ from the state before, which then is all that is looked at."""
+        files = sorted(self._different(contents, touched))
+        now = {file: self._read(contents[file]) for file in files if file in contents}
         self._judged.clear()
-        touched = self._place(reads, sorted([*different, *gone]))
-        force = {key: self._in_force(key, reads) for key in touched}
+        before = {file: self._reads.pop(file) for file in files if file in self._reads}
+        self._reads.update(now)
+        keys = self._place(before, files)
+        force = {key: self._in_force(key, before) for key in keys}
         changed = any(_object(each) != _object(self._force.get(key)) for key, each in force.items())
         self._put_into_force(force)
-        self._reads, self._started = reads, True
-        self._hear(reads, (*different, *gone))
+        self._started = True
+        self._hear(files)
         if changed:
             self.world = self._builder.build(self._shelves, self.world.version + 1)
             self.l7 = self._builder.l7
         return changed
 
+    def _different(self, contents: Mapping[str, Parsed], touched: Collection[str] | None) -> Iterator[str]:
+        known = self._reads
+        for file in contents if touched is None else touched:
+            if (known[file].parsed if file in known else None) is not contents.get(file):
+                yield file
+        if touched is None:
+            yield from known.keys() - contents.keys()
+
     def _read(self, parsed: Parsed) -> Judged:
         known = self._judged.get(parsed.file)
         return known if known and known.parsed is parsed else self._judge.read(parsed)
 
-    def _hear(self, reads: Mapping[str, Judged], files: Iterable[str]) -> None:
+    def _hear(self, files: Iterable[str]) -> None:
+        conditional = dict(self._conditional)  # others look at it meanwhile
         for file in files:
             self._spoken.pop(file, None)
-            if file in reads and reads[file].findings:
-                self._spoken[file] = reads[file].findings
+            conditional.pop(file, None)
+            read = self._reads.get(file)
+            if read and read.findings:
+                self._spoken[file] = read.findings
+            if read and any(entry.document.key.kind in conditions.KINDS for entry in read.entries):
+                conditional[file] = read
+        self._conditional = conditional
         self.findings = tuple(sorted(set(self._all_findings())))
 
     def _all_findings(self) -> Iterator[Finding]:
@@ -157,17 +170,17 @@ class Store:
             yield from duplicates
         yield from self._closed.values()
 
-    def _place(self, reads: Mapping[str, Judged], files: Iterable[str]) -> set[Key]:
+    def _place(self, before: Mapping[str, Judged], files: Iterable[str]) -> set[Key]:
         """Brings the places of these files up to date; every object that may be affected, the kept ones included."""
         touched: set[Key] = set()
         for file in files:
-            for entry in self._reads[file].entries if file in self._reads else ():
+            for entry in before[file].entries if file in before else ():
                 key = entry.document.key
                 left = [each for each in self._places.pop(key, ()) if each.document.file != file]
                 if left:
                     self._places[key] = left
                 touched.add(key)
-            for entry in reads[file].entries if file in reads else ():
+            for entry in self._reads[file].entries if file in self._reads else ():
                 entries = self._places.setdefault(entry.document.key, [])
                 entries.append(entry)
                 entries.sort(key=lambda each: (each.document.file, each.document.line))
@@ -175,7 +188,7 @@ class Store:
         changed = set(files)
         return touched | {key for key in self._kept if self._force[key].file in changed}
 
-    def _in_force(self, key: Key, reads: Mapping[str, Judged]) -> _Force | None:
+    def _in_force(self, key: Key, earlier: Mapping[str, Judged]) -> _Force | None:
         """By the document that counts; without any by a claim in the object's file, which may still mean it."""
         before = self._force.get(key)
         self._duplicates.pop(key, None)
@@ -189,8 +202,8 @@ class Store:
             if chosen and chosen.closed:
                 self._closed[key] = entry.document.finding(Problem(entry.document.line, CLOSED, Level.WARNING))
             return chosen
-        read = reads.get(before.file) if before else None
-        claim = self._claim(key, before, read) if before and read else None
+        read = self._reads.get(before.file) if before else None
+        claim = self._claim(key, before, earlier.get(before.file, read), read) if before and read else None
         return replace(before, claim=claim) if before and claim else None
 
     def _choice(self, entry: Entry, before: _Force | None) -> _Force | None:
@@ -217,12 +230,11 @@ class Store:
                 self._kept.add(key)
         self._shelves.put({key: _object(each) for key, each in force.items()})
 
-    def _claim(self, key: Key, before: _Force, read: Judged) -> Claim | None:
+    def _claim(self, key: Key, before: _Force, earlier: Judged, read: Judged) -> Claim | None:
         """A claim that was there while the object still had its document is about something else."""
         if before.claim in read.claims:
             return before.claim
-        earlier = self._reads[before.file].claims
-        fresh = (claim for claim in read.claims if claim.whole_file or claim not in earlier)
+        fresh = (claim for claim in read.claims if claim.whole_file or claim not in earlier.claims)
         return next((claim for claim in fresh if claim.covers(key, self._judge.known_kinds)), None)
 
 

@@ -6,7 +6,7 @@ A source says, per origin (a file), which documents it has now; it neither judge
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from controlplane.documents import Parsed
 
@@ -14,6 +14,14 @@ Contents = Mapping[str, Parsed]
 """Everything that a source holds, by origin. An origin that did not change maps to the very same `Parsed`."""
 
 
+class News(NamedTuple):
+    """`touched`: the origins that may differ from the state before; None: any. `contents` may be changed by the source
+    as soon as it is asked for the next."""
+
+    contents: Contents
+    touched: frozenset[str] | None = None
+
+
 class Source(Protocol):
-    def changes(self) -> AsyncIterator[Contents]:
+    def changes(self) -> AsyncIterator[News]:
         """Each later state, in full. Never raises and never ends: what is wrong with a source is a finding."""

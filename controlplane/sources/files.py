@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from controlplane.documents import MAX_FILE_BYTES, Parsed, broken, parse
-from controlplane.sources.base import Contents
+from controlplane.sources.base import Contents, News
 from mesh.errors import OperatorError
 from mesh.membership import is_document, is_hidden
 
@@ -74,7 +74,7 @@ class FileSource:
             raise OperatorError(f"cannot be read: {error.strerror}", where=str(self._directory)) from None
         return self._take(self._scan())
 
-    async def changes(self) -> AsyncIterator[Contents]:
+    async def changes(self) -> AsyncIterator[News]:
         clock, took = asyncio.get_running_loop().time, 0.0
         while True:
             await asyncio.sleep(max(POLL_S, took / LOOKS_SHARE))
@@ -82,7 +82,7 @@ class FileSource:
             stamps = await asyncio.to_thread(self._scan)
             took = clock() - began
             if stamps != self._stamps:
-                yield await asyncio.to_thread(self._take, await self._settled(stamps))
+                yield News(await asyncio.to_thread(self._take, await self._settled(stamps)))
 
     async def _settled(self, stamps: dict[str, Stamp]) -> dict[str, Stamp]:
         for _ in range(MAX_SETTLES):

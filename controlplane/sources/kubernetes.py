@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from controlplane.documents import Parsed
-from controlplane.sources.base import Contents
+from controlplane.sources.base import Contents, News
 from controlplane.sources.objects import called, origin, parsed
 from controlplane.sources.saved import Objects, Saved
 from kube.client import Client
@@ -112,17 +112,17 @@ class KubernetesSource:
         _log.warning("the API server does not answer: its last known state is in force", path=str(self._saved.path))
         return await asyncio.to_thread(self._take_copy, copy)
 
-    async def changes(self) -> AsyncIterator[Contents]:
+    async def changes(self) -> AsyncIterator[News]:
         if not self._whole:
             await self._wait_until_whole()
-            yield await asyncio.to_thread(self._take_all)
+            yield News(await asyncio.to_thread(self._take_all))
         while True:
             await self._changed.wait()
             await asyncio.sleep(SETTLE_S)
             self._changed.clear()
             touched, self._touched = self._touched, {}
             if touched:
-                yield await asyncio.to_thread(self._take, touched)
+                yield News(await asyncio.to_thread(self._take, touched), frozenset(touched))
 
     async def _wait_until_whole(self) -> None:
         waiting = asyncio.ensure_future(self._complain())
@@ -165,7 +165,7 @@ class KubernetesSource:
                 self._versions[name] = item.version
                 self._contents[name] = parsed(kind, item)
                 self._seen(self._contents[name])
-        return dict(self._contents)
+        return self._contents
 
     async def _save_now_and_then(self) -> None:
         while True:

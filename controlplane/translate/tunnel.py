@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import compress
+from operator import is_not
 from types import MappingProxyType
 from typing import Final
 
@@ -101,9 +103,10 @@ def translate(world: World, previous: Resources | None = None) -> Resources:
 
 def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     """Keys that came, changed or went. Mostly it is the same object, and comparing values costs fifty times as much."""
-    known = old.get
-    different = [key for key, value in new.items() if known(key) is not value and known(key) != value]
-    return [*different, *(key for key in old if key not in new)]
+    others = [*compress(new, map(is_not, new.values(), map(old.get, new)))]
+    arrived = sum(key not in old for key in others)
+    gone = [key for key in old if key not in new] if len(old) + arrived != len(new) else []
+    return [*(key for key in others if old.get(key) != new[key]), *gone]
 
 
 def _put(resources: dict[str, Versioned], name: str, resource: Versioned | None) -> None:

@@ -89,7 +89,7 @@ def test_a_directory_that_vanishes_keeps_its_files_and_is_a_finding(tmp_path):
     source = FileSource(tmp_path / "c")
     source.read()
     (tmp_path / "c").rename(tmp_path / "elsewhere")
-    contents = asyncio.run(anext(source.changes()))
+    contents, _ = asyncio.run(anext(source.changes()))
     assert nodes(contents) == ["n"]
     assert contents[str(tmp_path / "c")].findings[0].why == "cannot be read: No such file or directory"
 
@@ -100,7 +100,7 @@ def test_changes_come_by_themselves(tmp_path):
         source.read()
         changes = source.changes()
         (tmp_path / "a.yaml").write_text(document("n"))
-        contents = await anext(changes)
+        contents, _ = await anext(changes)
         await changes.aclose()
         return contents
 

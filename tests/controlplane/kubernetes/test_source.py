@@ -37,8 +37,8 @@ class Control:
         self.store.update(await self.source.first(**how))
 
     async def follow(self):
-        async for contents in self.source.changes():
-            self.store.update(contents)
+        async for news in self.source.changes():
+            self.store.update(*news)
 
     @property
     def web(self):
