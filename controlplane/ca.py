@@ -214,12 +214,17 @@ def entitlement(world: World, node: str, identity: SpiffeId, trust_domain: str) 
     raise PeerError(f"no workload in the mesh on node {node} has the identity {identity}")
 
 
-def proxy_entitlement(l7: L7, proxy: str, identity: SpiffeId, trust_domain: str) -> None:
-    """Raises PeerError unless this is the identity of the waypoint or gateway (`namespace/name`)."""
+def proxy_identity(l7: L7, proxy: str, trust_domain: str) -> SpiffeId:
+    """Of the waypoint or gateway (`namespace/name`). Raises PeerError: there is none."""
     found = l7.proxies.get(proxy)
     if found is None:
         raise PeerError(f"there is no waypoint or gateway {proxy}")
-    own = SpiffeId.for_workload(trust_domain, found.namespace, found.service_account)
+    return SpiffeId.for_workload(trust_domain, found.namespace, found.service_account)
+
+
+def proxy_entitlement(l7: L7, proxy: str, identity: SpiffeId, trust_domain: str) -> None:
+    """Raises PeerError unless this is the identity of the waypoint or gateway (`namespace/name`)."""
+    own = proxy_identity(l7, proxy, trust_domain)
     if identity != own:
         raise PeerError(f"the identity of {proxy} is {own}, not {identity}")
 

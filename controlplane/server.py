@@ -16,7 +16,7 @@ import grpc.aio
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from controlplane.attest import Callers, proxy_key
-from controlplane.ca import SERVER_LIFETIME, Authority, KeyPair, entitlement, proxy_entitlement
+from controlplane.ca import SERVER_LIFETIME, Authority, KeyPair, entitlement, proxy_entitlement, proxy_identity
 from controlplane.envoys import EnvoyConversation, Envoys, place_of
 from controlplane.push import Board, Conversation
 from mesh import log
@@ -187,7 +187,7 @@ class Certificates(IstioCertificateServiceServicer):
 
     async def CreateCertificate(self, request: IstioCertificateRequest, context: Context) -> IstioCertificateResponse:
         node = await _caller(context, self._tokens)
-        identity = await self._identity(request, context)
+        identity = await self._identity(node, request, context)
         try:
             await self._require_entitlement(node, identity)
         except PeerError as error:
@@ -213,12 +213,17 @@ class Certificates(IstioCertificateServiceServicer):
         except PeerError:
             entitlement(await self._board.later_than(world, NEWS_S), node, identity, self._trust_domain)
 
-    async def _identity(self, request: IstioCertificateRequest, context: Context) -> SpiffeId:
+    async def _identity(self, node: str, request: IstioCertificateRequest, context: Context) -> SpiffeId:
+        """That is asked for. Istio's agents, which run beside an Envoy, name none and mean their own."""
         wanted = request.metadata.fields.get(IMPERSONATED)
         try:
+            if wanted is None and (proxy := proxy_key(node)):
+                return proxy_identity(self._envoys.latest[1], proxy, self._trust_domain)
             if wanted is None or wanted.WhichOneof("kind") != "string_value":
                 raise ValueError(f"the request's metadata must name the {IMPERSONATED}")
             return SpiffeId.parse(wanted.string_value)
+        except PeerError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 

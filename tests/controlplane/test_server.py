@@ -14,7 +14,7 @@ from controlplane import server
 from controlplane.attest import Tokens
 from controlplane.ca import load_authority
 from controlplane.envoys import Envoys
-from controlplane.l7.model import L7
+from controlplane.l7.model import L7, Proxy, Role
 from controlplane.push import Board
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber
 from mesh.errors import OperatorError
@@ -188,6 +188,26 @@ def test_an_identity_that_is_not_due_is_refused_with_a_sentence(tmp_path, identi
     error = asyncio.run(play())
     assert error.code() is code
     assert why in error.details()
+
+
+@pytest.mark.parametrize("metadata", [{}, {"CertSigner": ""}])
+def test_a_gateway_that_names_no_identity_as_istios_agent_does_is_issued_its_own(tmp_path, metadata):
+    async def play():
+        async with running(tmp_path) as control:
+            gateway = Proxy("ingress", "shop", Role.GATEWAY, "ingress-account")
+            control.envoys.propose(control.board.latest, L7(proxies={gateway.key: gateway}))
+            token = control.tokens.create("shop@ingress", 3600)
+            sent = IstioCertificateRequest(csr=request("spiffe://cluster.local/ns/shop/sa/ingress-account"))
+            sent.metadata.update(metadata)
+            async with control.channel() as channel:
+                stub = IstioCertificateServiceStub(channel)
+                return await stub.CreateCertificate(sent, metadata=control.metadata(token), timeout=5)
+
+    leaf = x509.load_pem_x509_certificate(asyncio.run(play()).cert_chain[0].encode())
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [
+        "spiffe://cluster.local/ns/shop/sa/ingress-account"
+    ]
 
 
 def test_a_pod_that_is_only_just_known_to_its_node_gets_its_certificate_too(tmp_path):
