@@ -52,6 +52,8 @@ PLURALS: Final = {
     "Gateway": "gateways",
     "HTTPRoute": "httproutes",
     "RateLimit": "ratelimits",
+    "ServiceEntry": "serviceentries",
+    "WorkloadEntry": "workloadentries",
 }
 _WORKLOADS: Final = ("Service", "PersistentVolumeClaim", "DaemonSet", "Deployment")
 _CLUSTER_SCOPED: Final = ("Namespace", "Node", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition")

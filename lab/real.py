@@ -152,10 +152,14 @@ class IstiodCluster(RealCluster):
         directory.mkdir(exist_ok=True)
         (directory / "kubeconfig").write_text(json.dumps(self._kubeconfig()))
         (directory / "mesh.yaml").write_text("trustDomain: cluster.local\n")
-        argv = [str(self._programs / "bin/pilot-discovery"), "discovery", *_istiod(directory)]
-        start(self.layout, "istiod", self.layout.control, argv, _ISTIOD)
-        wait_until("istiod is ready", lambda: self.http_status(self.layout.control, ISTIOD_READY) == 200, START_S)
+        self.start_istiod()
         wait_until("istiod's root is published", self._take_root, READY_S)
+
+    def start_istiod(self) -> None:
+        directory = self.layout.node_dir(daemons.CONTROL) / "istiod"
+        argv = [str(self._programs / "bin/pilot-discovery"), "discovery", *_istiod(directory)]
+        self.istiod_process = start(self.layout, "istiod", self.layout.control, argv, _ISTIOD)
+        wait_until("istiod is ready", lambda: self.http_status(self.layout.control, ISTIOD_READY) == 200, START_S)
 
     def _take_root(self) -> bool:
         found = self.api.find("ConfigMap", ISTIO, "istio-ca-root-cert")
