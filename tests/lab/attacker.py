@@ -15,7 +15,7 @@ from typing import Any
 SO_MARK, SO_BINDTODEVICE, IP_TRANSPARENT, IPV6_TRANSPARENT = 36, 25, 19, 75
 SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20
 IPPROTO_MPTCP = 262
-TUNNEL_MARK, CONNECTION_MARK = 0x539, 0x111
+TUNNEL_MARK, CONNECTION_MARK, DIRECT_MARK = 0x539, 0x111, 0x222
 SYN, PUSH_ACK = 0x02, 0x18
 BROADCAST = b"\xff" * 6
 TIMEOUT_S = 1.0
@@ -70,6 +70,12 @@ class Attacker:
     def as_judged_on_device(self) -> str:
         """The mark's route leads to lo, the device elsewhere."""
         return self.say(self.stream(mark=CONNECTION_MARK, device=b"eth0"))
+
+    def as_direct(self) -> str:
+        return self.say(self.stream(mark=DIRECT_MARK))
+
+    def as_direct_on_device(self) -> str:
+        return self.say(self.stream(mark=DIRECT_MARK, device=b"eth0"))
 
     def marked_after_connect(self) -> str:
         with self.stream() as made:
@@ -195,6 +201,13 @@ class Attacker:
         """Flags that belong to no connection: conntrack calls it invalid, and translates nothing of that."""
         return self.raw(0)
 
+    def raw_as_direct(self) -> str:
+        """The mark goes with the packet: no option of the socket is set."""
+        mark = [(socket.SOL_SOCKET, SO_MARK, struct.pack("I", DIRECT_MARK))]
+        with socket.socket(self.family, socket.SOCK_RAW, socket.IPPROTO_TCP) as made:
+            made.sendmsg([self.segment(PUSH_ACK)], mark, 0, (self.ip, 0))
+        return "sent"
+
     def raw_as_tunnel(self) -> str:
         return self.raw(PUSH_ACK, TUNNEL_MARK)
 
@@ -286,6 +299,8 @@ TCP = [
     "as_tunnel_on_device",
     "as_judged",
     "as_judged_on_device",
+    "as_direct",
+    "as_direct_on_device",
     "marked_after_connect",
     "on_device",
     "as_proxy_uid",
@@ -307,6 +322,7 @@ TCP = [
     "raw_data",
     "raw_nonsense",
     "raw_as_tunnel",
+    "raw_as_direct",
     "raw_as_judged",
     "raw_as_reply",
     "raw_fragments",

@@ -24,14 +24,20 @@ DIRECT_MARK = 0x222
 
 
 @pytest.fixture(scope="module", autouse=True)
-def direct(mesh):
+def by_bpf(mesh):
     """The agent of node1 comes back with another setting, and goes back to the old one in the end."""
     if captured_by(mesh, mesh.pods["web-1"]) != "bpf":
         pytest.skip("the agents capture with something else")
     before = mesh.direct
-    switch(mesh, True)
     yield
-    switch(mesh, before)
+    if mesh.direct != before:
+        switch(mesh, before)
+
+
+@pytest.fixture(autouse=True)
+def direct(mesh, by_bpf):
+    if not mesh.direct:
+        switch(mesh, True)
 
 
 def switch(mesh, on):
@@ -42,15 +48,10 @@ def switch(mesh, on):
 
 
 def settled(mesh, on):
-    status = mesh.ask("nodeagent-node1", "/status")
-    pods = [pod for pod in mesh.ask("nodeagent-node1", "/pods") if pod["node" if "node" in pod else "name"]]
-    faults = [each for each in mesh.ask("nodeagent-node1", "/verify") if each.get("differences")]
-    return (
-        status["ready"]
-        and status["capture"]["direct"] == on
-        and not faults
-        and {p["state"] for p in pods} == {"IN_MESH"}
-    )
+    status, ours = mesh.ask("nodeagent-node1", "/status"), {mesh.pods[name].uid for name in ("web-1", "web-3")}
+    states = {pod["state"] for pod in mesh.ask("nodeagent-node1", "/pods") if pod["uid"] in ours}
+    faults = [each for each in mesh.ask("nodeagent-node1", "/verify") if each["uid"] in ours and each["differences"]]
+    return status["ready"] and status["capture"]["direct"] == on and states == {"IN_MESH"} and not faults
 
 
 def goes_direct(mesh, source, target, version=0):
@@ -79,6 +80,46 @@ def test_two_pods_of_a_node_talk_without_the_tunnel_after_their_first_word(mesh,
 def path(log, direction):
     lines = [line for line in log.lines() if line.get("direction") == direction]
     return [line for line in lines if line.get("dst.path") == "direct"]
+
+
+@pytest.fixture(scope="module")
+def solo(mesh):
+    """A service with one endpoint, on node1."""
+    mesh.add_service("solo", {80: HTTP_PORT, ECHO_PORT: ECHO_PORT})
+    pod = mesh.add_pod(PodSpec("solo-1", "node1", app="solo"))
+    wait_until(
+        "its service answers", lambda: mesh.http(mesh.pods["web-1"], mesh.vip("solo")).endswith("solo-1"), SOON_S
+    )
+    yield pod
+    mesh.delete_pod("solo-1")
+
+
+def test_a_service_with_one_endpoint_leads_there_directly_and_the_client_sees_the_services_address(
+    mesh, pods, solo, version
+):
+    client, vip = pods["web-1"], mesh.vip("solo", version).strip("[]")
+    log = AccessLog(mesh, "node1")
+    body = "connection.sendall(b'?')\nassert connection.recv(1)\nprint(connection.getpeername()[0])"
+    said = []
+
+    def is_direct():
+        said.append(mesh.exec(client, scripts.client(vip, ECHO_PORT, body)).stdout.strip())
+        lines = [line for line in path(log, "inbound") if line["src.addr"].startswith((client.ip, f"[{client.ips[1]}"))]
+        return [line for line in lines if line.get("dst.service", "").startswith("solo.shop.")]
+
+    wait_until("it goes directly", is_direct, SOON_S)
+    assert set(said) == {vip}
+    assert path(log, "outbound")[0]["dst.workload"] == "solo-1"
+
+
+def test_a_service_with_two_endpoints_is_the_tunnels_to_balance(mesh, pods):
+    """One of them is on this node."""
+    client = pods["web-1"]
+    log = AccessLog(mesh, "node1")
+    answers = {mesh.http(client, mesh.vip("web")) for _ in range(20)}
+    assert len(answers) > 1
+    log.wait_for(direction="outbound", dst_service="web.shop", dst_workload="web-3")
+    assert not [line for line in path(log, "outbound") if line.get("dst.service", "").startswith("web.shop")]
 
 
 def test_a_direct_connection_is_told_of_at_both_ends_with_identities_and_bytes(mesh, pods):
@@ -254,4 +295,3 @@ def test_an_agent_that_restarts_cuts_nothing_and_one_that_wants_none_ends_it(mes
         assert "switched off" in line["error"]
     assert mesh.reaches(client, server)
     assert not goes_direct(mesh, client, server)
-    switch(mesh, True)

@@ -30,6 +30,7 @@ CONTAINER = (
 
 THREATS = {
     "C1 the tunnel's marks": "as_tunnel as_tunnel_on_device as_judged as_judged_on_device marked_after_connect",
+    "C1 the mark of the direct path": "as_direct as_direct_on_device raw_as_direct",
     "C1 another device": "on_device",
     "C3 own packets": "raw_syn raw_data raw_nonsense raw_as_tunnel raw_as_judged raw_as_reply raw_fragments",
     "C3 own frames": "frame_plain frame_as_tunnel frame_past_queues",

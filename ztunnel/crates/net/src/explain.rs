@@ -127,7 +127,7 @@ fn captured(tables: &Tables, own: Own, from: &Arc<Workload>, dst: SocketAddr) ->
     }
     ways.sort_by_key(|(_, times)| std::cmp::Reverse(*times));
     let judged = |(way, times): &(Route, u64)| {
-        let mut said = judge(tables, own, from, dst, way);
+        let mut said = judge(tables, own, from, ways.len() == 1, way);
         said.extend(leaving_end(tables, from, dst, way));
         said.insert("share".into(), json!(*times as f64 / ROLLS as f64));
         Value::Object(said)
@@ -139,7 +139,7 @@ fn judge(
     tables: &Tables,
     own: Own,
     from: &Arc<Workload>,
-    dst: SocketAddr,
+    only: bool,
     way: &Route,
 ) -> Map<String, Value> {
     match way {
@@ -200,7 +200,7 @@ fn judge(
             let mut said = object(json!({
                 "route": {
                     "kind": if joined { "joined" } else { "tunnel" },
-                    "direct": joined && own.direct && service.is_none() && authority.parse() == Ok(dst),
+                    "direct": joined && own.direct && waypoint.is_none() && (only || service.is_none()),
                     "dial": dial.0.to_string(),
                     "authority": authority,
                     "expects": want.iter().map(SpiffeId::as_str).collect::<Vec<_>>(),

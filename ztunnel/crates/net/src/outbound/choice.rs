@@ -53,6 +53,18 @@ impl<'a> Choice<'a> {
         }
     }
 
+    /// Wherever the dice fall, it is this endpoint: whoever asked without it would find none.
+    pub(super) fn always_leads_to(mut self, endpoint: &Workload) -> bool {
+        self.tried.push(endpoint.uid.clone());
+        let otherwise = self.choose();
+        matches!(
+            otherwise,
+            Route::Refused {
+                why: Refusal::AllTried(_)
+            }
+        )
+    }
+
     /// A tunnel or a plain connection.
     pub(super) async fn next(&self) -> Result<Route, Failure> {
         for _ in 0..=MOST_LOOKUPS {

@@ -15,10 +15,14 @@ use std::sync::Arc;
 use tokio::select;
 use ztunnel_core::addr::HBONE_PORT;
 use ztunnel_core::decide::Route;
-use ztunnel_core::tables::Workload;
+use ztunnel_core::tables::{Service, Workload};
+
+/// How often the dice are thrown for where a connection is already: its service may have got a second endpoint since.
+const ROLLS: usize = 8;
 
 /// The next ones to the same place may go without us: this one was handed over within the node, to the very address that
-/// was asked for, and nobody watches without deciding (dry runs, audits), who would see one connection of many.
+/// was asked for or to the only endpoint of a service, and nobody watches without deciding (dry runs, audits), who would
+/// see one connection of many.
 pub(super) fn grant(worker: &Worker, epoch: u64, of: &Entered, inbound: &Entered, way: &Way) {
     let Some(direct) = &*worker.shared.direct.load() else {
         return;
@@ -29,11 +33,22 @@ pub(super) fn grant(worker: &Worker, epoch: u64, of: &Entered, inbound: &Entered
         observed.rehearsed.is_some() || !observed.matched.is_empty()
     };
     let asked = ours.original_dst;
-    let to_itself = ours.service.is_none()
-        && way.authority == asked.to_string()
-        && theirs.original_dst == asked;
+    let target = theirs.original_dst;
+    let leads_there = way.authority.parse() == Ok(target) && asked.is_ipv4() == target.is_ipv4();
+    let choice = || Choice::new(worker, way.from.clone(), ours.src.ip(), asked);
+    let always = match (&ours.service, &ours.destination) {
+        (None, _) => asked == target,
+        (Some(_), Some(endpoint)) => choice().always_leads_to(endpoint),
+        (Some(_), None) => false,
+    };
     let alone = of.pod.own.is_empty() && inbound.pod.own.is_empty();
-    if !to_itself || !alone || is_seen(of) || is_seen(inbound) || !of.pod.has(ours.src.ip()) {
+    if !leads_there
+        || !always
+        || !alone
+        || is_seen(of)
+        || is_seen(inbound)
+        || !of.pod.has(ours.src.ip())
+    {
         return;
     }
     direct.grant(
@@ -42,7 +57,7 @@ pub(super) fn grant(worker: &Worker, epoch: u64, of: &Entered, inbound: &Entered
             from: of.pod.clone(),
             to: inbound.pod.clone(),
             asked,
-            target: asked,
+            target,
         },
     );
 }
@@ -124,17 +139,15 @@ async fn judge(
         let why = format!("{} is not an address of this pod", src.ip());
         return Err(Failure::new(flag::CONNECT, why));
     }
-    let route = Choice::new(worker, from.clone(), src.ip(), seen.grant.asked)
-        .next()
-        .await?;
-    let (want, authority) = leads_to(&route, &there, seen.dst()).ok_or_else(|| {
+    let route = way_of(worker, &from, &there, seen).await?;
+    let Some((want, authority, service)) = leads_to(&route, &there, seen.dst()) else {
         let why = format!(
             "connection closed: the way to {} is no longer direct",
             seen.dst()
         );
-        Failure::new(flag::DENY, why)
-    })?;
-    name_destination(of, seen.dst(), Some(there.clone()), None);
+        return Err(Failure::new(flag::DENY, why));
+    };
+    name_destination(of, seen.dst(), Some(there.clone()), service.cloned());
     ask_to_leave(worker, of, &from, &route).await?;
     if !want {
         let why = format!("{} is not who is expected there", there.identity().as_str());
@@ -147,7 +160,7 @@ async fn judge(
     let request = Request {
         method: "CONNECT",
         authority,
-        service_host: None,
+        service_host: service.map(|service| &*service.hostname),
         identity: from.identity(),
         client: src.ip(),
         arrived_at: SocketAddr::new(seen.dst().ip(), HBONE_PORT),
@@ -163,14 +176,36 @@ async fn judge(
     Ok(())
 }
 
-/// Whether who is there is expected there, and the authority that a tunnel would be asked for; `None`: the route leads
-/// somewhere else by now.
-fn leads_to<'a>(route: &'a Route, there: &Workload, to: SocketAddr) -> Option<(bool, &'a str)> {
+/// Where a connection would go now; to where it is already, if that is one of the ways.
+async fn way_of(
+    worker: &Worker,
+    from: &Arc<Workload>,
+    there: &Workload,
+    seen: &Seen,
+) -> Result<Route, Failure> {
+    let choose = || Choice::new(worker, from.clone(), seen.src().ip(), seen.grant.asked);
+    let mut route = choose().next().await?;
+    for _ in 1..ROLLS {
+        if leads_to(&route, there, seen.dst()).is_some() {
+            break;
+        }
+        route = choose().next().await?;
+    }
+    Ok(route)
+}
+
+/// Whether who is there is expected there, the authority that a tunnel would be asked for, and the service that was
+/// addressed; `None`: the route leads somewhere else.
+fn leads_to<'a>(
+    route: &'a Route,
+    there: &Workload,
+    to: SocketAddr,
+) -> Option<(bool, &'a str, Option<&'a Arc<Service>>)> {
     let Route::Tunnel {
         authority,
         want,
         upstream: Some(upstream),
-        service: None,
+        service,
         beyond: None,
         ..
     } = route
@@ -178,5 +213,11 @@ fn leads_to<'a>(route: &'a Route, there: &Workload, to: SocketAddr) -> Option<(b
         return None;
     };
     let same = upstream.uid == there.uid && authority.parse() == Ok(to);
-    same.then(|| (want.contains(there.identity()), &**authority))
+    same.then(|| {
+        (
+            want.contains(there.identity()),
+            &**authority,
+            service.as_ref(),
+        )
+    })
 }
