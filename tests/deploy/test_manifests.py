@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from controlplane.conditions import KINDS
 from controlplane.roots import KEY, NAME
 from controlplane.settings import load
 from controlplane.sources.kinds import SECRETS, followed
+from controlplane.sources.objects import called
 from kube.access import Access
 from nodeagent.cluster.taint import ISTIO, OURS
 from nodeagent.settings import Settings as AgentSettings
@@ -215,6 +217,15 @@ def test_what_the_control_plane_follows_it_may_read():
     assert ("list", "", SECRETS.plural) not in given, "NODEMESH_READ_SECRETS is off"
     (role,) = (each for each in DOCUMENTS if each["kind"] == "Role")
     assert role["rules"][0]["resourceNames"] == [NAME]
+
+
+def test_of_what_the_control_plane_judges_it_may_write_the_status():
+    """Or its 403 is repeated for ever. Routes have their parents', a BackendTLSPolicy its ancestors' status."""
+    given = rules("controlplane")
+    for versions in followed():
+        kind = versions[0]
+        if called(kind) in KINDS - {"BackendTLSPolicy"}:
+            assert ("patch", kind.group, f"{kind.plural}/status") in given, kind.plural
 
 
 def test_the_images_files_are_those_that_the_manifests_name():
