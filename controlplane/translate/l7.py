@@ -25,7 +25,7 @@ from controlplane.translate.gateways import GATEWAY_ACCOUNT, WAYPOINT
 from controlplane.translate.hosts import Hosts
 from controlplane.translate.inventory import Inventory
 from controlplane.translate.kubernetes_gateways import KubernetesGateways
-from controlplane.translate.notices import RESOLVED, Notice
+from controlplane.translate.notices import PROGRAMMED, RESOLVED, Notice
 from controlplane.translate.notices import WAYPOINT as WAYPOINT_ACCEPTED
 from controlplane.translate.parents import Parents
 from controlplane.translate.providers import providers
@@ -128,6 +128,7 @@ class Layer7:
         return self.model, (
             *self._parents.notices,
             *self._gateways.notices,
+            *self._programmed(),
             *self._parts.told,
             *self._resolved(),
             *self._bound(),
@@ -249,6 +250,13 @@ class Layer7:
             if own != self.destinations.of(service, service.namespace):
                 found[service.key] = own
         return MappingProxyType(found)
+
+    def _programmed(self) -> Iterator[Notice]:
+        """Of waypoints; a gateway's listeners decide. What deploys one waits for this word."""
+        for each in self._inventory.gateways:
+            if each.gateway_class == WAYPOINT:
+                about = each.meta
+                yield Notice("Gateway", about.namespace, about.name, "", PROGRAMMED, True, PROGRAMMED)
 
     def _resolved(self) -> Iterator[Notice]:
         """Whether what routes of the Gateway API refer to is there, and is theirs to refer to."""

@@ -61,6 +61,16 @@ def names(found):
     return [route.name.removeprefix("shop/") for route in found]
 
 
+def test_a_waypoint_is_programmed_or_whoever_waits_for_it_would_wait_for_ever():
+    """The API server gives every Gateway the condition Programmed with the status Unknown."""
+    store = store_of(SHOP)
+    (told,) = (each for each in store.conditions() if each["kind"] == "Gateway")
+    assert [(each["type"], each["status"], each["reason"]) for each in told["conditions"]] == [
+        ("Accepted", "True", "Accepted"),
+        ("Programmed", "True", "Programmed"),
+    ]
+
+
 def test_of_several_for_one_host_the_oldest_comes_first_and_the_closest_host_before_that():
     text = virtual("young", f"{{hosts: [web], http: [{to('/a')}]}}", created="2026-02-01T00:00:00Z")
     text += virtual("old", f"{{hosts: [web], http: [{to('/b')}]}}", created="2026-01-01T00:00:00Z")
