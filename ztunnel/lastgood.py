@@ -1,15 +1,19 @@
 """The last good configuration on disk, so that a tunnel restarted without a control plane still serves.
 
 One file for all types, replaced as a whole: addresses without the policies of the same moment would widen access.
-Holds no certificates and no keys.
+Holds no certificates and no keys. What is in force is mirrored in memory packed, batch by batch as it came: some 30
+bytes for each resource beside its name, where the resource itself would be 400.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -18,8 +22,77 @@ from mesh.delta import AUTHORIZATION_TYPE, REFUSED, Batch, Refusal, Versioned
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
 
-_log = log.get("lastgood")
-_NOTHING = Versioned(REFUSED, "", b"")
+_FASTEST: Final = 1
+_TOGETHER: Final = 4096
+_SLACK: Final = 10_000
+_log: Final = log.get("lastgood")
+Item = tuple[str, str, bytes]
+"""Name, version, data."""
+
+
+class Pile:
+    """Resources of one type. `where`: name to the bundle that has its newest state."""
+
+    def __init__(self, type_url: str) -> None:
+        self._type_url = type_url
+        self.where: dict[str, int] = {}
+        self._bundles: dict[int, tuple[int, bytes]] = {}
+        self._live: dict[int, int] = {}
+        self._next = 0
+        self._packed = 0
+        """Resources in all bundles, the outdated ones included."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of everything packed."""
+        return sum(len(bundle) for _, bundle in self._bundles.values())
+
+    def put(self, items: Iterable[Item]) -> None:
+        """What was there under the same names goes."""
+        rest = iter(items)
+        while some := list(islice(rest, _TOGETHER)):
+            self._pack(some)
+        if self._packed > 2 * len(self.where) + _SLACK:
+            self._repack()
+
+    def drop(self, name: str) -> None:
+        number = self.where.pop(name, None)
+        if number is not None:
+            self._live[number] -= 1
+            if not self._live[number]:
+                self._packed -= self._bundles.pop(number)[0]
+                del self._live[number]
+
+    def _pack(self, items: list[Item]) -> None:
+        message = DeltaDiscoveryResponse()
+        for name, version, data in items:
+            entry = message.resources.add(name=name, version=version)
+            entry.resource.type_url, entry.resource.value = self._type_url, data
+        number, self._next = self._next, self._next + 1
+        for name, *_ in items:
+            self.drop(name)
+            self.where[name] = number
+        self._bundles[number] = len(items), zlib.compress(message.SerializeToString(), _FASTEST)
+        self._live[number] = len(items)
+        self._packed += len(items)
+
+    def _repack(self) -> None:
+        fresh = Pile(self._type_url)
+        for part in self.parts():
+            fresh.put((each.name, each.version, each.resource.value) for each in part.resources)
+        self.__dict__.update(fresh.__dict__)
+
+    def parts(self) -> Iterator[DeltaDiscoveryResponse]:
+        """What is in it now, a bundle at a time; also on another thread, while more is put."""
+        where, bundles = dict(self.where), list(self._bundles.items())
+
+        def unpacked() -> Iterator[DeltaDiscoveryResponse]:
+            for number, (_, bundle) in bundles:
+                message = DeltaDiscoveryResponse.FromString(zlib.decompress(bundle))
+                newest = [each for each in message.resources if where.get(each.name) == number]
+                yield DeltaDiscoveryResponse(resources=newest)
+
+        return unpacked()
 
 
 class LastGood:
@@ -28,7 +101,9 @@ class LastGood:
     def __init__(self, directory: Path, debounce_s: float = 2.0) -> None:
         self._path = directory / "ztunnel-resources.binpb"
         self._debounce_s = debounce_s
-        self._held: dict[tuple[str, str], Versioned] = {}
+        self._piles: dict[str, Pile] = {}
+        self._refused: set[str] = set()
+        """Policies that are kept only because they were refused."""
         self._changed = asyncio.Event()
 
     def load(self) -> Mapping[str, dict[str, Versioned]]:
@@ -47,23 +122,34 @@ class LastGood:
         for entry in stored.resources:
             item = Versioned(entry.version, entry.resource.type_url, entry.resource.value)
             found.setdefault(item.type_url, {})[entry.name] = item
-            self._held[item.type_url, entry.name] = item
+        for url, items in found.items():
+            self._pile(url).put((name, item.version, item.data) for name, item in items.items())
+        policies = found.get(AUTHORIZATION_TYPE, {})
+        self._refused = {name for name, item in policies.items() if item.version == REFUSED}
         return found
+
+    def _pile(self, type_url: str) -> Pile:
+        return self._piles.setdefault(type_url, Pile(type_url))
 
     def record(self, batch: Batch, refused: list[Refusal]) -> None:
         """A batch took effect, except for what was refused. Written only after `changed`.
 
         A refused policy without an older version is kept as well, as `REFUSED`: what it closed stays closed.
         """
-        kept_out = {name for name, _ in refused}
+        pile, kept_out = self._pile(batch.type_url), {name for name, _ in refused}
         for name in batch.removed:
-            self._held.pop((batch.type_url, name), None)
-        for name, version, data in batch.upserts:
-            key = (batch.type_url, name)
-            if name not in kept_out:
-                self._held[key] = Versioned(version, batch.type_url, data)
-            elif batch.type_url == AUTHORIZATION_TYPE and self._held.get(key, _NOTHING).version == REFUSED:
-                self._held[key] = Versioned(REFUSED, batch.type_url, data)
+            pile.drop(name)
+            self._refused.discard(name)
+        taken = [item for item in batch.upserts if item[0] not in kept_out]
+        pile.put(taken)
+        if batch.type_url == AUTHORIZATION_TYPE:
+            self._refused.difference_update(name for name, *_ in taken)
+            closing = [(name, REFUSED, data) for name, _, data in batch.upserts if self._closes(name, kept_out, pile)]
+            pile.put(closing)
+            self._refused.update(name for name, *_ in closing)
+
+    def _closes(self, name: str, kept_out: set[str], pile: Pile) -> bool:
+        return name in kept_out and (name not in pile.where or name in self._refused)
 
     def changed(self) -> None:
         """What is recorded is complete enough to be served from, and differs from what is on disk."""
@@ -79,26 +165,25 @@ class LastGood:
     async def flush(self) -> None:
         if self._changed.is_set():
             self._changed.clear()
-            await asyncio.to_thread(self._write, dict(self._held))
+            await asyncio.to_thread(self._write, [pile.parts() for pile in self._piles.values()])
 
-    def _write(self, held: Mapping[tuple[str, str], Versioned]) -> None:
+    def _write(self, piles: list[Iterator[DeltaDiscoveryResponse]]) -> None:
         """A disk that fails costs the next start its head start, nothing else."""
-        stored = DeltaDiscoveryResponse()
-        for (_, name), item in held.items():
-            entry = stored.resources.add(name=name, version=item.version)
-            entry.resource.type_url, entry.resource.value = item.type_url, item.data
+        parts = (part.SerializeToString() for pile in piles for part in pile)
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace_file(self._path, stored.SerializeToString())
+            replace_file(self._path, parts)
         except OSError as error:
             _log.warning("configuration not stored", path=str(self._path), why=error.strerror)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Atomic also across a power cut: the file is on disk before it has its name."""
+def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Atomic also across a power cut: the file is on disk before it has its name. Of protobuf messages in a row one
+    reads the same as of one that has all that they repeat."""
     aside = path.with_suffix(".new")
     with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(content)
+        for part in (content,) if isinstance(content, bytes) else content:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
