@@ -36,6 +36,7 @@ def of_tunnel(status: Json, now: float) -> Iterator[Finding]:
         yield Finding("fail", f"no node agent at {zds.get('socket')}", "start the node agent, same path in ZDS_SOCKET")
     for uid, why in (zds.get("waiting") or {}).items():
         yield Finding("fail", f"pod {uid} is not served: {why}", "free the port that is named, or see the tunnel's log")
+    yield from _policies(status.get("policies") or {})
     yield from _certificates(status.get("certificates") or {}, now)
 
 
@@ -62,6 +63,13 @@ def _configuration(xds: Json, now: float) -> Iterator[Finding]:
         yield Finding("warn", f"the control plane was silent for {minutes} minutes", "nothing, if nothing changed")
     for name, why in (xds.get("refused") or {}).items():
         yield Finding("fail", f"{name} is refused: {why}; its last good version is in force", "correct its document")
+
+
+def _policies(policies: Json) -> Iterator[Finding]:
+    for each in policies.get("missing") or ():
+        said = f"was refused ({each['refused']})" if each.get("refused") else "has not come from the control plane"
+        why = f"{each['pod']} names the policy {each['policy']}, which {said}: what it would judge is denied"
+        yield Finding("fail", why, "see the control plane's log and `meshctl status`; correct the policy's document")
 
 
 def _certificates(certificates: Json, now: float) -> Iterator[Finding]:

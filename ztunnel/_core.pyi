@@ -81,6 +81,10 @@ class Core:
     def pods(self) -> list[str]:
         """The uids served now."""
 
+    def missing_policies(self) -> list[tuple[str, str, str]]:
+        """Policies that a pod served here names and that are not there, so that everything they would judge is denied:
+        (uid, policy, why it was refused or ""). O(pods)."""
+
     def new_key(self, identity: str) -> bytes:
         """A fresh P-256 key for this SPIFFE ID, kept in Rust; returns its certificate request (PEM, empty subject, one
         critical URI SAN). Raises ValueError: not of the form spiffe://TD/ns/NS/sa/SA, or no pod here has it."""

@@ -13,6 +13,7 @@ _HELP: Final = {
     "istio_xds_connection_terminations_total": ("counter", "Ends of the configuration stream, by reason"),
     "istio_xds_message_total": ("counter", "Responses received, by type"),
     "istio_xds_message_bytes_total": ("counter", "Bytes of responses received, by type"),
+    "nodemesh_policies_missing": ("gauge", "Policies that pods here name and that are not there; each denies"),
     "nodemesh_xds_refused_total": ("counter", "Resources refused, by type"),
     "nodemesh_xds_connected": ("gauge", "1 while the configuration stream is up"),
     "nodemesh_xds_resources": ("gauge", "Resources in force, by type"),

@@ -164,6 +164,7 @@ class Tunnel:
                 "refused": self._xds.refused,
                 "resources": self._xds.resources(),
             },
+            "policies": {"missing": self._missing_policies()},
             "zds": {
                 "socket": str(self._settings.zds_socket),
                 "connected": self._zds.connected,
@@ -174,12 +175,17 @@ class Tunnel:
             "trust": {"troubles": self._trust.troubles()},
         }
 
+    def _missing_policies(self) -> list[dict[str, str]]:
+        found = self._dataplane.core.missing_policies()
+        return [{"pod": uid, "policy": policy, "refused": why} for uid, policy, why in found]
+
     async def metrics(self) -> bytes:
         """The core's series, then the shell's."""
         self._metrics.set("nodemesh_xds_connected", self._xds.connected)
         self._metrics.set("nodemesh_zds_connected", self._zds.connected)
         held, dropped = self._dataplane.core.keys()
         self._metrics.set("nodemesh_private_keys", len(held))
+        self._metrics.set("nodemesh_policies_missing", len(self._dataplane.core.missing_policies()))
         self._metrics.set("nodemesh_private_keys_dropped_total", dropped)
         self._metrics.set("nodemesh_pods_waiting", len(self._pods.waiting))
         self._metrics.set("nodemesh_xds_last_message_timestamp_seconds", self._xds.last_message)

@@ -124,6 +124,7 @@ def test_a_policy_that_a_record_names_before_it_arrives_cuts_only_what_it_denies
 def test_a_connection_waits_for_a_policy_that_is_named_and_not_there_yet(mesh, wire):
     a, b, _ = wire.pods
     mesh.tell(b, authorization_policies=["shop/late"])
+    assert [policy for _, policy, _ in mesh.core.missing_policies()] == ["shop/late"]
     with Echo(b, PORT) as app, a.connect(b.ip, PORT) as connection:
         connection.sendall(b"1")
         assert app.seen.empty()

@@ -209,6 +209,10 @@ class FakeCore:
         self._forget_sockets(*self.sockets)
         self.tell("drained")
 
+    def missing_policies(self) -> list[tuple[str, str, str]]:
+        self._alive()
+        return []
+
     def metrics(self) -> bytes:
         self._alive()
         names = ("workload_manager_active_proxy_count", "process_open_fds", "process_max_fds")

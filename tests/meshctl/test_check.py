@@ -15,6 +15,7 @@ HEALTHY = {
     "node": "node1",
     "pending": [],
     "xds": {"address": "cp:15012", "connected": True, "resources": {"a": 3}, "last_message": NOW - 60, "refused": {}},
+    "policies": {"missing": []},
     "zds": {"socket": "/z", "connected": True, "pods": ["u1"], "waiting": {}},
     "certificates": {"expiries": {"spiffe://x/ns/a/sa/b": NOW + 3600}, "troubles": {}},
 }
@@ -38,6 +39,16 @@ def test_a_healthy_node_has_nothing_but_good_news():
         ("xds", {"connected": False, "error": "refused"}, "no configuration comes from cp:15012 (refused)"),
         ("xds", {"last_message": NOW - 7200}, "the control plane was silent for 120 minutes"),
         ("xds", {"refused": {"shop/p": "port 70000"}}, "shop/p is refused: port 70000"),
+        (
+            "policies",
+            {"missing": [{"pod": "u1", "policy": "shop/p", "refused": ""}]},
+            "u1 names the policy shop/p, which has not come from the control plane: what it would judge is denied",
+        ),
+        (
+            "policies",
+            {"missing": [{"pod": "u1", "policy": "shop/p", "refused": "port: 65536 is not a port"}]},
+            "u1 names the policy shop/p, which was refused (port: 65536 is not a port)",
+        ),
         ("zds", {"connected": False}, "no node agent at /z"),
         ("zds", {"waiting": {"u2": "port 15001 is taken"}}, "pod u2 is not served: port 15001 is taken"),
         ("certificates", {"expiries": {"i": NOW - 1}}, "i: its certificate has expired"),

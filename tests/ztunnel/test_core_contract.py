@@ -93,6 +93,12 @@ def test_without_a_pod_there_are_no_listening_sockets(core):
     assert core.listeners("web-1") == []
 
 
+def test_without_a_pod_no_policy_is_missing(core):
+    record = Workload(uid="web", name="web", namespace="shop", service_account="web", authorization_policies=["shop/x"])
+    assert core.apply(ADDRESS_TYPE, [("web", Address(workload=record).SerializeToString())], []) == []
+    assert core.missing_policies() == []
+
+
 def test_the_bell_rings_once_drained(core):
     fd = core.fileno()
     assert os.get_inheritable(fd) is False

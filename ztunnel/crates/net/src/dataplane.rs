@@ -252,6 +252,26 @@ impl Dataplane {
         uids
     }
 
+    /// Policies that a pod served here names and that are not there: (uid, policy, why it was refused, if it was). Each
+    /// denies whatever it would have judged. O(pods).
+    pub fn missing_policies(&self) -> Vec<(String, String, String)> {
+        let tables = self.shared.tables.load();
+        let pods = lock(&self.pods);
+        let records = pods.by_uid.values().filter_map(|pod| pod.workload(&tables));
+        let mut missing: Vec<_> = records
+            .flat_map(|record| {
+                let inbound = tables.policies_for(record);
+                let named = inbound.chain(tables.egress_policies_for(record));
+                named.filter_map(Result::err).map(|key| {
+                    let why = tables.refusal(key).map_or("", |refused| &*refused.why);
+                    (record.uid.to_string(), key.to_string(), why.to_owned())
+                })
+            })
+            .collect();
+        missing.sort_unstable();
+        missing
+    }
+
     /// Asks for certificates of what is served here now, and says which identities nobody needs any longer. A record that
     /// vanished leaves its identity in use: the pod is still here.
     fn learn_identities(&self, pods: &mut Pods, tables: &Tables) {

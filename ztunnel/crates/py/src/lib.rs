@@ -156,6 +156,10 @@ impl Core {
         self.with(py, |core| Ok(core.pods()))
     }
 
+    fn missing_policies(&self, py: Python<'_>) -> PyResult<Vec<(String, String, String)>> {
+        self.with(py, |core| Ok(core.missing_policies()))
+    }
+
     fn new_key(&self, py: Python<'_>, identity: &str) -> PyResult<Vec<u8>> {
         let request = |core: &Dataplane| {
             core.shared
