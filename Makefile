@@ -51,7 +51,7 @@ bench: root setup ## the data path beside its peers: CASE=... QUICK=1
 .PHONY: gen
 gen: setup ## regenerates mesh/gen and ztunnel/crates/core/src/gen from proto/
 	$(PY) -m grpc_tools.protoc -Imesh/gen=proto --plugin=protoc-gen-mypy=.venv/bin/protoc-gen-mypy --python_out=. --mypy_out=quiet:. \
-		mesh/gen/xds.proto mesh/gen/workload.proto mesh/gen/authorization.proto mesh/gen/ca.proto mesh/gen/zds.proto mesh/gen/spiffe.proto
+		mesh/gen/xds.proto mesh/gen/workload.proto mesh/gen/authorization.proto mesh/gen/ca.proto mesh/gen/zds.proto mesh/gen/spiffe.proto mesh/gen/profile.proto
 	$(PY) -m grpc_tools.protoc -Imesh/gen=proto --grpc_python_out=. mesh/gen/xds.proto mesh/gen/ca.proto mesh/gen/spiffe.proto
 	$(PY) -m grpc_tools.protoc -Iproto --include_imports --descriptor_set_out=build/resources.binpb workload.proto authorization.proto
 	cargo run -q -p ztunnel-gen -- build/resources.binpb ztunnel/crates/core/src/gen
