@@ -16,6 +16,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from controlplane.translate.tunnel import Resources
+from mesh import profiles
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.errors import OperatorError
 from mesh.gen.authorization_pb2 import Authorization
@@ -75,6 +76,7 @@ async def serve(
             web.get("/status", show_status),
             web.get("/resources", show_resources),
             web.get("/analysis", show_analysis),
+            *profiles.routes(),
         ]
     )
     runner = web.AppRunner(app, access_log=None)

@@ -66,12 +66,12 @@ def get(path: Path, target: str = "/config_dump") -> Any:
     return _parse(ask(path, target), str(path))
 
 
-def ask(path: Path, target: str, method: str = "GET") -> bytes:
+def ask(path: Path, target: str, method: str = "GET", timeout_s: float = _TIMEOUT_S) -> bytes:
     """Raises Unreachable, NotPermitted; OperatorError: the daemon says that the question is wrong."""
-    connection = http.client.HTTPConnection("localhost", timeout=_TIMEOUT_S)
+    connection = http.client.HTTPConnection("localhost", timeout=timeout_s)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.sock.settimeout(_TIMEOUT_S)
+        connection.sock.settimeout(timeout_s)
         connection.sock.connect(str(path))
         connection.request(method, target)
         response = connection.getresponse()

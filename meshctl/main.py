@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "lab": ("lab.main", "A cluster in one kernel: up, status, exec, demo, down."),
     "log": ("meshctl.logs", "Log levels of a running tunnel."),
     "policies": ("meshctl.tunnel", "Layer-4 policies in force."),
+    "profile": ("meshctl.profile", "Where a daemon's processor time goes, and who holds its memory."),
     "services": ("meshctl.tunnel", "Services, virtual addresses, endpoints."),
     "status": ("meshctl.status", "The daemons here: who runs, what is wrong."),
     "top": ("meshctl.top", "Who talks to whom, how much, now."),

@@ -141,6 +141,10 @@ class Core:
     def close(self) -> None:
         """Cuts everything and joins all threads. Idempotent; afterwards every other call raises RuntimeError."""
 
+def profile(seconds: float, hertz: int) -> list[tuple[str, list[tuple[str, str, int]], int]]:
+    """Where this process's processor time goes, all threads, native frames: (thread, [(function, file, line)] from the
+    outermost on, how often seen). Blocks. Raises ValueError: another is being taken, or a figure is out of range."""
+
 def judge(
     policies: list[tuple[str, bytes]],
     workload: tuple[str, bytes],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,7 +35,9 @@ class Answers:
     quit: Callable[[], None]
 
 
-def admin_app(answers: Answers) -> web.Application:
+def admin_app(answers: Answers, private: Iterable[web.RouteDef] = ()) -> web.Application:
+    """`private`: what only the socket serves that root alone can open."""
+
     async def status(_: web.Request) -> web.Response:
         return web.json_response(answers.status(), dumps=_dumps)
 
@@ -67,6 +69,7 @@ def admin_app(answers: Answers) -> web.Application:
     app.router.add_get("/explain", explain)
     app.router.add_post("/logging", logging)
     app.router.add_post("/quitquitquit", quit)
+    app.router.add_routes(private)
     return app
 
 

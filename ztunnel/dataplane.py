@@ -128,6 +128,13 @@ class Dataplane:
         asyncio.get_running_loop().remove_reader(self.core.fileno())
 
 
+def native_stacks(seconds: float, hertz: int) -> list[tuple[str, list[tuple[str, str, int]], int]]:
+    """Where processor time goes. Blocks. Raises ValueError: not now."""
+    from ztunnel import _core
+
+    return _core.profile(seconds, hertz)
+
+
 def open_core(config: bytes) -> Dataplane:
     """Starts the core's threads. Raises OperatorError: the extension is not built, or it refuses the configuration."""
     try:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mesh import log
+from mesh import log, profiles
 from mesh.errors import OperatorError
 from ztunnel.admin import Answers, admin_app, readiness_app, serve, stats_app
 from ztunnel.channel import check_files
-from ztunnel.dataplane import Dataplane, open_core
+from ztunnel.dataplane import Dataplane, native_stacks, open_core
 from ztunnel.listen import bind_tcp, bind_unix
 from ztunnel.settings import Settings
 from ztunnel.tunnel import Tunnel
@@ -90,7 +90,8 @@ def bound(settings: Settings) -> Iterator[Doors]:
 @asynccontextmanager
 async def serving(doors: Doors, answers: Answers) -> AsyncIterator[None]:
     runners = [
-        await serve(admin_app(answers), doors.unix, doors.admin),
+        await serve(admin_app(answers, profiles.routes(native_stacks)), doors.unix),
+        await serve(admin_app(answers), doors.admin),
         await serve(stats_app(answers), doors.stats),
         await serve(readiness_app(answers), doors.readiness),
     ]

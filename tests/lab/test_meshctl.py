@@ -1,6 +1,8 @@
 """`meshctl` against a running mesh: what it prints is what is going on."""
 
+import gzip
 import json
+import sys
 import tarfile
 
 import pytest
@@ -8,8 +10,10 @@ from click.testing import CliRunner
 
 from lab.apps import ECHO_PORT
 from lab.documents import PodSpec
+from lab.netns import inside, run
 from lab.probes import Probe
 from lab.processes import wait_until
+from mesh.gen.profile_pb2 import Profile
 from meshctl.main import cli
 from tests.lab.damage import damage
 
@@ -157,3 +161,22 @@ def test_a_bugreport_has_everything_but_secrets(mesh, tmp_path):
     token = next((mesh.layout.dir / "nodes").rglob("*token*"), None)
     secret = token.read_bytes().strip() if token and token.is_file() else b"PRIVATE KEY-----"
     assert not any(secret in body or b"PRIVATE KEY-----" in body for body in files.values())
+
+
+@pytest.mark.parametrize(("kind", "daemon"), [("cpu", "ztunnel"), ("heap", "ztunnel"), ("cpu", "controlplane")])
+def test_a_profile_is_one_that_pprof_reads_and_comes_by_the_private_door_only(mesh, tmp_path, kind, daemon):
+    out = tmp_path / "profile.pb.gz"
+    owner = "node1" if daemon == "ztunnel" else "control"
+    where = ["--lab", mesh.layout.name, "--node", owner, "--of", daemon, "--seconds", "0.3", "--out", str(out)]
+    result = CliRunner().invoke(cli, ["profile", kind, *where], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    profile = Profile.FromString(gzip.decompress(out.read_bytes()))
+    assert [profile.string_table[each.unit] for each in profile.sample_type][-1] == (
+        "nanoseconds" if kind == "cpu" else "bytes"
+    )
+
+
+def test_no_profile_is_taken_by_the_door_on_loopback(mesh):
+    asking = "import http.client as h; c = h.HTTPConnection('127.0.0.1', 15000, timeout=10); "
+    asking += "c.request('GET', '/debug/pprof/profile?seconds=0.1'); print(c.getresponse().status)"
+    assert run(*inside(mesh.layout.node_netns("node1")), sys.executable, "-c", asking).strip() == "404"

@@ -5,6 +5,7 @@ import socket
 import aiohttp
 import pytest
 
+from mesh import profiles
 from mesh.errors import OperatorError
 from ztunnel.admin import Answers, admin_app, extend_dump, readiness_app, serve, stats_app
 from ztunnel.listen import bind_tcp, bind_unix
@@ -72,6 +73,22 @@ def fetch(asked, tmp_path):
 def test_a_question_about_a_connection_is_answered_or_refused_with_a_sentence(fetch):
     assert json.loads(fetch("admin", "GET", "/explain?src=a/b&dst=c:80")[1]) == {"from": "a/b", "to": "c:80"}
     assert fetch("admin", "GET", "/explain") == (400, "'' is no workload\n")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "301", "soon"])
+def test_the_length_of_a_profile_is_a_number_of_seconds(asked, tmp_path, seconds):
+    async def main():
+        runner = await serve(admin_app(asked.answers(), profiles.routes()), bind_unix(tmp_path / "d"))
+        connector = aiohttp.UnixConnector(str(tmp_path / "d"))
+        async with (
+            aiohttp.ClientSession(connector=connector) as session,
+            session.get(f"http://x/debug/pprof/heap?seconds={seconds}") as response,
+        ):
+            assert response.status == 400
+            assert await response.text() == f"seconds: '{seconds}' is not a number up to 300\n"
+        await runner.cleanup()
+
+    asyncio.run(main())
 
 
 def test_people_and_tools_read_state_and_metrics(fetch):

@@ -99,6 +99,19 @@ def test_without_a_pod_no_policy_is_missing(core):
     assert core.missing_policies() == []
 
 
+def test_the_cores_processor_time_is_told_by_stack_and_out_of_range_is_refused():
+    real_class()
+    from ztunnel import _core
+
+    for seconds, hertz in ((0, 99), (-1, 99), (1e9, 99), (float("nan"), 99), (1, 0)):
+        with pytest.raises(ValueError, match="out of range"):
+            _core.profile(seconds, hertz)
+    for thread, frames, times in _core.profile(0.05, 99):
+        assert isinstance(thread, str)
+        assert times > 0
+        assert all(function for function, _, _ in frames)
+
+
 def test_the_bell_rings_once_drained(core):
     fd = core.fileno()
     assert os.get_inheritable(fd) is False

@@ -2,6 +2,7 @@
 //! `ztunnel/_core.pyi`.
 
 mod judge;
+mod ticks;
 
 use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError, PyRuntimeError, PyValueError};
@@ -23,6 +24,7 @@ create_exception!(ztunnel._core, NamespaceGone, PyException);
 create_exception!(ztunnel._core, AddressTaken, PyException);
 
 const LONGEST_DRAIN_S: f64 = 86_400.0;
+const LONGEST_PROFILE_S: f64 = 600.0;
 
 /// `None` after `close()`.
 #[pyclass(frozen, module = "ztunnel._core")]
@@ -338,11 +340,21 @@ fn os_error(e: io::Error) -> PyErr {
     }
 }
 
+#[pyfunction]
+fn profile(py: Python<'_>, seconds: f64, hertz: i32) -> PyResult<Vec<ticks::Stack>> {
+    if !(seconds > 0.0 && seconds <= LONGEST_PROFILE_S && (1..=1000).contains(&hertz)) {
+        return Err(PyValueError::new_err("seconds or hertz are out of range"));
+    }
+    py.detach(|| ticks::stacks(seconds, hertz))
+        .map_err(PyValueError::new_err)
+}
+
 /// Door 4. See `_core.pyi`.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Core>()?;
     module.add_function(wrap_pyfunction!(judge::judge, module)?)?;
+    module.add_function(wrap_pyfunction!(profile, module)?)?;
     module.add("NamespaceGone", module.py().get_type::<NamespaceGone>())?;
     module.add("AddressTaken", module.py().get_type::<AddressTaken>())
 }
