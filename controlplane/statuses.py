@@ -22,8 +22,11 @@ from mesh.backoff import Backoff
 from mesh.errors import MeshError
 
 OWNER: Final = "nodemesh-controlplane"
-# Routes have a status per parent, which only the parents' controller may write as a whole.
-WITHOUT: Final = ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "BackendTLSPolicy")
+# As a route's `status.parents` names who has judged it; a list that is written as a whole, others' entries kept.
+CONTROLLER: Final = "nodemesh.io/controlplane"
+ROUTES: Final = ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
+# Has a status per ancestor.
+WITHOUT: Final = ("BackendTLSPolicy",)
 MAX_MESSAGE: Final = 32768
 _log: Final = log.get("statuses")
 Condition = Mapping[str, Any]
@@ -86,17 +89,48 @@ class Statuses:
 
 def applied(kind: Kind[Any], item: Object, wanted: Iterable[Condition], now: str) -> dict[str, Any] | None:
     """The body of a server-side apply; None: it stands there already. Pure."""
-    given = getattr(item, "status", None) or {}
-    listed = given.get("conditions")
-    has = {each["type"]: each for each in listed if isinstance(each, dict) and "type" in each} if listed else {}
-    own = [each for each in wanted if "parent" not in each]
-    made = {each["type"]: _condition(each, has.get(each["type"]), item, now) for each in own}
-    if not made or all(has.get(name) == each for name, each in made.items()):
+    status = _of_route(item, list(wanted), now) if kind.kind in ROUTES else _of_object(item, wanted, now)
+    if status is None:
         return None
     about = {"name": item.metadata.name, "namespace": item.metadata.namespace or "", "uid": item.metadata.uid}
-    conditions = [*(each for name, each in has.items() if name not in made), *made.values()]
-    head = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": about}
-    return {**head, "status": {"conditions": conditions}}
+    return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": about, "status": status}
+
+
+def _of_object(item: Object, wanted: Iterable[Condition], now: str) -> dict[str, Any] | None:
+    has = _by_type((getattr(item, "status", None) or {}).get("conditions"))
+    made = {each["type"]: _condition(each, has.get(each["type"]), item, now) for each in wanted if "parent" not in each}
+    if not made or all(has.get(name) == each for name, each in made.items()):
+        return None
+    return {"conditions": [*(each for name, each in has.items() if name not in made), *made.values()]}
+
+
+def _of_route(item: Object, wanted: list[Condition], now: str) -> dict[str, Any] | None:
+    """One entry for each of its parents that somebody here judges."""
+    listed = [each for each in (getattr(item, "status", None) or {}).get("parents") or () if isinstance(each, dict)]
+    before = [each for each in listed if each.get("controllerName") == CONTROLLER]
+    made = []
+    for ref in (getattr(item, "spec", None) or {}).get("parentRefs") or ():
+        name = parent(ref, item.metadata.namespace or "")
+        said = [each for each in wanted if each.get("parent", name) == name]
+        if name and said:
+            has = _by_type(next((each["conditions"] for each in before if each.get("parentRef") == ref), None))
+            conditions = [_condition(each, has.get(each["type"]), item, now) for each in said]
+            made.append({"parentRef": ref, "controllerName": CONTROLLER, "conditions": conditions})
+    theirs = [each for each in listed if each.get("controllerName") != CONTROLLER]
+    return {"parents": [*theirs, *made]} if made != before else None
+
+
+def parent(ref: Mapping[str, Any], namespace: str) -> str:
+    """A route's parent as notices call it (`translate/parents.py`); "": another controller's."""
+    kind = ref.get("kind", "Gateway")
+    if kind not in ("Gateway", "Service", "ServiceEntry"):
+        return ""
+    section = f"/{ref['sectionName']}" if "sectionName" in ref else ""
+    return f"{kind} {ref.get('namespace', namespace)}/{ref.get('name', '')}{section}"
+
+
+def _by_type(listed: Any) -> dict[str, Condition]:
+    return {each["type"]: each for each in listed or () if isinstance(each, dict) and "type" in each}
 
 
 def _condition(wanted: Condition, has: Condition | None, item: Object, now: str) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Final
 
+from controlplane.schema import jwks
 from controlplane.schema.decode import seconds
 from controlplane.schema.rules import Tree, exclude, rule, same
 from controlplane.schema.traffic import host
@@ -168,8 +168,8 @@ def _jwt(field: Field, value: Tree) -> None:
         field.fail("needs issuer or jwksUri")
     if not value.get("jwks") and not value.get("jwksUri"):
         field.fail("needs jwks or jwksUri: the keys of an issuer are not discovered")
-    if "jwks" in value:
-        _jwks(field.get("jwks"), value["jwks"])
+    if "jwks" in value and (why := jwks.problem(value["jwks"])):
+        field.get("jwks").fail(why)
     uri = value.get("jwksUri", "http://")
     if not uri.startswith(("http://", "https://")):
         field.get("jwksUri").fail(f"{uri!r} is not a URL of http or https")
@@ -179,16 +179,6 @@ def _jwt(field: Field, value: Tree) -> None:
         )
     if "spaceDelimitedClaims" in value:
         field.get("spaceDelimitedClaims").warn("has no effect: scope and permission are split anyway")
-
-
-def _jwks(field: Field, text: str) -> None:
-    try:
-        keys = json.loads(text)["keys"]
-        good = isinstance(keys, list) and all(isinstance(each, dict) and each.get("kty") for each in keys)
-    except (ValueError, KeyError, TypeError):
-        good = False
-    if not good:
-        field.fail('is not a JSON Web Key Set, as {"keys": [{"kty": …}]}')
 
 
 @rule("Telemetry.tracing")

@@ -50,6 +50,15 @@ def _filters(field: Field, value: Tree) -> None:
         field.get("backendRefs").fail("is not allowed with RequestRedirect: nothing is forwarded")
 
 
+@rule("HTTPRoute.rules", "GRPCRoute.rules")
+def _session(field: Field, value: Tree) -> None:
+    if "sessionPersistence" in value:
+        field.get("sessionPersistence").warn(
+            "is not served: requests go where the balancer says; a DestinationRule's consistentHash keeps clients at "
+            "their endpoints"
+        )
+
+
 @rule("HTTPRoute.rules")
 def _one_prefix(field: Field, value: Tree) -> None:
     """What is replaced must be known."""

@@ -121,6 +121,10 @@ MISTAKES = [
     (server("tls: {credentialName: a}", "{number: 80, name: a, protocol: SMTP}"), 8, "'SMTP' is not one of HTTP, HTTPS"),
     (of("RequestAuthentication", "jwtRules: [{issuer: a}]"), 7, "needs jwks or jwksUri"),
     (of("RequestAuthentication", "jwtRules: [{issuer: a, jwks: nonsense}]"), 7, "is not a JSON Web Key Set"),
+    (of("RequestAuthentication", "jwtRules: [{issuer: a, jwks: '{\"keys\": []}'}]"), 7, "has no keys"),
+    (of("RequestAuthentication", "jwtRules: [{issuer: a, jwks: '{\"keys\": [{\"kty\": \"RSA\"}]}'}]"), 7, "key 1 (RSA) cannot be read: it has no 'e'"),
+    (of("RequestAuthentication", "jwtRules: [{issuer: a, jwks: '{\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-256\", \"x\": \"AQ\", \"y\": \"AQ\"}]}'}]"), 7, "key 1 (EC) cannot be read"),
+    (of("RequestAuthentication", "jwtRules: [{issuer: a, jwks: '{\"keys\": [{\"kty\": \"RSA\", \"n\": \"*\", \"e\": \"AQAB\"}]}'}]"), 7, "key 1 (RSA) cannot be read"),
     (of("RequestAuthentication", "targetRefs: [{kind: Pod, name: a}]"), 7, "core/Pod is not one of core/Service"),
     (of("Telemetry", "tracing: [{providers: [{name: a}, {name: b}]}]"), 7, "only one tracing provider is allowed"),
     (of("Telemetry", "tracing: [{randomSamplingPercentage: 200}]"), 7, "200: must be from 0 to 100"),
@@ -203,6 +207,10 @@ def test_snake_case_is_taken_as_protobufs_json_mapping_does():
 WARNINGS = [
     (of("Sidecar", "egress: [{hosts: ['./*']}]"), "has no effect: there are no sidecars here (IST0167)"),
     (of("EnvoyFilter", "configPatches: [{applyTo: CLUSTER}]"), "is not applied: of EnvoyFilter only"),
+    (
+        of("HTTPRoute", "rules: [{sessionPersistence: {type: Cookie}}]"),
+        "spec.rules[0].sessionPersistence: is not served",
+    ),
     (policy("loadBalancer: {simple: LEAST_CONN}"), "LEAST_CONN is now called LEAST_REQUEST"),
     (policy("outlierDetection: {consecutiveErrors: 3}"), "is a field of an earlier version of this API"),
     (
