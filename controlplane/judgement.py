@@ -7,12 +7,12 @@ counts, and what stays in force, is the store's. Pure: a file is judged where an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 from controlplane.documents import CLUSTER_SCOPED, Document, Key, Parsed
-from controlplane.objects import Object
+from controlplane.objects import Object, Resource
 from controlplane.translate import authorization, istio, kubernetes, resources
 from controlplane.translate.policies import closed
 from controlplane.validate import Field, Finding, Level, Problem
@@ -73,12 +73,12 @@ class Judge:
         entries: list[Entry] = []
         findings = list(parsed.findings)
         claims = {Claim()} if parsed.broken else set()
-        for document in parsed.documents:
+        for number, document in enumerate(parsed.documents):
             reader = self._reader(document)
             if reader is None:
                 claims.add(_claim_of(document))
             else:
-                entries.append(_judge(document, reader))
+                entries.append(_judge(document, reader, number))
             findings.extend(map(document.finding, dict.fromkeys(document.root.problems)))
             document.root.release()
         return Judged(parsed, tuple(entries), tuple(findings), frozenset(claims))
@@ -97,8 +97,10 @@ class Judge:
         return reader if document.header_ok else None
 
 
-def _judge(document: Document, reader: Reader) -> Entry:
+def _judge(document: Document, reader: Reader, number: int) -> Entry:
     found = reader(document.root)
+    if isinstance(found, Resource) and document.line and not found.meta.created:
+        found = replace(found, meta=replace(found.meta, place=(document.file, number)))
     errors = [problem.why for problem in document.root.problems if problem.level is Level.ERROR]
     return Entry(document, None, closed(found, errors)) if errors else Entry(document, found)
 

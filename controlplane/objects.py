@@ -40,17 +40,19 @@ class Mesh:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """`created`: RFC 3339, "" when unknown; among equals the oldest object wins, unknown last."""
+    """`created`: RFC 3339, "" when unknown; among equals the oldest object wins, unknown last, and of these the first
+    as they are written. `place`: the file and the number in it, of layer 7's documents in files."""
 
     name: str
     namespace: str = ""
     labels: Labels = field(default_factory=dict)
     annotations: Labels = field(default_factory=dict)
     created: str = ""
+    place: tuple[str, int] = ("", 0)
 
     @property
-    def age_order(self) -> tuple[bool, str, str, str]:
-        return (not self.created, self.created, self.namespace, self.name)
+    def age_order(self) -> tuple[bool, str, tuple[str, int], str, str]:
+        return (not self.created, self.created, ("", 0) if self.created else self.place, self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
