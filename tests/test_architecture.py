@@ -43,6 +43,7 @@ PURE = (
     "controlplane/translate/envoy/*.py",
     "mesh/envoy.py",
     "mesh/backoff.py",
+    "mesh/spiffe_bundle.py",
     "waypoint/bootstrap.py",
 )
 IMPURE_MODULES = {"asyncio", "os", "socket", "time", "subprocess", "threading", "random"}

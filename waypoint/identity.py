@@ -43,20 +43,32 @@ class Held:
         self.chain = ""
         self.key = ""
         self.expires = 0.0
-        self.roots: Bundles = {}
+        self._delivered: Bundles = {}
+        self._federated: Bundles = {}
 
     def certificate(self, chain: str, key: str, expires: float) -> None:
         self.chain, self.key, self.expires = chain, key, expires
         self._changed()
 
     def bundles(self, roots: Bundles) -> None:
-        if roots != self.roots:
-            self.roots = roots
+        """As the control plane says."""
+        if roots != self._delivered:
+            self._delivered = roots
+            self._changed()
+
+    def federated(self, roots: Bundles) -> None:
+        """As the operator's files say, which count first."""
+        if roots != self._federated:
+            self._federated = roots
             self._changed()
 
     @property
+    def roots(self) -> Bundles:
+        return self._delivered | self._federated
+
+    @property
     def complete(self) -> bool:
-        return bool(self.chain and self.roots)
+        return bool(self.chain and self._delivered)
 
 
 def channel(settings: Settings) -> grpc.aio.Channel:

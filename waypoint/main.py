@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ import click
 
 from mesh import log
 from mesh.errors import OperatorError, PeerError
-from waypoint import admin
+from waypoint import admin, federation
 from waypoint.bootstrap import bootstrap
 from waypoint.envoy import Runner, binary
 from waypoint.identity import Held, channel, keep_bundles, keep_certificate
@@ -63,12 +64,13 @@ async def serve(settings: Settings) -> None:
     )
     served = Secrets()
     held = Held(lambda: served.publish(secrets(held)))
+    files = federation.begin(settings.trust_bundles, held)
     async with AsyncExitStack() as stack:
         sds = await served.serve(identity)
         stack.push_async_callback(sds.stop, 0)
         await _doors(settings, runner, held, stack)
         _log.info(log.READY, proxy=settings.proxy, identity=str(settings.identity))
-        await _until_stopped(settings, held, runner)
+        await _until_stopped(settings, held, runner, federation.keep(files, held))
         _log.info(log.STOPPING)
 
 
@@ -85,14 +87,14 @@ async def _doors(settings: Settings, runner: Runner, held: Held, stack: AsyncExi
         stack.push_async_callback(site.cleanup)
 
 
-async def _until_stopped(settings: Settings, held: Held, runner: Runner) -> None:
+async def _until_stopped(settings: Settings, held: Held, runner: Runner, more: Coroutine[Any, Any, None]) -> None:
     """Work that ends by itself has failed: its exception ends the daemon."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     restarts: set[asyncio.Task[None]] = set()
     loop.add_signal_handler(signal.SIGHUP, lambda: restarts.add(asyncio.ensure_future(_hot_restart(runner))))
-    work = (stop.wait(), keep_certificate(settings, held), keep_bundles(settings, held), runner.run())
+    work = (stop.wait(), keep_certificate(settings, held), keep_bundles(settings, held), runner.run(), more)
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

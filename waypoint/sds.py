@@ -34,7 +34,8 @@ def secrets(held: Held) -> dict[str, Versioned]:
     }
     domains = [
         {"name": name, "trust_bundle": {"inline_string": "".join(map(_pem, roots))}}
-        for name, roots in held.roots.items()
+        for name, roots in sorted(held.roots.items())
+        if roots  # a bundle without certificates refuses everybody of its domain, as one that is not there
     ]
     validator = {
         "name": "envoy.tls.cert_validator.spiffe",

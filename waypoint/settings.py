@@ -22,6 +22,7 @@ class Settings:
     server: tuple[str, int]
     roots: Path
     token: str
+    trust_bundles: Path | None
     run_dir: Path
     envoy: str
     concurrency: int
@@ -63,6 +64,7 @@ def load(variables: Mapping[str, str]) -> Settings:
         server=_server(env.text("XDS_ADDRESS", "https://localhost:15012")),
         roots=env.path("XDS_ROOT_CA", "./var/run/secrets/istio/root-cert.pem"),
         token=env.text("AUTH_TOKEN", "./var/run/secrets/tokens/istio-token"),
+        trust_bundles=_optional(env.text("NODEMESH_TRUST_BUNDLES", "")),
         run_dir=env.path("NODEMESH_RUN_DIR", "/run/nodemesh"),
         envoy=env.text("ENVOY", " ").strip(),
         concurrency=env.number("CONCURRENCY", 2, low=1, high=256),
@@ -75,6 +77,10 @@ def load(variables: Mapping[str, str]) -> Settings:
         log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
         log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
     )
+
+
+def _optional(text: str) -> Path | None:
+    return Path(text) if text else None
 
 
 def _server(text: str) -> tuple[str, int]:

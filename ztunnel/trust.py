@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from mesh import log
 from mesh.errors import OperatorError
+from mesh.spiffe_bundle import Bundle, read_bundle
 from ztunnel.lastgood import replace_file
 from ztunnel.settings import Settings
-from ztunnel.spiffe_bundle import Bundle, read_bundle
 
 LOOK_S: Final = 2.0
 _ENDINGS: Final = (".json", ".pem")

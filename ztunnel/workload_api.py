@@ -19,12 +19,12 @@ from mesh.backoff import Backoff
 from mesh.errors import MeshError, OperatorError, PeerError
 from mesh.gen.spiffe_pb2 import X509SVID, X509BundlesRequest, X509BundlesResponse, X509SVIDRequest, X509SVIDResponse
 from mesh.gen.spiffe_pb2_grpc import SpiffeWorkloadAPIStub
+from mesh.spiffe_bundle import pem_of_der, trust_domain_of
 from ztunnel.channel import call_metadata, open_channel
 from ztunnel.dataplane import Dataplane
 from ztunnel.metrics import Metrics
 from ztunnel.rotation import Rotation, Urgency
 from ztunnel.settings import Settings
-from ztunnel.spiffe_bundle import pem_of_der, trust_domain_of
 from ztunnel.trust import Trust
 
 HEADER: Final = ("workload.spiffe.io", "true")

@@ -10,7 +10,11 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-_CURVES: Final = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}
+_CURVES: Final[dict[str, ec.EllipticCurve]] = {
+    "P-256": ec.SECP256R1(),
+    "P-384": ec.SECP384R1(),
+    "P-521": ec.SECP521R1(),
+}
 
 
 def problem(text: str) -> str:
@@ -41,7 +45,7 @@ def _read(key: dict[str, Any]) -> None:
             curve = _CURVES.get(key["crv"])
             if curve is None:
                 raise ValueError(f"its curve is none of {', '.join(_CURVES)}")
-            ec.EllipticCurvePublicNumbers(_number(key["x"]), _number(key["y"]), curve()).public_key()
+            ec.EllipticCurvePublicNumbers(_number(key["x"]), _number(key["y"]), curve).public_key()
         case "OKP":
             if key["crv"] != "Ed25519":
                 raise ValueError("its curve is not Ed25519")

@@ -11,9 +11,9 @@ from controlplane.rotation import SPREAD_S, Rotation
 from mesh.errors import OperatorError
 from mesh.gen.spiffe_pb2 import X509BundlesRequest
 from mesh.gen.spiffe_pb2_grpc import SpiffeWorkloadAPIStub
+from mesh.spiffe_bundle import pem_of_der
 from tests.controlplane.test_ca import WEB, request
 from tests.controlplane.test_server import running
-from ztunnel.spiffe_bundle import pem_of_der
 
 DAY = 86400
 

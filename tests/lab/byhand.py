@@ -43,8 +43,8 @@ def certificate(ca, root, token, identity, key):
     return {"chain": list(answer.cert_chain)}
 
 
-def connect(ip, method="CONNECT", authority="", chain=None, key="", tls="1.3", send="", path=""):
-    """One tunnel, one stream. {"status", "echo", "peer"} or {"failed": why}."""
+def connect(ip, method="CONNECT", authority="", chain=None, key="", tls="1.3", send="", path="", ends=True):
+    """One tunnel, one stream. {"status", "echo", "peer"} or {"failed": why}. `ends`: nothing follows what is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the identity is checked by hand below
@@ -54,7 +54,7 @@ def connect(ip, method="CONNECT", authority="", chain=None, key="", tls="1.3", s
         _load(context, chain, key)
     try:
         with socket.create_connection((ip, 15008), TIMEOUT_S) as plain, context.wrap_socket(plain) as secure:
-            return _stream(secure, method, authority, path, send.encode())
+            return _stream(secure, method, authority, path, send.encode(), ends)
     except OSError as error:
         return {"failed": f"{type(error).__name__}: {error}"}
 
@@ -66,7 +66,7 @@ def _load(context, chain, key):
         context.load_cert_chain(file.name)
 
 
-def _stream(secure, method, authority, path, payload):
+def _stream(secure, method, authority, path, payload, ends):
     connection = h2.connection.H2Connection(
         h2.config.H2Configuration(client_side=True, validate_outbound_headers=False, header_encoding="utf-8")
     )
@@ -82,17 +82,17 @@ def _stream(secure, method, authority, path, payload):
         if not data:
             return seen if "status" in seen else {"failed": "the tunnel was closed"}
         for event in connection.receive_data(data):
-            _note(connection, event, seen, stream, payload)
+            _note(connection, event, seen, stream, payload, ends)
         secure.sendall(connection.data_to_send())
     return seen
 
 
-def _note(connection, event, seen, stream, payload):
+def _note(connection, event, seen, stream, payload, ends):
     match event:
         case h2.events.ResponseReceived():
             seen["status"] = int(dict(event.headers)[":status"])
             if seen["status"] == 200 and payload:
-                connection.send_data(stream, payload, end_stream=True)
+                connection.send_data(stream, payload, end_stream=ends)
             else:
                 seen["end"] = "refused" if seen["status"] != 200 else "open"
         case h2.events.DataReceived():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lab import apps, asking, documents, proxies
+from lab import apps, asking, daemons, documents, proxies
 from lab.asking import Answer
 from lab.cluster import Cluster, Pod
 from lab.documents import PodSpec
@@ -31,6 +32,9 @@ class Mall:
         mesh = self.mesh
         mesh.apply(f"namespace-{NAMESPACE}", documents.namespace(NAMESPACE, documents.AMBIENT))
         proxies.apply(mesh, "way", NAMESPACE)
+        self.bundles.mkdir(parents=True)
+        more = {"NODEMESH_TRUST_BUNDLES": str(self.bundles)}
+        daemons.more_settings(mesh.layout, "way-1").write_text(json.dumps(more))
         self.way = proxies.add(mesh, "way", "node1", NAMESPACE)
         self.alice, self.bob = (self.pod(name, "node1", name) for name in ("alice", "bob"))
         self.service("reviews")
@@ -39,6 +43,11 @@ class Mall:
         self.ratings = self.echo("ratings-v1", "node2", "ratings", "v1")
         for name in ("reviews", "ratings"):
             self.until(lambda name=name: self.ask(f"http://{self.vip(name)}/").status == 200, f"{name} answers")
+
+    @property
+    def bundles(self) -> Path:
+        """Of other trust domains, one file each, as the waypoint reads them."""
+        return self.mesh.layout.node_dir("way-1") / "bundles"
 
     def pod(self, name: str, node: str, app: str, version: str = "", account: str = "", **labels: str) -> Pod:
         labels |= {"version": version} if version else {}

@@ -3,6 +3,7 @@
 The documents are those of `tests/controlplane/golden/l7/decks.yaml` before its comment; each slide stands alone.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,29 @@ def test_reviews_has_a_second_to_answer(slide):
     mall.until(lambda: mall.counted(f"{REVIEWS}/", 20) == {"v2": 20})
     assert mall.ask(f"{REVIEWS}/delay/5").status == 504
     assert mall.ask(f"{REVIEWS}/delay/0.2").status == 200
+
+
+def test_a_second_request_waits_for_productpage_and_a_third_is_refused_at_once(slide):
+    """One connection, one waiting: the slide's circuit breaker, under load."""
+    mall = slide("productpage")
+    mall.until(lambda: mall.ask(f"{PRODUCTPAGE}/").status == 200)
+    one = f"curl -s -o /dev/null -w '%{{http_code}} ' {PRODUCTPAGE}/delay/0.6"
+    command = f"for i in 1 2 3 4 5 6; do {one} & done; wait"
+
+    def statuses():
+        return Counter(mall.mesh.exec(mall.alice, ["bash", "-c", command]).stdout.split())
+
+    mall.until(lambda: statuses() == {"200": 2, "503": 4}, "one is served, one waits, the others are refused")
+
+
+def test_all_slides_in_one_file_hold_together_as_they_are_written(mall):
+    """Where two slides are about the same host the first one counts, and the second is not silently lost."""
+    mall.apply(SERVICES + _PRINTED)
+    mall.until(lambda: mall.counted(f"{REVIEWS}/", 10, "-A", "iPhone") == {"v2": 10})
+    assert mall.counted(f"{REVIEWS}/", 10, "-A", "Android") == {"v1": 10}
+    assert mall.ask(f"{RATINGS}/", "-H", "cookie: user=jason").seconds >= 2
+    told = [each["code"] for each in mall.mesh.ask("controlplane", "/analysis")]
+    assert "IST0109" in told
 
 
 def test_productpage_is_ejected_after_one_answer_of_a_broken_gateway(slide):

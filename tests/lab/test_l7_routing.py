@@ -1,5 +1,7 @@
 """Routes through a waypoint (rows of docs/waypoints.md, "Routing"): real requests, what client and server saw."""
 
+import sys
+
 import pytest
 
 pytestmark = pytest.mark.lab
@@ -240,6 +242,33 @@ asyncio.run(main())
 
     done = mall.mesh.exec(mall.alice, [sys.executable, "-c", script, f"http://{mall.vip('reviews')}/ws"])
     assert done.stdout.strip() in ("v1:hello", "v2:hello")
+
+
+def test_http_1_becomes_http_2_where_the_application_wants_it(mall, tmp_path):
+    """The application (gRPC) speaks nothing but HTTP/2; the client and the port say HTTP/1.1."""
+    if "modern" not in mall.mesh.vips:
+        mall.service("modern", "way", http_up=(90, 9090))
+        pod = mall.pod("modern-1", "node2", "modern")
+        mall.mesh.start_in(pod, "rpc-modern", [sys.executable, "-m", "lab.rpc", "modern"])
+    url = f"http://{mall.vip('modern')}:90/shop.Books/Get"
+    (tmp_path / "empty").write_bytes(bytes(5))  # a message of gRPC
+    kind = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+    options = ("--http1.1", "--data-binary", f"@{tmp_path}/empty", "-o", "-", *kind)
+
+    def failed():
+        """Without an answer of the application, which is of gRPC, Envoy tells it as gRPC does: 14, unavailable."""
+        return mall.ask(url, *options).headers.get("grpc-status") == "14"
+
+    mall.until(failed, "HTTP/1.1 as it comes is not understood")
+    mall.apply("""
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: modern}
+spec:
+  host: modern
+  trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}
+""")
+    mall.until(lambda: "modern /shop.Books/Get" in mall.ask(url, *options).text)
 
 
 def test_another_port_is_not_served(mall):

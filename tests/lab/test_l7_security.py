@@ -140,6 +140,22 @@ def test_a_token_must_be_valid_and_may_be_required(mall):
     assert mall.ask("/", *bearer(sub="jason")).status == 200
 
 
+def test_that_there_is_a_token_or_a_claim_can_be_asked(mall):
+    """Presence, and what a claim must not be."""
+    tokens = TOKENS.format(jwks=jwks(KEY))
+    mall.apply(tokens + policy("ALLOW", 'rules: [{from: [{source: {requestPrincipals: ["*"]}}]}]'))
+    assert (mall.ask("/").status, mall.ask("/", *bearer(sub="a")).status) == (403, 200)
+    present = 'rules: [{when: [{key: "request.auth.claims[team]", values: ["*"]}]}]'
+    mall.apply(tokens + policy("ALLOW", present), again=True)
+    mall.until(lambda: mall.ask("/", *bearer(sub="a")).status == 403)
+    assert mall.ask("/", *bearer(sub="a", team="x")).status == 200
+    assert mall.ask("/", *bearer(sub="a", team=["x", "y"])).status == 200
+    nested = 'rules: [{when: [{key: "request.auth.claims[org][unit]", notValues: ["spies"]}]}]'
+    mall.apply(tokens + policy("ALLOW", nested), again=True)
+    mall.until(lambda: mall.ask("/", *bearer(sub="a", org={"unit": "spies"})).status == 403)
+    assert mall.ask("/", *bearer(sub="a", org={"unit": "cooks"})).status == 200
+
+
 def test_claims_decide(mall):
     rule = 'rules: [{when: [{key: "request.auth.claims[groups]", values: ["admins"]}]}]'
     mall.apply(TOKENS.format(jwks=jwks(KEY)) + policy("ALLOW", rule))

@@ -76,6 +76,7 @@ async def envoy_beside(directory: Path, world, l7, proxy: str):
         server=("127.0.0.1", port),
         roots=roots,
         token=tokens.create(f"{namespace}@{name}", 3600),
+        trust_bundles=None,
         run_dir=directory,
         envoy="",
         concurrency=1,

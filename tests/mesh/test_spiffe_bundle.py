@@ -4,8 +4,8 @@ import json
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from mesh.spiffe_bundle import MAX_BYTES, pem_of_der, read_bundle, trust_domain_of
 from tests.ztunnel.authority import Authority, pem
-from ztunnel.spiffe_bundle import MAX_BYTES, pem_of_der, read_bundle, trust_domain_of
 
 CA = Authority()
 DER = CA.root.public_bytes(Encoding.DER)

@@ -1,4 +1,4 @@
-"""Trust bundles as texts: SPIFFE's JSON document, PEM, concatenated DER. Pure; what they are used for is `trust`'s.
+"""Trust bundles as texts: SPIFFE's JSON document, PEM, concatenated DER. Pure; what they are used for is its readers'.
 
 Source: SPIFFE Trust Domain and Bundle §4 and §5; X509-SVID §6.2.
 """
