@@ -75,7 +75,7 @@ def test_a_bundle_without_certificates_believes_nobody_of_its_domain():
     pair = server_certificate("way")
     mine.certificate(pair.chain, pair.key, 0.0)
     mine.federated({"a.example": []})
-    trust = secrets(mine)["trust"].resource.value
+    trust = secrets(mine)["trust"].data
     assert b"cluster.local" in trust
     assert b"a.example" not in trust
 
