@@ -87,8 +87,7 @@ class Bpf:
         return await sandbox.namespace.run(lambda: self._alone(lambda: self._compare(sandbox)))
 
     async def release(self, sandbox: Sandbox) -> None:
-        pins = self._pins.workload(_cookie(sandbox.namespace))
-        await sandbox.namespace.run(lambda: self._alone(lambda: self._let_pass(pins)))
+        await sandbox.namespace.run(lambda: self._alone(lambda: self._let_pass(sandbox)))
 
     async def take_out(self, sandbox: Sandbox) -> None:
         await sandbox.namespace.run(lambda: self._alone(lambda: self._take_out(_cookie(sandbox.namespace))))
@@ -180,10 +179,14 @@ class Bpf:
                 self._take_out(cookie)
             raise RedirectError(str(error)) from None
 
-    def _let_pass(self, pins: Path) -> None:
+    def _let_pass(self, sandbox: Sandbox) -> None:
+        """Also of who is about to join: the tunnel's hooks mark what it opens for a client only in a workload's
+        namespace, and the first client may come before anything is captured."""
+        cookie = _cookie(sandbox.namespace)
         routes.put()
         routes.keep_marks(True)
-        _unlink_all(pins, NEW_CONNECTIONS)
+        self._write_down(cookie, self._programs, sandbox)
+        _unlink_all(self._pins.workload(cookie), NEW_CONNECTIONS)
 
     def _write_down(self, cookie: int, programs: Programs, sandbox: Sandbox) -> None:
         who = records.pack_id(records.Kind.NETNS, cookie)

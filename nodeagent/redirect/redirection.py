@@ -48,17 +48,11 @@ class Redirection:
         """Raises RedirectError: none can."""
         passed: list[str] = []
         for name, unusable in self.unusable.items():
-            if (why := unusable or self._why_not(name, sandbox)) is None:
+            if (why := unusable or self._backends[name].cannot(sandbox)) is None:
                 named = f"NODEMESH_CAPTURE={name}" if self.capture != AUTO else "first of " + ", ".join(ORDER)
                 return Choice(name, "; ".join(passed) or named)
             passed.append(f"not {name}: {why}")
         raise RedirectError(f"NODEMESH_CAPTURE={self.capture}: it cannot be captured: {'; '.join(passed)}")
-
-    def _why_not(self, name: str, sandbox: Sandbox) -> str | None:
-        """Hooks on sockets may hold up a connection that is just being made; rules do not. Who names bpf gets it."""
-        if name == "bpf" and self.capture == AUTO and sandbox.options.keep_connections:
-            return "it ran before it joined"
-        return self._backends[name].cannot(sandbox)
 
     def open(self, path: str) -> Namespace:
         """Raises NamespaceError."""

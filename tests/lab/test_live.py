@@ -52,6 +52,14 @@ def newcomer(mesh):
     mesh.delete_pod("newcomer")
 
 
+@pytest.fixture
+def veteran(mesh):
+    """Started in the mesh, on node1."""
+    pod = mesh.add_pod(PodSpec("veteran", "node1"))
+    yield Labelled(mesh, pod)
+    mesh.delete_pod("veteran")
+
+
 def stopped(*loops):
     return [(said["failed"], said["why"]) for said in (loop.stop() for loop in loops)]
 
@@ -75,6 +83,28 @@ def test_a_running_pod_joins_and_leaves_under_load_without_a_failed_request(mesh
         newcomer.gone()
     finally:
         for client in (*loops, held, holds):
+            client.__exit__()
+
+
+def test_a_pod_that_started_in_the_mesh_leaves_and_comes_back_under_load_without_a_failed_request(mesh, veteran):
+    """Its guard, which lets no TCP out but the tunnel's, goes first."""
+    me, far, near = veteran.pod, mesh.pods["web-2"], mesh.pods["web-1"]
+    pairs = [(far, me), (near, me), (mesh.pods["plain-2"], me), (me, far), (me, near)]
+    loops = [Probe(mesh, source, "loop", target.ip, ECHO_PORT, PAUSE_S) for source, target in pairs]
+    held = Probe(mesh, far, "hold", me.ip, ECHO_PORT, PAUSE_S)
+    try:
+        for client in (*loops, held):
+            client.expect("open")
+        veteran.leave()
+        with Probe(mesh, far, "hold", me.ip, ECHO_PORT, PAUSE_S) as outside:
+            outside.expect("open")
+            assert held.stop()["event"] == "stopped"
+            veteran.gone()
+            veteran.join()
+            assert stopped(*loops) == [(0, [])] * len(loops), refusals(mesh, veteran)
+            assert outside.stop()["event"] == "stopped"
+    finally:
+        for client in (*loops, held):
             client.__exit__()
 
 

@@ -69,7 +69,6 @@ def test_every_backend_has_its_place_in_the_order():
     assert ORDER == ("bpf", "nft", "iptables")
 
 
-def test_a_pod_that_ran_before_it_joins_is_captured_by_rules_unless_bpf_was_named():
+def test_a_pod_that_ran_before_it_joins_is_captured_like_every_other():
     running = Sandbox("pod", None, None, Options(keep_connections=True))
-    assert Redirection([Way("bpf"), Way("nft")]).choose(running) == Choice("nft", "not bpf: it ran before it joined")
-    assert Redirection([Way("bpf"), Way("nft")], "bpf").choose(running).backend == "bpf"
+    assert Redirection([Way("bpf"), Way("nft")]).choose(running) == Choice("bpf", "first of bpf, nft, iptables")
