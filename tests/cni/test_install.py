@@ -5,33 +5,13 @@ import os
 
 import pytest
 
-from cni.install import InstallError, install, main, uninstall
+from cni.conflist import InstallError
+from cni.install import Place, install, main
+from cni.watch import watch
+from tests.cni.hosts import ODD, Host
 
 PRIMARY = {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp"}, {"type": "portmap", "snat": True}]}
 ENTRY = {"type": "nodemesh-cni", "agentSocket": "/run/nodemesh/cni.sock"}
-
-
-class Host:
-    def __init__(self, root):
-        self.bin, self.net, self.binary = root / "bin", root / "net.d", root / "nodemesh-cni"
-        self.bin.mkdir()
-        self.net.mkdir()
-        self.binary.write_bytes(b"\x7fELF")
-
-    def write(self, name, content, mode=0o600):
-        path = self.net / name
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        path.chmod(mode)
-        return path
-
-    def install(self, **more):
-        return install(self.binary, self.bin, self.net, **more)
-
-    def uninstall(self):
-        uninstall(self.bin, self.net)
-
-    def files(self):
-        return sorted(os.listdir(self.bin) + os.listdir(self.net))
 
 
 @pytest.fixture
@@ -131,3 +111,84 @@ def test_the_command_line_installs_and_uninstalls(host, capsys):
     assert capsys.readouterr().out == f"{path}\n"
     assert main(["uninstall", *where]) == 0
     assert read(path) == PRIMARY
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("10-net.conflist", ODD), ("10-net.conf", '{"type":"bridge",  "name":"net"}')]
+)
+def test_uninstalling_gives_the_other_cni_its_own_bytes_back(host, name, content):
+    host.write(name, content, 0o640)
+    before = host.everything()
+    host.install()
+    host.install(agent_socket="/run/another.sock")
+    host.uninstall()
+    assert host.everything() == before
+
+
+def test_what_the_other_cni_wrote_meanwhile_is_what_it_gets_back(host):
+    path = host.write("10-net.conflist", ODD)
+    host.install()
+    newer = json.loads(path.read_text())
+    newer["plugins"].insert(1, {"type": "bandwidth"})
+    path.write_text(json.dumps(newer))
+    host.uninstall()
+    assert read(path) == json.loads(ODD) | {"plugins": [{"type": "ptp"}, {"type": "bandwidth"}]}
+    assert host.files() == ["10-net.conflist"]
+
+
+def test_a_list_that_somebody_writes_meanwhile_is_not_lost(host, monkeypatch):
+    path = host.write("10-net.conflist", PRIMARY)
+    newer, fsync = PRIMARY | {"name": "newer"}, os.fsync
+
+    def write(fd):
+        fsync(fd)
+        if newer["name"] not in path.read_text() and b"conflist" in os.fsencode(os.readlink(f"/proc/self/fd/{fd}")):
+            host.write("10-net.conflist", newer)
+
+    monkeypatch.setattr(os, "fsync", write)
+    host.install()
+    assert read(path) == newer | {"plugins": [*PRIMARY["plugins"], ENTRY]}
+
+
+class Bell:
+    """Rings when the next thing has been done to the directories."""
+
+    def __init__(self, *deeds):
+        self.deeds = list(deeds)
+
+    def wait(self, _):
+        if not self.deeds:
+            raise EOFError
+        self.deeds.pop(0)()
+
+
+def watched(host, *deeds):
+    """What is said."""
+    said = []
+    with pytest.raises(EOFError):
+        watch(lambda: install(Place(host.binary, host.bin, host.net))[1], [], Bell(*deeds), said.append)
+    return said
+
+
+def test_what_others_do_to_it_is_mended_and_told(host):
+    path, first = host.net / "10-net.conflist", host.net / "05-new.conflist"
+    said = watched(
+        host,
+        lambda: host.write("10-net.conflist", PRIMARY),
+        lambda: None,
+        lambda: host.write("10-net.conflist", PRIMARY | {"name": "rewritten"}),
+        lambda: (host.bin / "nodemesh-cni").write_bytes(b"broken"),
+        lambda: host.write("05-new.conflist", PRIMARY),
+        first.unlink,
+        path.unlink,
+    )
+    nothing = f"{host.net} has no valid CNI configuration yet: the primary plugin has to be installed first"
+    ours, binary = f"{path} ends in our entry now", f"{host.bin}/nodemesh-cni is put there"
+    assert said == [nothing, ours, ours, binary, f"{first} ends in our entry now", nothing]
+
+
+def test_nothing_is_written_while_nothing_changes(host):
+    path = host.write("10-net.conflist", PRIMARY)
+    seen = []
+    watched(host, *[lambda: seen.append((path.stat(), host.everything()))] * 3)
+    assert seen[0] == seen[1] == seen[2]

@@ -73,6 +73,8 @@ def test_daemons_meet_where_they_expect_each_other():
     assert str(agent.zds_socket) == tunnel["INPOD_UDS"]
     install = CONTAINERS["install"][0]["command"]
     assert install[install.index("--agent-socket") + 1] == str(agent.plugin_socket)
+    kept = CONTAINERS["keep-installed"][0]["command"]
+    assert [word for word in kept if word != "watch"] == [word for word in install if word != "install"]
     assert str(agent.admin_socket) in CONTAINERS["nodeagent"][0]["readinessProbe"]["exec"]["command"]
     assert isinstance(agent.api, Access)
 
