@@ -69,11 +69,12 @@ def _capture(report: dict[str, Any]) -> Iterator[str]:
     capture = dict(report["details"].get("capture") or {})
     used = report["details"].get("captured_by") or {}
     if capture:
-        setting, direct = capture.pop("setting", ""), capture.pop("direct", False)
+        setting, direct = capture.pop("setting", ""), capture.pop("direct", "off")
         ways = (f"{name} ({f'{used[name]} pods' if name in used else why})" for name, why in capture.items())
         yield f"{report['node']} captures with {', '.join(ways)}; NODEMESH_CAPTURE={setting}"
-        if direct:
-            yield f"{report['node']} lets pods talk directly within the node where the tunnel grants it"
+        if direct != "off":
+            how = "where the tunnel grants it" if direct == "on" else f"but cannot: {direct}"
+            yield f"{report['node']} lets pods talk directly within the node, {how}"
 
 
 def _summary(details: dict[str, Any]) -> str:

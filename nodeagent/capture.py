@@ -137,14 +137,15 @@ class Capture:
         except (MeshError, OSError, ValueError) as error:
             _log.warning("direct connections not reset", uid=member.uid, why=str(error))
 
-    def describe(self) -> dict[str, Any]:
-        """Of `GET /status`: the setting, and of each backend that it allows whether this node can."""
+    def describe(self, direct_trouble: str = "") -> dict[str, Any]:
+        """Of `GET /status`: the setting, and of each backend that it allows whether this node can; whether pods may
+        talk directly, or why not although they should."""
         usable = {name: why or "usable" for name, why in self.redirection.unusable.items()}
         return {
             "setting": self.redirection.capture,
             **usable,
             "guard": self.guard.trouble or "in force",
-            "direct": self._direct,
+            "direct": (direct_trouble or "on") if self._direct else "off",
         }
 
     def close(self) -> None:

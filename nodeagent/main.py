@@ -140,7 +140,7 @@ class Agent:
             settings.node,
             self.registry,
             lambda: self._zds.connected,
-            self._capture.describe,
+            lambda: self._capture.describe(self._zds.direct_trouble),
             self.hosts,
             self._describe_cluster,
         )

@@ -73,6 +73,8 @@ class Connection:
         sock.setblocking(False)
         self._sock, self._heirlooms = sock, heirlooms
         self._shares = False
+        self.direct_trouble = ""
+        """Why it does not grant the direct path although it was asked to."""
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
         self._reply: asyncio.Future[Packet] | None = None
@@ -91,7 +93,8 @@ class Connection:
             hello = await self._hello()
             maps = await direct() if direct is not None and hello.takes_direct else []
             if maps:
-                await self._exchange(zds_pb2.WorkloadRequest(direct=zds_pb2.DirectPath()), maps)
+                why, _ = await self._exchange(zds_pb2.WorkloadRequest(direct=zds_pb2.DirectPath()), maps)
+                self.direct_trouble = why or ""
             for workload in workloads():
                 with suppress(ValueError):  # left meanwhile
                     heard(workload.uid, await self._enrol(workload))
@@ -228,6 +231,11 @@ class ZdsServer:
     @property
     def connected(self) -> int:
         return len(self._alive)
+
+    @property
+    def direct_trouble(self) -> str:
+        """Why the newest tunnel does not grant the direct path; "": it does, or nobody wants it to."""
+        return self._alive[-1].direct_trouble if self._alive else ""
 
     @property
     def _alive(self) -> list[Connection]:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -51,22 +52,44 @@ def settled(mesh, on):
     status, ours = mesh.ask("nodeagent-node1", "/status"), {mesh.pods[name].uid for name in ("web-1", "web-3")}
     states = {pod["state"] for pod in mesh.ask("nodeagent-node1", "/pods") if pod["uid"] in ours}
     faults = [each for each in mesh.ask("nodeagent-node1", "/verify") if each["uid"] in ours and each["differences"]]
-    return status["ready"] and status["capture"]["direct"] == on and states == {"IN_MESH"} and not faults
+    return (
+        status["ready"]
+        and status["capture"]["direct"] == ("on" if on else "off")
+        and states == {"IN_MESH"}
+        and not faults
+    )
 
 
 def goes_direct(mesh, source, target, version=0):
-    """Whether the next connection does; each that does not asks for a pass."""
-    ip = target.address(version) if version else target.ip
-    with Probe(mesh, source, "hold", ip, ECHO_PORT, PAUSE_S) as client:
-        port = client.expect("open")["local"]
-        said = mesh.exec(source, ["ss", "-tnH", "state", "established", f"sport = :{port}"]).stdout
-    return said.split()[3].replace("[", "").replace("]", "") == f"{ip}:{ECHO_PORT}"
+    """Whether the next connection does; each that does not asks for a pass, which the next change of anything ends."""
+    with Probe(mesh, source, "hold", ip_of(target, version), ECHO_PORT, PAUSE_S) as client:
+        return is_direct(mesh, source, client.expect("open")["local"], target, version)
 
 
+def ip_of(pod, version):
+    return pod.address(version) if version else pod.ip
+
+
+def is_direct(mesh, source, port, target, version=0):
+    """Where the connection from that port really leads."""
+    said = mesh.exec(source, ["ss", "-tnH", "state", "established", f"sport = :{port}"]).stdout
+    return said.split()[3].replace("[", "").replace("]", "") == f"{ip_of(target, version)}:{ECHO_PORT}"
+
+
+@contextmanager
 def held_direct(mesh, source, target):
-    """A connection that is direct and stays open."""
-    wait_until("they have a pass", lambda: goes_direct(mesh, source, target), SOON_S)
-    return Probe(mesh, source, "hold", target.ip, ECHO_PORT, PAUSE_S)
+    """A connection that is direct and stays open: the client, and its port."""
+    with ExitStack() as clients:
+        found = []
+
+        def is_held():
+            client = clients.enter_context(Probe(mesh, source, "hold", target.ip, ECHO_PORT, PAUSE_S))
+            port = client.expect("open")["local"]
+            found[:] = [(client, port)] if is_direct(mesh, source, port, target) else []
+            return found
+
+        wait_until("one is direct", is_held, SOON_S)
+        yield found[0]
 
 
 def test_two_pods_of_a_node_talk_without_the_tunnel_after_their_first_word(mesh, pods, version):
@@ -127,12 +150,16 @@ def test_a_direct_connection_is_told_of_at_both_ends_with_identities_and_bytes(m
     wait_until("they have a pass", lambda: goes_direct(mesh, client, server), SOON_S)
     log = AccessLog(mesh, "node1")
     body = 'connection.sendall(b"x" * 1000)\nleft = 1000\nwhile left: left -= len(connection.recv(left))'
-    end = "connection.shutdown(socket.SHUT_WR)\nassert not connection.recv(1)\nprint(connection.getsockname()[1])"
-    body = f"{body}\n{end}"
-    port = mesh.exec(client, scripts.client(server.ip, ECHO_PORT, body)).stdout.strip()
+    end = "connection.shutdown(socket.SHUT_WR)\nassert not connection.recv(1)"
+    ask = scripts.client(server.ip, ECHO_PORT, f"{body}\n{end}")
+
+    def told(direction):
+        assert mesh.exec(client, ask).returncode == 0
+        return [line for line in path(log, direction) if line["bytes_sent"] == line["bytes_recv"] == "1000"]
+
     for direction in ("outbound", "inbound"):
-        line = log.wait_for(direction=direction, dst_path="direct", src_addr=f"{client.ip}:{port}")
-        assert (line["bytes_sent"], line["bytes_recv"]) == ("1000", "1000")
+        wait_until("it is told", lambda direction=direction: told(direction), SOON_S)
+        line = told(direction)[0]
         assert line["dst.workload"] == "web-3"
         assert line["src.identity"] == client.identity
         assert line["dst.identity"] == server.identity
@@ -140,8 +167,7 @@ def test_a_direct_connection_is_told_of_at_both_ends_with_identities_and_bytes(m
 
 def test_a_policy_refuses_what_comes_and_cuts_what_is_there_with_its_name(mesh, pods):
     client, server = pods["web-1"], pods["web-3"]
-    with held_direct(mesh, client, server) as live:
-        live.expect("open")
+    with held_direct(mesh, client, server) as (live, _):
         log = AccessLog(mesh, "node1")
         mesh.apply("deny", documents.deny_from("shop", "no-web", "web", client.identity.removeprefix("spiffe://")))
         live.expect("cut")
@@ -159,7 +185,7 @@ def test_the_agent_says_whether_it_is_on_and_explain_who_may(mesh, pods):
         for target in (server.at(HTTP_PORT), pods["web-2"].at(HTTP_PORT))
     ]
     assert [(way["kind"], way["direct"]) for way in ways] == [("joined", True), ("tunnel", False)]
-    assert mesh.ask("nodeagent-node1", "/status")["capture"]["direct"]
+    assert mesh.ask("nodeagent-node1", "/status")["capture"]["direct"] == "on"
 
 
 def test_across_nodes_and_from_outside_the_mesh_nothing_is_direct(mesh, pods):
@@ -217,8 +243,8 @@ with socket.socket() as own:
     leave(); own.connect(({server.ip!r}, {ECHO_PORT})); print(hex(mark()))
     leave(); own.bind(("0.0.0.0", 0)); own.listen(); print(hex(mark()))
 """
-    done = mesh.exec(client, scripts.python(code))
-    assert done.stdout.split() == ["0x222", "0x0", "0x222", "0x0"], done.stderr
+    wanted = ["0x222", "0x0", "0x222", "0x0"]
+    wait_until("so it is", lambda: mesh.exec(client, scripts.python(code)).stdout.split() == wanted, SOON_S)
 
 
 def test_a_pod_that_goes_takes_its_passes_with_it(mesh, pods):
@@ -245,8 +271,7 @@ def passes_of(mesh, cookie):
 
 def test_without_the_tunnel_passes_lapse_and_the_next_one_ends_what_nobody_judges(mesh, pods):
     client, server = pods["web-1"], pods["web-3"]
-    with held_direct(mesh, client, server) as live:
-        live.expect("open")
+    with held_direct(mesh, client, server) as (live, _):
         mesh.daemons["ztunnel-node1"].kill()
         try:
             wait_until("connections wait for a tunnel", lambda: waits(mesh, client, server), SOON_S)
@@ -259,8 +284,7 @@ def test_without_the_tunnel_passes_lapse_and_the_next_one_ends_what_nobody_judge
 
 def test_without_a_next_tunnel_the_agent_ends_what_nobody_judges(mesh, pods):
     client, server = pods["web-1"], pods["web-3"]
-    with held_direct(mesh, client, server) as live:
-        live.expect("open")
+    with held_direct(mesh, client, server) as (live, _):
         mesh.daemons["ztunnel-node1"].kill()
         try:
             live.expect("cut")
@@ -284,10 +308,10 @@ with socket.create_connection(({target.ip!r}, {ECHO_PORT}), 2) as own:
 
 def test_an_agent_that_restarts_cuts_nothing_and_one_that_wants_none_ends_it(mesh, pods):
     client, server = pods["web-1"], pods["web-3"]
-    with held_direct(mesh, client, server) as live:
-        port = live.expect("open")["local"]
+    with held_direct(mesh, client, server) as (live, port):
         switch(mesh, True)
-        assert goes_direct(mesh, client, server)
+        wait_until("the next are, too", lambda: goes_direct(mesh, client, server), SOON_S)
+        assert is_direct(mesh, client, port, server), "it goes on"
         log = AccessLog(mesh, "node1")
         switch(mesh, False)
         live.expect("cut")
