@@ -15,8 +15,9 @@ from typing import Final
 
 from controlplane.l7.model import L7
 from controlplane.push import Nack
+from controlplane.translate.envoy.blocks import Cache
 from controlplane.translate.envoy.locality import Place
-from controlplane.translate.envoy.resources import TYPES, ByType, Cache, Translation
+from controlplane.translate.envoy.resources import TYPES, ByType, Translation
 from controlplane.translate.envoy.world import View
 from mesh.delta import Acked, Nacked, Publisher, Subscribed, Versioned
 from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET

@@ -22,9 +22,13 @@ class Offered:
     selector: Labels
     ports: tuple[ServicePort, ...]
     from_entry: bool
+    # For every endpoint, when no port's target has a name.
+    _served: tuple[Port, ...] | None = None
 
     def serve(self, named: Mapping[str, int], is_pod: bool = False) -> tuple[Port, ...]:
         """How an endpoint with these named ports serves it. A named target that it does not have is left out."""
+        if self._served is not None:
+            return self._served
         served = ((port, self._target(port, named, is_pod)) for port in self.ports)
         return tuple(Port(port.number, target, port.protocol) for port, target in served if target)
 
@@ -137,7 +141,8 @@ def _kubernetes(service: KubernetesService, network: str) -> Offered:
         ip_families=service.ip_families,
         canonical=True,
     )
-    return Offered(model, service.selector, service.ports, from_entry=False)
+    by_number = all(isinstance(port.target, int) for port in service.ports)
+    return Offered(model, service.selector, service.ports, False, model.ports if by_number else None)
 
 
 def _entry(entry: ServiceEntry, host: str, addresses: Iterable[IPNetwork], network: str) -> Offered:

@@ -6,8 +6,9 @@ from controlplane.documents import parse
 from controlplane.envoys import Configuration, EnvoyConversation, place_of
 from controlplane.objects import Mesh
 from controlplane.store import Store
+from controlplane.translate.envoy.blocks import Cache
 from controlplane.translate.envoy.locality import Place
-from controlplane.translate.envoy.resources import Cache, Translation
+from controlplane.translate.envoy.resources import Translation
 from controlplane.translate.envoy.world import View
 from mesh.envoy import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest

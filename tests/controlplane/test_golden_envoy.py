@@ -12,7 +12,8 @@ import pytest
 from controlplane.documents import parse
 from controlplane.objects import Mesh
 from controlplane.store import Store
-from controlplane.translate.envoy.resources import Cache, Translation
+from controlplane.translate.envoy.blocks import Cache
+from controlplane.translate.envoy.resources import Translation
 from controlplane.translate.envoy.world import View
 from mesh.envoy import unpack
 

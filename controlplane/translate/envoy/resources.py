@@ -1,25 +1,28 @@
 """One proxy's whole configuration: every resource of every type, each made again only when its parts changed. Pure.
 
-A part's key is what it is made of; what is the same value is the same bytes. The cache is shared by all proxies.
+A part's key is what it is made of; what is the same value is the same bytes. The cache is shared by all proxies, and
+what one service or destination adds is looked at as a whole first (`blocks.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from controlplane.l7.model import L7, Proxy, Role, Served
 from controlplane.l7.routes import Target
 from controlplane.l7.traffic import Destination, Traffic
 from controlplane.translate.envoy import clusters, gateway, listeners, secrets, telemetry, tokens, tunnels
+from controlplane.translate.envoy.blocks import Block, Cache
 from controlplane.translate.envoy.clusters import Called
 from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served, unique
 from controlplane.translate.envoy.limits import global_filter
 from controlplane.translate.envoy.locality import Place
 from controlplane.translate.envoy.routes import targets_of
-from controlplane.translate.envoy.world import View
+from controlplane.translate.envoy.world import Member, Serving, View
 from mesh.delta import Versioned
-from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET, VIRTUAL_HOST, joined, pack
+from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET, VIRTUAL_HOST, joined
 from mesh.model import AppProtocol, Service
 
 TYPES: Final = (SECRET, CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES)
@@ -29,32 +32,6 @@ TYPES: Final = (SECRET, CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES)
 _VIRTUAL_HOSTS: Final = 2
 ByType = Mapping[str, Mapping[str, Versioned]]
 _PLAIN: Final = Destination()
-
-
-class Cache:
-    """`key`: whose resource; kept while `parts` are equal. What a round does not ask for is forgotten at its end."""
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, ...], tuple[tuple[Any, ...], Versioned]] = {}
-        self._next: dict[tuple[str, ...], tuple[tuple[Any, ...], Versioned]] = {}
-
-    def packed(
-        self, type_url: str, key: tuple[str, ...], parts: tuple[Any, ...], make: Callable[[], Json]
-    ) -> Versioned:
-        full = (type_url, *key)
-        held = self._next.get(full) or self._held.get(full)
-        if held is None or not _same(held[0], parts):
-            held = parts, pack(type_url, make())
-        self._next[full] = held
-        return held[1]
-
-    def turn(self) -> None:
-        """Ends a round."""
-        self._held, self._next = self._next, {}
-
-
-def _same(old: tuple[Any, ...], new: tuple[Any, ...]) -> bool:
-    return len(old) == len(new) and all(a is b or a == b for a, b in zip(old, new, strict=True))
 
 
 class Translation:
@@ -74,10 +51,9 @@ class _Round:
         self._found: dict[str, dict[str, Versioned]] = {type_url: {} for type_url in TYPES}
         self._slots = tokens.slots(l7.authorizers, self._providers())
         self._used = tuple(name for name, _ in self._slots.values())
-        self._targets: dict[Target, None] = {}
-        self._jwt: dict[str, tuple[Any, ...]] = {}
-        self._secrets: set[str] = set()
         self._claimed: set[tuple[str, int]] = set()
+        self._hosts: list[Versioned] = []
+        self._all = self._now = Block()
 
     def build(self) -> ByType:
         if self._proxy.role is Role.WAYPOINT:
@@ -87,28 +63,50 @@ class _Round:
         self._once(CLUSTER, TUNNELS, tunnels.tunnels)
         self._put(LISTENER, ORIGINATE, (self._proxy.role,), lambda: tunnels.originate(self._proxy))
         self._extensions()
-        for target in self._targets:
+        for target in self._all.targets:
             self._destination(target)
-        for name in sorted(self._secrets):
+        for name in sorted(self._all.secrets):
             if secret := self._l7.secrets.get(name):
                 for key, made in secrets.secrets(name, secret).items():
                     self._put(SECRET, key, (secret,), lambda made=made: made)  # type: ignore[misc]
+        for type_url, name, item in self._all.found:
+            self._found[type_url][name] = item
         return self._found
+
+    def _block(self, key: tuple[str, ...], parts: tuple[Any, ...], make: Callable[[], None]) -> None:
+        """Whatever `make` puts and wants; as it was, when that would be the same."""
+        full = (self._proxy.key, *key)
+        block = self._cache.block(full, parts)
+        if not block or any(self._destination_of(target) != found for target, found in block.called.items()):
+            self._now = block = Block(parts)
+            make()
+            self._now = self._all
+        self._cache.keep(full, block)
+        self._all.found += block.found
+        self._all.targets |= block.targets
+        self._all.jwt |= block.jwt
+        self._all.secrets |= block.secrets
+        for listener, port, names in block.hosts:
+            self._connects(listener, port, names)
 
     # Waypoint -----------------------------------------------------------------------------------------------------
 
     def _waypoint(self) -> None:
         self._put(LISTENER, TERMINATE, (self._proxy.port,), lambda: tunnels.terminate(self._proxy.port))
-        hosts: list[Versioned | None] = []
         own = (Served(each.uid, rules=self._proxy.rules) for each in self._view.behind(self._proxy))
         for each in (*self._proxy.services, *own):
             if service := self._view.service(each.service):
-                hosts += [self._served(each, service, port.service_port, port.protocol) for port in service.ports]
+                parts = each, service, self._used, self._l7.tracers
+                self._block(("served", each.service), parts, partial(self._service, each, service))
         table = self._cache.packed(ROUTES, (self._proxy.key, CONNECT), (), lambda: {"name": CONNECT})
-        self._found[ROUTES][CONNECT] = joined(table, _VIRTUAL_HOSTS, filter(None, hosts))
+        self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts)))
 
-    def _served(self, each: Served, service: Service, port: int, protocol: AppProtocol) -> Versioned | None:
-        """Everything for one port; returns its virtual host in the table of CONNECTs."""
+    def _service(self, each: Served, service: Service) -> None:
+        for port in service.ports:
+            self._served(each, service, port.service_port, port.protocol)
+
+    def _served(self, each: Served, service: Service, port: int, protocol: AppProtocol) -> None:
+        """Everything for one port."""
         name, target = served(each.service, port), Target(each.service, port)
         said = self._said(each.rules.telemetry, each.service, protocol)
         self._put(
@@ -126,18 +124,21 @@ class _Round:
                 lambda: listeners.route_table(name, each.http, each.rules, self._traffic, target, self._used),
             )
             if each.rules.jwt:
-                self._jwt[name] = each.rules.jwt
+                self._now.jwt[name] = each.rules.jwt
         self._once(CLUSTER, f"to|{name}", lambda: tunnels.internal_cluster(name))
         self._want(target, *targets_of(each.http), *(share.target for route in each.l4 for share in route.shares))
         self._want(*(limit.service for limit in each.rules.limits if limit.service))
         names = unique([*(str(vip.prefix.network_address) for vip in service.vips), service.hostname])
-        # A name that two services claim is the first one's: twice in a table, Envoy would refuse the whole of it.
-        hosts = [host for host in names if (host, port) not in self._claimed]
-        self._claimed.update((host, port) for host in hosts)
-        if not hosts:
-            return None
-        key = self._proxy.key, CONNECT, name
-        return self._cache.packed(VIRTUAL_HOST, key, (hosts,), lambda: tunnels.connect_host(name, hosts, port))
+        self._now.hosts.append((name, port, tuple(names)))
+
+    def _connects(self, listener: str, port: int, names: tuple[str, ...]) -> None:
+        """A name that two services claim is the first one's: twice in a table, Envoy would refuse the whole of it."""
+        free = tuple(name for name in names if (name, port) not in self._claimed)
+        self._claimed.update((name, port) for name in free)
+        if free:
+            key = self._proxy.key, CONNECT, listener
+            make = partial(tunnels.connect_host, listener, free, port)
+            self._hosts.append(self._cache.packed(VIRTUAL_HOST, key, (free,), make))
 
     def _said(self, wanted: Any, service: str, protocol: AppProtocol) -> telemetry.Said:
         tracer = self._l7.tracers.get(wanted.tracing.tracer) if wanted.tracing else None
@@ -163,14 +164,14 @@ class _Round:
                 called = tuple(self._traffic(one) for one in gateway.targets(servers))
                 self._put(ROUTES, table, (servers, self._proxy.rules, called, self._used), make)
                 if self._proxy.rules.jwt:
-                    self._jwt[table] = self._proxy.rules.jwt
+                    self._now.jwt[table] = self._proxy.rules.jwt
             self._want(*gateway.targets(servers))
-            self._secrets |= gateway.secret_names(servers)
+            self._now.secrets |= gateway.secret_names(servers)
 
     # What both have -----------------------------------------------------------------------------------------------
 
     def _extensions(self) -> None:
-        jwt = dict(self._jwt)
+        jwt = dict(self._all.jwt)
         self._place(tokens.JWT, (jwt,), lambda: tokens.authentication(jwt))
         for uri in sorted({rule.jwks_uri for rules in jwt.values() for rule in rules if rule.jwks_uri}):
             self._once(CLUSTER, tokens.jwks_cluster(uri), lambda uri=uri: gateway.jwks(uri))  # type: ignore[misc]
@@ -201,33 +202,44 @@ class _Round:
         self._put(EXTENSION, name, parts, lambda: listeners.place(make(), name))
 
     def _want(self, *targets: Target | None) -> None:
-        self._targets.update({target: None for target in targets if target and target.service})
+        self._now.targets.update({target: None for target in targets if target and target.service})
+
+    def _destination_of(self, target: Target) -> Destination:
+        return self._proxy.destinations.get(target.service) or self._l7.destinations.get(target.service, _PLAIN)
 
     def _called(self, target: Target) -> Called:
         service = self._view.service(target.service)
-        found = self._proxy.destinations.get(target.service) or self._l7.destinations.get(target.service, _PLAIN)
         by_waypoint = bool(self._proxy.role is Role.GATEWAY and service and service.waypoint)
-        return Called(target, service, found, by_waypoint)
+        return Called(target, service, self._destination_of(target), by_waypoint)
 
     def _traffic(self, target: Target) -> Traffic:
-        return self._called(target).traffic
+        called = self._called(target)
+        self._now.called[target] = called.destination
+        return called.traffic
 
     def _destination(self, target: Target) -> None:
-        called, name = self._called(target), outbound(target)
+        called, known = self._called(target), self._view.members(target.service)
+        through = called.service.waypoint if called.by_waypoint and called.service else None
+        serving = tuple(self._view.waypoints(through)) if through else ()
+        where = *self._here.parts, *map("=".join, self._here.labels)
+        parts = called, known, serving
+        self._block(("out", outbound(target), *where), parts, partial(self._reached, called, known, serving, where))
+
+    def _reached(
+        self, called: Called, known: tuple[Member, ...], serving: tuple[Serving, ...], where: tuple[str, ...]
+    ) -> None:
+        target, name = called.target, outbound(called.target)
         own: tuple[str, ...] = (self._proxy.role.value,) if called.by_waypoint else ()
         own += (self._proxy.key,) if target.service in self._proxy.destinations else ()
-        known = self._view.members(target.service)
         parts = (called, known if called.by_name else ())
         self._put(CLUSTER, name, parts, lambda: clusters.cluster(called, self._view), *own)
         if clusters.has_endpoints(called):
-            through = called.service.waypoint if called.by_waypoint and called.service else None
-            serving = tuple(self._view.waypoints(through)) if through else ()
             members = (called, known, serving)
-            where = (*own, *self._here.parts, *map("=".join, self._here.labels))
-            self._put(ENDPOINTS, name, members, lambda: clusters.endpoints(called, self._view, self._here), *where)
+            make = partial(clusters.endpoints, called, self._view, self._here)
+            self._put(ENDPOINTS, name, members, make, *own, *where)
         tls = called.traffic.tls
         for credential in (tls.ca, tls.client) if tls else ():
-            self._secrets |= secrets.names_of(credential)
+            self._now.secrets |= secrets.names_of(credential)
 
     def _once(self, type_url: str, name: str, make: Callable[[], Json]) -> None:
         self._put(type_url, name, (), make)
@@ -236,4 +248,5 @@ class _Round:
         """`more`: what tells this proxy's form of it from another's."""
         shared = type_url in (CLUSTER, ENDPOINTS)
         key = (name, *more) if shared else (self._proxy.key, name, *more)
-        self._found[type_url][name] = self._cache.packed(type_url, key, parts, make)
+        item = self._cache.packed(type_url, key, parts, make, self._now.entries)
+        self._now.found.append((type_url, name, item))

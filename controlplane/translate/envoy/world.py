@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import ip_network
+from operator import attrgetter
 
 from controlplane.l7.model import Proxy
 from mesh.ids import SpiffeId
@@ -26,6 +27,25 @@ class Serving:
         return str(SpiffeId.for_workload(each.trust_domain, each.namespace, each.service_account))
 
 
+# All but what else it serves: a pod that one more service selects is the same endpoint of its other services.
+_own = attrgetter(*(each.name for each in fields(Workload) if each.name != "services"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """An endpoint of one service, which it serves at `ports`; equal while the service's endpoint is the same."""
+
+    workload: Workload
+    ports: tuple[Port, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Member) or self.ports != other.ports:
+            return False
+        return self.workload is other.workload or bool(_own(self.workload) == _own(other.workload))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class View:
     """`endpoints`: by service key. O(workloads) to make."""
 
@@ -41,10 +61,10 @@ class View:
         found = self.world.workloads.get(key)
         return _alone(found) if found else self.world.services.get(key)
 
-    def members(self, key: str) -> tuple[Workload, ...]:
+    def members(self, key: str) -> tuple[Member, ...]:
         """All that decides about a service's endpoints."""
         alone = self.world.workloads.get(key)
-        return (alone,) if alone else tuple(self.endpoints.get(key, ()))
+        return (Member(alone),) if alone else tuple(Member(each, each.services[key]) for each in self.endpoints[key])
 
     def behind(self, proxy: Proxy) -> Iterator[Workload]:
         """Workloads whose own addresses are reached through this waypoint."""
