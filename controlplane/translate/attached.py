@@ -47,8 +47,32 @@ class Attached:
         self._tokens = by_age(inventory.resources("RequestAuthentication"))
         self._telemetry = by_age(inventory.resources("Telemetry"))
         self._limits = [*by_age(inventory.resources("RateLimit")), *by_age(inventory.resources("EnvoyFilter"))]
+        # Services that a document names; for all others behind a proxy goes what goes for it.
+        self._named = {key for each in self._all(inventory) for key in self._keys_of(each)}
+        self._wide: dict[tuple[str, str, str], Rules] = {}
+
+    def _all(self, inventory: Inventory) -> Iterator[AuthorizationPolicy | Resource]:
+        yield from inventory.authorization_policies
+        yield from (*self._tokens, *self._telemetry, *self._limits)
+
+    def _keys_of(self, each: AuthorizationPolicy | Resource) -> Iterator[str]:
+        for ref in attaches(each):
+            if ref.kind in ("Service", "ServiceEntry"):
+                yield from self.keys(ref, each.meta.namespace)
 
     def rules(self, spot: Spot) -> Rules:
+        if spot.selected or (spot.service and spot.service.key in self._named):
+            return self._rules(spot)
+        key = spot.namespace, spot.gateway, spot.gateway_class
+        if key not in self._wide:
+            self._wide[key] = self._rules(spot)
+        return self._wide[key]
+
+    def names(self, service: str) -> bool:
+        """Whether a document is about this very service, by key."""
+        return service in self._named
+
+    def _rules(self, spot: Spot) -> Rules:
         return Rules(
             authorizations=tuple(self._authorizations(spot)),
             jwt=tuple(rule for each in self._tokens if self._is_on(each, spot) for rule in _jwt(each)),

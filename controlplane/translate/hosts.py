@@ -61,8 +61,14 @@ class Hosts:
 
     def find(self, host: str, namespace: str) -> Service | None:
         """As seen from a namespace: its own service of that name first, then Kubernetes', then the first."""
-        name = fqdn(host, namespace)
-        found = self._pick(self._by_host.get(name, ()), namespace)
+        return self.named(fqdn(host, namespace), namespace)
+
+    def named(self, name: str, namespace: str) -> Service | None:
+        """As `find`, of a full name."""
+        listed = self._by_host.get(name, ())
+        if len(listed) == 1 and not listed[0].namespace_only:
+            return listed[0]
+        found = self._pick(listed, namespace)
         for pattern in self._wildcards if not found else ():
             if matches(pattern, name):
                 return self._pick(self._by_host[pattern], namespace)

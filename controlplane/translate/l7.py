@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from controlplane.documents import ISTIO_GATEWAY
-from controlplane.l7.model import L7, Proxy, Role, Served
+from controlplane.l7.model import L7, Proxy, Role, Rules, Served
 from controlplane.l7.traffic import Destination
 from controlplane.objects import KubernetesGateway, Labels, Mesh, Resource
 from controlplane.translate import backend_tls, gateway_pods, gateway_routes, istio_gateways
@@ -37,6 +37,10 @@ Tree = Mapping[str, Any]
 _REMOTE: Final = ("istio-remote", "istio-east-west")
 _FOR: Final = "istio.io/waypoint-for"
 _NAME_LABELS: Final = ("gateway.networking.k8s.io/gateway-name", "istio.io/gateway-name")
+
+
+# A service's routes and rules, and what they make together.
+_Made = tuple[Routes, Rules, Served]
 
 
 def build(inventory: Inventory, world: World, mesh: Mesh) -> L7:
@@ -109,6 +113,8 @@ class Layer7:
         # By proxy and service.
         self._routes: dict[tuple[str, str], Routes] = {}
         self._known: Mapping[tuple[str, str], Routes] = before._routes if before else {}
+        self._served_so: dict[tuple[str, str], _Made] = {}
+        self._known_served: Mapping[tuple[str, str], _Made] = before._served_so if before else {}
         self.model, self.notices = self._reused() or self._made()
 
     def _reused(self) -> tuple[L7, tuple[Notice, ...]] | None:
@@ -119,7 +125,7 @@ class Layer7:
             return None
         pods = before._serving == self._serving and before._accounts == self._accounts
         if pods and _same([before._documents], [self._documents]):
-            self._routes = before._routes
+            self._routes, self._served_so = before._routes, before._served_so
             return before.model, before.notices
         return None
 
@@ -193,9 +199,23 @@ class Layer7:
         )
 
     def _serve(self, service: Service, spot: Spot) -> Served:
-        key = f"{spot.namespace}/{spot.gateway}", service.key
+        """A Gateway API's routes are made again each time; without any, what is made of the same is the same object."""
+        name = service.key
+        key = f"{spot.namespace}/{spot.gateway}", name
         routes = self._routes[key] = self._virtual.of_service(service, spot.namespace, self._known.get(key))
-        attached = self._parents.of_service.get(service.key, ())
+        rules = self._attached.rules(replace(spot, service=service) if self._attached.names(name) else spot)
+        attached = self._parents.of_service.get(name, ())
+        if attached:
+            return self._served_by(service, routes, rules, attached)
+        made = self._known_served.get(key)
+        if not made or made[0] is not routes or made[1] != rules:
+            made = routes, rules, Served(name, routes.http, routes.l4, rules)
+        self._served_so[key] = made
+        return made[2]
+
+    def _served_by(
+        self, service: Service, routes: Routes, rules: Rules, attached: Sequence[tuple[Resource, int]]
+    ) -> Served:
         first = gateway_routes.ordered(
             ranked
             for each, port in attached
@@ -207,7 +227,7 @@ class Layer7:
             service=service.key,
             http=joined((*first, *routes.http)) if first else routes.http,
             l4=(*(route for each in plain for route in gateway_routes.l4(each, self._backends)), *routes.l4),
-            rules=self._attached.rules(replace(spot, service=service)),
+            rules=rules,
         )
 
     def _gateway(self, gateway: KubernetesGateway) -> Proxy:

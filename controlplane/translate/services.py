@@ -141,7 +141,7 @@ def _kubernetes(service: KubernetesService, network: str) -> Offered:
         ip_families=service.ip_families,
         canonical=True,
     )
-    by_number = all(isinstance(port.target, int) for port in service.ports)
+    by_number = all(isinstance(port.target, int) and port.target for port in service.ports)
     return Offered(model, service.selector, service.ports, False, model.ports if by_number else None)
 
 

@@ -60,7 +60,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Question:
-    """Which service is meant by a host in a document of a namespace, and how a client calls it."""
+    """Which service is meant by a host (its full name) in a document of a namespace, and how a client calls it."""
 
     host: str
     namespace: str
@@ -84,7 +84,8 @@ class VirtualServices:
 
     def __init__(self, resources: list[Resource], hosts: Hosts, destinations: Destinations, mesh: Tree) -> None:
         self._hosts, self._destinations, self._mesh = hosts, destinations, mesh
-        self._asked: list[_Question] = []
+        # By host, namespace and client.
+        self._asked: dict[tuple[str, str, str], _Question] = {}
         self._retries: Tree | None = mesh.get("defaultHttpRetryPolicy")
         self._exported = mesh.get("defaultVirtualServiceExportTo", ())
         self._delegates = {each.key: each for each in resources if not each.spec.get("hosts")}
@@ -99,6 +100,8 @@ class VirtualServices:
     def about(self, service: Service, proxy: str) -> list[Resource]:
         """The documents that `of_service` looks at; all delegates, if one of them delegates."""
         chosen = list(self._about(service, proxy))
+        if not self._delegates:
+            return chosen
         delegates = any("delegate" in route for each in chosen for route in each.spec.get("http", ()))
         return [*chosen, *self._delegates.values()] if delegates else chosen
 
@@ -107,9 +110,9 @@ class VirtualServices:
         about = self.about(service, proxy)
         if known and self._is_same(known, about):
             return known
-        self._asked = []
+        self._asked = {}
         http, l4 = self._of_service(service, proxy)
-        return Routes(http, l4, about, tuple(self._asked), self._mesh)
+        return Routes(http, l4, about, tuple(self._asked.values()), self._mesh)
 
     def _is_same(self, known: Routes, about: list[Resource]) -> bool:
         """The same documents, and every question that they asked then has the same answer now."""
@@ -119,10 +122,11 @@ class VirtualServices:
 
     def _is_answered_so(self, asked: _Question) -> bool:
         service, destination = self._answer(asked)
-        return service is asked.answer[0] and destination == asked.answer[1]
+        before, how = asked.answer
+        return service is before and (destination is how or destination == how)
 
     def _answer(self, asked: _Question) -> tuple[Service | None, Destination | None]:
-        found = self._hosts.find(asked.host, asked.namespace)
+        found = self._hosts.named(asked.host, asked.namespace)
         return found, self._destinations.of(found, asked.client) if found else None
 
     def _of_service(self, service: Service, proxy: str) -> tuple[tuple[HttpRoute, ...], tuple[L4Route, ...]]:
@@ -134,6 +138,8 @@ class VirtualServices:
 
     def _about(self, service: Service, proxy: str) -> Iterator[Resource]:
         name = service.hostname.lower()
+        if not self._wildcards and name not in self._by_host:
+            return
         patterns = [name, *sorted((w for w in self._wildcards if matches(w, name)), key=specificity, reverse=True)]
         seen: set[int] = set()
         for pattern in patterns:
@@ -218,9 +224,10 @@ class VirtualServices:
 
     def target(self, destination: Tree, about: Resource, place: Place) -> Target:
         """Nowhere: no such service, port or subset; requests get 500, and nobody else gets them."""
-        asked = _Question(destination["host"], about.meta.namespace, place.namespace)
+        namespace = about.meta.namespace
+        asked = _Question(fqdn(destination["host"], namespace), namespace, place.namespace)
         asked = replace(asked, answer=self._answer(asked))
-        self._asked.append(asked)
+        self._asked[asked.host, namespace, place.namespace] = asked
         service = asked.answer[0]
         if not service:
             return NOWHERE

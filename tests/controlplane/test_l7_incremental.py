@@ -6,6 +6,10 @@ from hypothesis import strategies as st
 from controlplane.documents import parse
 from controlplane.objects import Mesh
 from controlplane.store import Store
+from controlplane.translate.envoy.blocks import Cache
+from controlplane.translate.envoy.resources import Translation
+from controlplane.translate.envoy.world import View
+from tests.controlplane.documents import pod
 from tests.controlplane.l7 import SHOP
 
 
@@ -20,7 +24,9 @@ FILES = {
         "",
         document("Service", "x", "{ports: [{port: 80, name: http}]}", "v1"),
         document("Service", "x", "{ports: [{port: 80, name: other}, {port: 81, name: http}]}", "v1"),
+        document("Service", "x", "{clusterIP: 10.1.0.1, selector: {app: web}, ports: [{port: 80, name: http}]}", "v1"),
     ],
+    "web.yaml": ["", pod("web", labels="app: web"), pod("web", labels="app: web", ip="10.0.0.9")],
     "route.yaml": [
         "",
         document("VirtualService", "a", "{hosts: [web], http: [{route: [{destination: {host: x, subset: v1}}]}]}"),
@@ -87,3 +93,32 @@ def test_a_model_is_the_same_whatever_was_there_before(changes):
         fresh.update(contents(chosen))
         assert store.l7 == fresh.l7
         assert sorted(store.notices) == sorted(fresh.notices)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(CHANGE, min_size=1, max_size=8))
+def test_what_envoys_are_sent_is_the_same_whatever_was_made_before(changes):
+    store, cache, chosen = Store(Mesh()), Cache(), dict.fromkeys(FILES, 0)
+    for file, number in changes:
+        chosen[file] = number
+        store.update(contents(chosen))
+        view = View(store.world)
+        for proxy in store.l7.proxies.values():
+            fresh = Translation(view, store.l7, Cache()).of(proxy)
+            assert Translation(view, store.l7, cache).of(proxy) == fresh
+        cache.turn()
+
+
+def test_a_pod_that_serves_one_more_service_changes_no_other_services_resources():
+    store, cache = Store(Mesh()), Cache()
+    chosen = {**dict.fromkeys(FILES, 0), "web.yaml": 1}
+    sent = []
+    for chosen["service.yaml"] in (0, 1, 3):
+        store.update(contents(chosen))
+        [proxy] = store.l7.proxies.values()
+        sent.append(Translation(View(store.world), store.l7, cache).of(proxy))
+        cache.turn()
+    before, _, after = sent
+    other = [(url, name) for url, named in before.items() for name in named if "web" in name]
+    assert other
+    assert all(after[url][name] is before[url][name] for url, name in other)
