@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import time
@@ -19,6 +18,7 @@ from controlplane import admin, checks, rotation, server
 from controlplane.attest import Callers, Tokens, proxy_caller, proxy_key
 from controlplane.ca import Authority, load_authority
 from controlplane.cluster import Cluster
+from controlplane.collector import Frozen
 from controlplane.envoys import Envoys
 from controlplane.push import Board
 from controlplane.settings import Settings, load
@@ -125,7 +125,8 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
         cluster, source = await _source(settings, authority, store, stack)
         callers: Callers = cluster.callers if cluster else Tokens(settings.state_dir)
         board, envoys = Board(store.world), Envoys(store.world, store.l7)
-        gc.freeze()  # what is in force lives long: not to be looked through again and again
+        frozen = Frozen()
+        frozen.look(store.size)
         discovery = server.Discovery(board, callers, envoys)
         certificates = server.Certificates(authority, callers, board, settings.mesh.trust_domain, envoys)
         bundles = server.Bundles(authority, callers, settings.mesh.trust_domain)
@@ -145,7 +146,7 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
         _log.info(log.READY, address=f"{settings.address[0]}:{port}", path=_path(settings))
         ready(port)
         told = cluster.statuses.touch if cluster else lambda: None
-        work = [_watch(source, store, board, envoys, told), board.run(), envoys.run()]
+        work = [_watch(source, store, board, envoys, told, frozen), board.run(), envoys.run()]
         await _until_stopped(*work, *([cluster.run()] if cluster else []))
         _log.info(log.STOPPING)
 
@@ -191,8 +192,11 @@ async def _until_stopped(*work: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(source: Source, store: Store, board: Board, envoys: Envoys, told: Callable[[], None]) -> None:
+async def _watch(
+    source: Source, store: Store, board: Board, envoys: Envoys, told: Callable[[], None], frozen: Frozen
+) -> None:
     async for news in source.changes():
+        frozen.look(store.size)  # what came last has been made and sent by now
         if await asyncio.to_thread(_take, store, *news):
             board.propose(store.world)
             envoys.propose(store.world, store.l7)

@@ -51,6 +51,8 @@ class _Round:
         self._found: dict[str, dict[str, Versioned]] = {type_url: {} for type_url in TYPES}
         self._slots = tokens.slots(l7.authorizers, self._providers())
         self._used = tuple(name for name, _ in self._slots.values())
+        # Without what it serves, or each service's listener would hang on all services.
+        self._teller = Proxy(proxy.name, proxy.namespace, proxy.role, proxy.service_account)
         self._claimed: set[tuple[str, int]] = set()
         self._hosts: list[Versioned] = []
         self._all = self._now = Block()
@@ -145,7 +147,7 @@ class _Round:
         if tracer:
             self._want(tracer.target)
         word = "grpc" if protocol is AppProtocol.GRPC else "http"
-        return telemetry.Said(wanted, service, self._proxy, tracer, word)
+        return telemetry.Said(wanted, service, self._teller, tracer, word)
 
     # Gateway ------------------------------------------------------------------------------------------------------
 
