@@ -7,7 +7,7 @@ import base64
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +76,7 @@ async def serve(
             web.get("/status", show_status),
             web.get("/resources", show_resources),
             web.get("/analysis", show_analysis),
-            *profiles.routes(),
+            *(web.get(path, _profile(kind)) for path, kind in profiles.doors().items()),
         ]
     )
     runner = web.AppRunner(app, access_log=None)
@@ -87,6 +87,17 @@ async def serve(
         await runner.cleanup()
         raise
     return runner
+
+
+def _profile(kind: profiles.Kind) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def profile(request: web.Request) -> web.Response:
+        try:
+            body = await kind(request.query.get("seconds", "10"))
+        except ValueError as error:
+            return web.Response(status=400, text=f"{error}\n")
+        return web.Response(body=body, content_type="application/octet-stream")
+
+    return profile
 
 
 def private_socket(path: Path) -> socket.socket:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
-
-from aiohttp import web
 
 if TYPE_CHECKING:
     from mesh.profiler import Native
@@ -15,23 +13,28 @@ LONGEST_S: Final = 300.0
 Found = Iterable[tuple[str, list[tuple[str, str, int]], int]]
 
 
-def routes(native: Callable[[float, int], Found] | None = None) -> list[web.RouteDef]:
-    """Go's paths, since people know them; `?seconds=`. Not for a door that others than root can reach.
+Kind = Callable[[str], Awaitable[bytes]]
+"""Takes `seconds` as somebody wrote it. Raises ValueError: a sentence about that."""
+
+
+def doors(native: Callable[[float, int], Found] | None = None) -> dict[str, Kind]:
+    """By path, Go's, since people know them; `?seconds=`. Not for a door that others than root can reach.
 
     `native`: (seconds, hertz) -> (thread, (function, file, line) from the outermost on, how often it was seen).
     """
 
-    async def profile(request: web.Request) -> web.Response:
+    async def profile(seconds: str) -> bytes:
         from mesh import profiler
 
-        return await _taken(request, lambda seconds: profiler.cpu(seconds, _stacks(native) if native else None))
+        stacks = _stacks(native) if native else None
+        return await asyncio.to_thread(lambda length: profiler.cpu(length, stacks), _seconds(seconds))
 
-    async def heap(request: web.Request) -> web.Response:
+    async def heap(seconds: str) -> bytes:
         from mesh import profiler
 
-        return await _taken(request, profiler.heap)
+        return await asyncio.to_thread(profiler.heap, _seconds(seconds))
 
-    return [web.get("/debug/pprof/profile", profile), web.get("/debug/pprof/heap", heap)]
+    return {"/debug/pprof/profile": profile, "/debug/pprof/heap": heap}
 
 
 def _stacks(native: Callable[[float, int], Found]) -> Native:
@@ -42,14 +45,6 @@ def _stacks(native: Callable[[float, int], Found]) -> Native:
         return [((Frame(thread), *(Frame(*each) for each in frames)), times) for thread, frames, times in found]
 
     return taken
-
-
-async def _taken(request: web.Request, kind: Callable[[float], bytes]) -> web.Response:
-    try:
-        body = await asyncio.to_thread(kind, _seconds(request.query.get("seconds", "10")))
-    except ValueError as error:
-        return web.Response(status=400, text=f"{error}\n")
-    return web.Response(body=body, content_type="application/octet-stream")
 
 
 def _seconds(text: str) -> float:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import ssl
 from dataclasses import dataclass
 from typing import Any, Final
-
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 MAX_BYTES: Final = 1024 * 1024
 _SCHEME: Final = "spiffe://"
@@ -38,7 +36,7 @@ def pem_of_der(der: bytes) -> str:
     found: list[str] = []
     while der:
         length = _der_length(der)
-        found.append(x509.load_der_x509_certificate(der[:length]).public_bytes(Encoding.PEM).decode())
+        found.append(_pem(der[:length]))
         der = der[length:]
     return "".join(found)
 
@@ -61,11 +59,24 @@ def _der_length(der: bytes) -> int:
     return 2 + digits + int.from_bytes(der[2 : 2 + digits])
 
 
+def _pem(der: bytes) -> str:
+    _parse(der)
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
+def _parse(certificates: bytes | str) -> None:
+    """DER or PEM. By OpenSSL, which is here in any case: the core parses strictly. Raises ValueError."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=certificates)
+    except ssl.SSLError as error:
+        raise ValueError(f"is not a certificate: {error.reason}") from None
+
+
 def _checked_pem(content: bytes) -> str:
     try:
         text = content.decode("ascii")
         if text.strip():
-            x509.load_pem_x509_certificates(content)
+            _parse(text)
     except ValueError:
         raise ValueError("is not a list of certificates in PEM") from None
     return text
@@ -100,6 +111,6 @@ def _certificate(entry: object) -> str:
         return ""
     try:
         der = base64.b64decode(chain[0], validate=True)
-        return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
+        return _pem(der)
     except (TypeError, ValueError, binascii.Error):
         raise ValueError("an `x5c` is not a certificate: base64 of DER is expected") from None

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
-from aiohttp import web
+from mesh.profiles import Kind
+from ztunnel.http1 import Answer, Handler, Routes, Server, text
 
-_LARGE: Final = 64 * 1024
-"""Bytes from which on an answer is compressed beside the loop."""
+Query = Mapping[str, str]
+_JSON: Final = "application/json"
 _PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -35,81 +37,78 @@ class Answers:
     quit: Callable[[], None]
 
 
-def admin_app(answers: Answers, private: Iterable[web.RouteDef] = ()) -> web.Application:
-    """`private`: what only the socket serves that root alone can open."""
+def admin_routes(answers: Answers, private: Mapping[str, Kind] = MappingProxyType({})) -> Routes:
+    """`private`: what only the socket serves that root alone can open; see `mesh.profiles`."""
 
-    async def status(_: web.Request) -> web.Response:
-        return web.json_response(answers.status(), dumps=_dumps)
+    async def status(_: Query) -> Answer:
+        return Answer(_dumps(answers.status()).encode(), _JSON)
 
-    async def dump(_: web.Request) -> web.Response:
-        return web.Response(body=await answers.dump(), content_type="application/json")
+    async def dump(_: Query) -> Answer:
+        return Answer(await answers.dump(), _JSON)
 
-    async def explain(request: web.Request) -> web.Response:
+    async def explain(query: Query) -> Answer:
         try:
-            said = await answers.explain(request.query.get("src", ""), request.query.get("dst", ""))
+            said = await answers.explain(query.get("src", ""), query.get("dst", ""))
         except ValueError as error:
-            return web.Response(status=400, text=f"{error}\n")
-        return web.Response(body=said, content_type="application/json")
+            return text(f"{error}\n", 400)
+        return Answer(said, _JSON)
 
-    async def logging(request: web.Request) -> web.Response:
-        wanted = "reset" if "reset" in request.query else request.query.get("level")
+    async def logging(query: Query) -> Answer:
+        wanted = "reset" if "reset" in query else query.get("level")
         try:
             now = answers.set_log_level(wanted)
         except ValueError as error:
-            return web.Response(status=400, text=f"{error}\n")
-        return web.Response(text=f"current log level is {now}\n")
+            return text(f"{error}\n", 400)
+        return text(f"current log level is {now}\n")
 
-    async def quit(_: web.Request) -> web.Response:
+    async def quit(_: Query) -> Answer:
         answers.quit()
-        return web.Response(text="shutdown now\n")
+        return text("shutdown now\n")
 
-    app = _app(answers, "/metrics")
-    app.router.add_get("/status", status)
-    app.router.add_get("/config_dump", dump)
-    app.router.add_get("/explain", explain)
-    app.router.add_post("/logging", logging)
-    app.router.add_post("/quitquitquit", quit)
-    app.router.add_routes(private)
-    return app
-
-
-def stats_app(answers: Answers) -> web.Application:
-    return _app(answers, "/metrics", "/stats/prometheus")
+    return _metrics(answers, "/metrics") | {
+        "/status": ("GET", status),
+        "/config_dump": ("GET", dump),
+        "/explain": ("GET", explain),
+        "/logging": ("POST", logging),
+        "/quitquitquit": ("POST", quit),
+        **{path: ("GET", _profile(kind)) for path, kind in private.items()},
+    }
 
 
-def readiness_app(answers: Answers) -> web.Application:
-    async def ready(_: web.Request) -> web.Response:
+def _profile(kind: Kind) -> Handler:
+    async def profile(query: Query) -> Answer:
+        try:
+            return Answer(await kind(query.get("seconds", "10")), "application/octet-stream")
+        except ValueError as error:
+            return text(f"{error}\n", 400)
+
+    return profile
+
+
+def stats_routes(answers: Answers) -> Routes:
+    return _metrics(answers, "/metrics", "/stats/prometheus")
+
+
+def readiness_routes(answers: Answers) -> Routes:
+    async def ready(_: Query) -> Answer:
         pending = answers.pending()
-        if pending:
-            return web.Response(status=500, text=f"not ready, pending: {', '.join(pending)}\n")
-        return web.Response(text="ready\n")
+        return text(f"not ready, pending: {', '.join(pending)}\n", 500) if pending else text("ready\n")
 
-    app = web.Application()
-    app.router.add_get("/healthz/ready", ready)
-    return app
+    return {"/healthz/ready": ("GET", ready)}
 
 
-def _app(answers: Answers, *metrics_paths: str) -> web.Application:
-    async def metrics(request: web.Request) -> web.Response:
-        headers = {"Content-Type": _PROMETHEUS}
-        response = web.Response(body=await answers.metrics(), headers=headers, zlib_executor_size=_LARGE)
-        if "gzip" in request.headers.get("Accept-Encoding", ""):
-            response.enable_compression(web.ContentCoding.gzip)
-        return response
+def _metrics(answers: Answers, *paths: str) -> dict[str, tuple[str, Handler]]:
+    async def metrics(_: Query) -> Answer:
+        return Answer(await answers.metrics(), _PROMETHEUS, gzip=True)
 
-    app = web.Application()
-    for path in metrics_paths:
-        app.router.add_get(path, metrics)
-    return app
+    return {path: ("GET", metrics) for path in paths}
 
 
-async def serve(app: web.Application, *listeners: socket.socket) -> web.AppRunner:
-    """Starts; the caller ends it with `cleanup()`."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-    await runner.setup()
-    for listener in listeners:
-        await web.SockSite(runner, listener).start()
-    return runner
+async def serve(routes: Routes, *listeners: socket.socket) -> Server:
+    """Starts; the caller ends it with `close()`."""
+    server = Server(routes)
+    await server.start(listeners)
+    return server
 
 
 def extend_dump(dump: bytes, extra: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mesh import log, profiles
 from mesh.errors import OperatorError
-from ztunnel.admin import Answers, admin_app, readiness_app, serve, stats_app
+from ztunnel.admin import Answers, admin_routes, readiness_routes, serve, stats_routes
 from ztunnel.channel import check_files
 from ztunnel.dataplane import Dataplane, native_stacks, open_core
 from ztunnel.listen import bind_tcp, bind_unix
@@ -89,17 +89,17 @@ def bound(settings: Settings) -> Iterator[Doors]:
 
 @asynccontextmanager
 async def serving(doors: Doors, answers: Answers) -> AsyncIterator[None]:
-    runners = [
-        await serve(admin_app(answers, profiles.routes(native_stacks)), doors.unix),
-        await serve(admin_app(answers), doors.admin),
-        await serve(stats_app(answers), doors.stats),
-        await serve(readiness_app(answers), doors.readiness),
+    servers = [
+        await serve(admin_routes(answers, profiles.doors(native_stacks)), doors.unix),
+        await serve(admin_routes(answers), doors.admin),
+        await serve(stats_routes(answers), doors.stats),
+        await serve(readiness_routes(answers), doors.readiness),
     ]
     try:
         yield
     finally:
-        for runner in runners:
-            await runner.cleanup()
+        for server in servers:
+            await server.close()
 
 
 def _raise_descriptor_limit() -> None:

@@ -13,9 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from mesh import log
 from mesh.errors import OperatorError
 from mesh.spiffe_bundle import Bundle, read_bundle
@@ -125,23 +122,21 @@ class Trust:
     def _revocations(self) -> tuple[str | None, str]:
         """(PEM or None for none configured, why there are none although there should be)."""
         path = self._settings.crl_path
-        ders = list(self._delivered_crls)
-        try:
-            lists = [x509.load_der_x509_crl(der) for der in ders]
-            if path is not None:
-                lists += _read_lists(path)
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            return None, self._complain("CRL_PATH", f"{path}: {why}")
-        late = [each for each in lists if each.next_update_utc is None or each.next_update_utc <= self._now()]
-        if late:
-            return None, self._complain(
-                "CRL_PATH", f"the revocation list of {late[0].issuer.rfc4514_string()} is out of date"
-            )
-        self._complaints.pop("CRL_PATH", None)
-        if path is None and not lists:
+        if path is None and not self._delivered_crls:
+            self._complaints.pop("CRL_PATH", None)
             return None, ""
-        return "".join(each.public_bytes(Encoding.PEM).decode() for each in lists), ""
+        from ztunnel import revocations  # cryptography is memory that only this wants
+
+        try:
+            text = revocations.read(self._delivered_crls, path, self._now())
+        except OSError as error:
+            return None, self._complain("CRL_PATH", f"{path}: {error.strerror}")
+        except revocations.OutOfDate as error:
+            return None, self._complain("CRL_PATH", str(error))
+        except ValueError as error:
+            return None, self._complain("CRL_PATH", f"{path}: {error}")
+        self._complaints.pop("CRL_PATH", None)
+        return text, ""
 
     def _read_files(self) -> None:
         """A file that cannot be used leaves what it said before; one that is gone takes its trust domain along."""
@@ -190,15 +185,3 @@ class Trust:
             replace_file(self._kept, json.dumps(self._delivered).encode())
         except OSError as error:
             _log.warning("trust bundles not stored", path=str(self._kept), why=error.strerror)
-
-
-def _read_lists(path: Path) -> list[x509.CertificateRevocationList]:
-    """PEM, one or several, or one in DER. Raises OSError, ValueError."""
-    content = path.read_bytes()
-    if b"-----BEGIN" not in content:
-        return [x509.load_der_x509_crl(content)]
-    end = b"-----END X509 CRL-----"
-    blocks = [block + end for block in content.split(end)[:-1]]
-    if not blocks:
-        raise ValueError("holds no revocation list")
-    return [x509.load_pem_x509_crl(block) for block in blocks]

@@ -18,7 +18,6 @@ from ztunnel.identity import CaClient, Certificates
 from ztunnel.lastgood import LastGood
 from ztunnel.levels import CORE_SCOPES, Levels
 from ztunnel.metrics import Metrics
-from ztunnel.otlp import Exporter
 from ztunnel.pods import Pods
 from ztunnel.settings import Settings
 from ztunnel.trust import Trust
@@ -89,6 +88,8 @@ class Tunnel:
         if self._store:
             work.append(self._store.run())
         if collector := self._settings.collector:
+            from ztunnel.otlp import Exporter  # aiohttp's client is memory that only this wants
+
             resource = {
                 "service.name": "ztunnel",
                 "service.version": self._version,

@@ -162,7 +162,13 @@ class FakeCore:
 
     def install_chain(self, identity: str, chain: list[str]) -> tuple[float, float]:
         self._alive()
+        if len(chain) < 2 or "-----BEGIN" not in chain[0]:
+            raise ValueError("the chain is not PEM of a leaf and, last, the roots")
         leaf = x509.load_pem_x509_certificate(chain[0].encode())
+        names = [each.value for each in leaf.extensions if isinstance(each.value, x509.SubjectAlternativeName)]
+        found = [uri for each in names for uri in each.get_values_for_type(x509.UniformResourceIdentifier)]
+        if found != [identity]:
+            raise ValueError(f"the certificate is for {', '.join(found) or 'nobody'}, expected {identity}")
         if identity not in self.keys_held or leaf.public_key() != self.keys_held[identity].public_key():
             raise ValueError("the certificate is not for the last key")
         self.chains[identity] = chain

@@ -7,7 +7,7 @@ import pytest
 
 from mesh import profiles
 from mesh.errors import OperatorError
-from ztunnel.admin import Answers, admin_app, extend_dump, readiness_app, serve, stats_app
+from ztunnel.admin import Answers, admin_routes, extend_dump, readiness_routes, serve, stats_routes
 from ztunnel.listen import bind_tcp, bind_unix
 
 
@@ -53,15 +53,15 @@ def fetch(asked, tmp_path):
 
     def run(door, method, path):
         async def main():
-            make = {"admin": admin_app, "stats": stats_app, "readiness": readiness_app}[door]
-            runner = await serve(make(asked.answers()), bind_unix(tmp_path / door))
+            make = {"admin": admin_routes, "stats": stats_routes, "readiness": readiness_routes}[door]
+            server = await serve(make(asked.answers()), bind_unix(tmp_path / door))
             connector = aiohttp.UnixConnector(str(tmp_path / door))
             async with (
                 aiohttp.ClientSession(connector=connector) as session,
                 session.request(method, f"http://x{path}") as response,
             ):
                 answer = response.status, await response.text()
-            await runner.cleanup()
+            await server.close()
             (tmp_path / door).unlink()
             return answer
 
@@ -78,7 +78,7 @@ def test_a_question_about_a_connection_is_answered_or_refused_with_a_sentence(fe
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "301", "soon"])
 def test_the_length_of_a_profile_is_a_number_of_seconds(asked, tmp_path, seconds):
     async def main():
-        runner = await serve(admin_app(asked.answers(), profiles.routes()), bind_unix(tmp_path / "d"))
+        server = await serve(admin_routes(asked.answers(), profiles.doors()), bind_unix(tmp_path / "d"))
         connector = aiohttp.UnixConnector(str(tmp_path / "d"))
         async with (
             aiohttp.ClientSession(connector=connector) as session,
@@ -86,7 +86,7 @@ def test_the_length_of_a_profile_is_a_number_of_seconds(asked, tmp_path, seconds
         ):
             assert response.status == 400
             assert await response.text() == f"seconds: '{seconds}' is not a number up to 300\n"
-        await runner.cleanup()
+        await server.close()
 
     asyncio.run(main())
 

@@ -14,7 +14,7 @@ from mesh.gen.workload_pb2 import Address, Workload
 from tests.fakes import core as fakes
 from tests.ztunnel.authority import Authority, pem
 
-WEB = "spiffe://cluster.local/ns/shop/sa/web"
+WEB, DB = "spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/shop/sa/db"
 ADDRESS = Address(
     workload=Workload(uid="web", name="web", namespace="shop", service_account="web", addresses=[b"\x0a\0\0\1"])
 ).SerializeToString()
@@ -80,6 +80,21 @@ def test_a_chain_for_the_last_key_is_installed_and_its_life_told(core):
     core.forget_identity(WEB)
     core.forget_identity(WEB)
     core.certificate_failed(WEB, "nobody waits")
+
+
+@pytest.mark.parametrize("names", [[], [DB], [WEB + "x"], [WEB, DB]])
+def test_a_leaf_must_carry_exactly_the_name_asked_for(core, names):
+    authority = Authority()
+    authority.names_instead = names
+    with pytest.raises(ValueError, match=r"the certificate|certificate's"):
+        core.install_chain(WEB, authority.chain(WEB, core.new_key(WEB).decode()))
+
+
+@pytest.mark.parametrize("parts", [[], ["leaf"], ["no", "pem"]])
+def test_a_chain_has_a_leaf_and_a_root(core, parts):
+    leaf = Authority().chain(WEB, core.new_key(WEB).decode())[0]
+    with pytest.raises(ValueError, match="chain"):
+        core.install_chain(WEB, [leaf if part == "leaf" else part for part in parts])
 
 
 def test_a_descriptor_that_is_no_namespace_enrols_nobody(core):
