@@ -32,10 +32,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::select;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{self, LocalSet};
+use tokio::task;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use ztunnel_core::tables::{Tables, Workload};
 
@@ -330,12 +330,25 @@ impl Workers {
     }
 
     fn start_one(&mut self, index: usize, shared: Arc<Shared>, jobs: Jobs) -> io::Result<()> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
         let peers = self.handles.clone();
         let thread = thread::Builder::new().name(format!("mesh-{index}"));
-        self.threads
-            .push(thread.spawn(move || run(&runtime, index, shared, peers, jobs))?);
-        Ok(())
+        let (tell, built) = std::sync::mpsc::sync_channel(1);
+        self.threads.push(thread.spawn(move || {
+            // Not a LocalSet in a runtime: that is two queues and two schedulers for every task.
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
+            match runtime {
+                Ok(runtime) => {
+                    let _ = tell.send(Ok(()));
+                    runtime.block_on(run(index, shared, peers, jobs));
+                }
+                Err(why) => {
+                    let _ = tell.send(Err(why));
+                }
+            }
+        })?);
+        built.recv().map_err(io::Error::other)?
     }
 
     /// Ends every connection and joins the threads.
@@ -350,20 +363,17 @@ impl Workers {
     }
 }
 
-fn run(runtime: &Runtime, index: usize, shared: Arc<Shared>, peers: Vec<Handle>, mut jobs: Jobs) {
+async fn run(index: usize, shared: Arc<Shared>, peers: Vec<Handle>, mut jobs: Jobs) {
     MAILBOX.set(Some(shared.mailbox.clone()));
-    let local = LocalSet::new();
-    local.block_on(runtime, async {
-        let worker = Worker::new(index, shared, peers);
-        task::spawn_local(worker.clone().judge_after_every_swap());
-        task::spawn_local(worker.clone().hand_counters_over());
-        task::spawn_local(worker.clone().end_unproven_in_time());
-        while let Some(Some(job)) = jobs.recv().await {
-            // Reported by the hook; the job's reply channel is dropped, which its caller notices.
-            let _: Result<(), Box<dyn Any + Send>> =
-                panic::catch_unwind(AssertUnwindSafe(|| job(&worker)));
-        }
-    });
+    let worker = Worker::new(index, shared, peers);
+    task::spawn_local(worker.clone().judge_after_every_swap());
+    task::spawn_local(worker.clone().hand_counters_over());
+    task::spawn_local(worker.clone().end_unproven_in_time());
+    while let Some(Some(job)) = jobs.recv().await {
+        // Reported by the hook; the job's reply channel is dropped, which its caller notices.
+        let _: Result<(), Box<dyn Any + Send>> =
+            panic::catch_unwind(AssertUnwindSafe(|| job(&worker)));
+    }
 }
 
 thread_local! {

@@ -1,22 +1,15 @@
 //! Between an application's socket and a stream of a tunnel.
 
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
 use ztunnel_core::h2::code;
 
 use super::{Bytes2, HalfClosed, RelayError, reset_on_close};
 use crate::tunnel::{Failure, Stream};
-
-/// How long a 200 waits for the application's answer to what the client has said already.
-const PATIENCE: Duration = Duration::from_millis(1);
 
 /// Carries bytes until both sides have ended; a half-closed connection goes on. Otherwise, and when the future is
 /// dropped, the application gets a RST and the stream a RST_STREAM. `counts.sent`: from the application.
@@ -29,11 +22,9 @@ pub async fn relay_tunnel(
 ) -> Result<(), RelayError> {
     let app = Rc::new(app);
     tunnel.attach(app.clone(), counts.clone());
-    let patience = tunnel.answer_waits().then(|| Box::pin(sleep(PATIENCE)));
     let mut relay = Relay {
         app,
         tunnel,
-        patience,
         counts: counts.clone(),
         app_ended: false,
         peer_ended: false,
@@ -52,8 +43,6 @@ struct Relay {
     /// The peer sends nothing more, the application has everything and its FIN.
     peer_ended: bool,
     half_closed: HalfClosed,
-    /// Until then our 200 may wait for the application's first bytes.
-    patience: Option<Pin<Box<Sleep>>>,
     complete: bool,
 }
 
@@ -84,7 +73,6 @@ impl Relay {
             return Ok(drained);
         }
         self.feed_peer(cx)?;
-        self.answer_in_time(cx);
         if self.app_ended != self.peer_ended
             && self.half_closed.poll(cx, self.counts.total()).is_ready()
         {
@@ -115,20 +103,6 @@ impl Relay {
             let _ = SockRef::from(&*self.app).shutdown(std::net::Shutdown::Write);
         }
         Ok(true)
-    }
-
-    fn answer_in_time(&mut self, cx: &mut Context<'_>) {
-        let Some(patience) = &mut self.patience else {
-            return;
-        };
-        let spoken = self.app_ended || self.counts.sent.get() > 0;
-        let over = spoken || patience.as_mut().poll(cx).is_ready();
-        if over {
-            self.patience = None;
-        }
-        if over && !spoken {
-            self.tunnel.answer();
-        }
     }
 
     fn feed_peer(&mut self, cx: &mut Context<'_>) -> Result<(), RelayError> {

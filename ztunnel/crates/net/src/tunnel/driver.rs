@@ -23,6 +23,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// Together with one tick of silence: a PING after ten seconds without a byte from the peer.
 const SILENCE: Duration = Duration::from_secs(9);
 const PING_ANSWER: Duration = Duration::from_secs(20);
+/// How long what nobody waits for waits itself for something to go with: at least this, less than twice that.
+const PATIENCE: Duration = Duration::from_millis(1);
 const CLOSE_NOTIFY: [u8; 2] = [1, 0];
 
 /// What the timer is for.
@@ -39,6 +41,10 @@ struct Driver<'a> {
     on_request: &'a dyn Fn(Incoming),
     timer: Pin<Box<Sleep>>,
     watch: Watch,
+    /// Runs while `patient` says what it is for: what `State::collected` was. Setting a timer wakes the event loop, so one
+    /// that has become needless is left to run.
+    patience: Pin<Box<Sleep>>,
+    patient: Option<u32>,
     role: Role,
     pool_idle: Duration,
     /// Since when no stream is open, as far as the timer has seen.
@@ -71,6 +77,8 @@ pub(crate) async fn drive(
         on_request,
         timer: Box::pin(sleep_until(first)),
         watch: Watch::Preface,
+        patience: Box::pin(sleep_until(first)),
+        patient: None,
         role,
         pool_idle,
         idle_since: None,
@@ -107,6 +115,7 @@ impl Driver<'_> {
         }
         self.others_had_their_turn = false;
         let sent = self.flush(cx)?;
+        self.lose_patience(cx)?;
         while self.timer.as_mut().poll(cx).is_ready() {
             self.on_timer()?;
         }
@@ -147,6 +156,28 @@ impl Driver<'_> {
                 Poll::Ready(ready) => {
                     ready.map_err(|why| Over::Broken(format!("the connection broke: {why}")))?
                 }
+            }
+        }
+    }
+
+    /// What found no company within `PATIENCE` goes alone.
+    fn lose_patience(&mut self, cx: &mut Context<'_>) -> Result<(), Over> {
+        loop {
+            let waiting = self.tunnel.waiting();
+            if self.patient.is_none() {
+                if waiting.is_none() {
+                    return Ok(());
+                }
+                self.patient = waiting;
+                self.patience.as_mut().reset(Instant::now() + PATIENCE);
+            }
+            if self.patience.as_mut().poll(cx).is_pending() {
+                return Ok(());
+            }
+            let set_for = self.patient.take();
+            if waiting.is_some() && set_for == waiting {
+                self.tunnel.state.borrow_mut().patient = 0;
+                self.flush(cx)?;
             }
         }
     }
@@ -239,6 +270,12 @@ impl Driver<'_> {
 }
 
 impl Tunnel {
+    /// What can wait does, since so many collections.
+    fn waiting(&self) -> Option<u32> {
+        let state = self.state.borrow();
+        (state.patient > 0).then_some(state.collected)
+    }
+
     fn flush_once(&self) -> Result<bool, Over> {
         let mut state = self.state.borrow_mut();
         if state.is_patient() {

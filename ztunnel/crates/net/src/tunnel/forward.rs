@@ -20,6 +20,8 @@ const SHARED_READ: usize = 64 << 10;
 /// The first helping: most connections never say more at once. Fits into one record with its frame's header, so that it
 /// is one plain read.
 pub(super) const SMALL_READ: usize = (16 << 10) - 64;
+/// What is read of an application that is expected to say nothing more.
+const LAST_WORDS: usize = 1 << 10;
 /// Helpings that one write gathers. With many busy streams, waiting for all of them delays the first: 8 instead of no
 /// limit gives a fifth more requests per second at 128 connections, for the same CPU.
 const GATHERED: u32 = 8;
@@ -41,7 +43,13 @@ impl Tunnel {
             if app.poll_read_ready(cx)?.is_pending() {
                 return Poll::Pending;
             }
-            match self.forward(stream, app, limit) {
+            let winds_up = stream.remote_end.get() && !stream.speaks_on.get();
+            let forwarded = if winds_up {
+                self.wind_up(stream, app, limit)
+            } else {
+                self.forward(stream, app, limit)
+            };
+            match forwarded {
                 Err(why) if why.kind() == io::ErrorKind::WouldBlock => {}
                 other => return Poll::Ready(other),
             }
@@ -76,6 +84,21 @@ impl Tunnel {
         let alone = state.h2.open_streams() == 1;
         let fair = if alone { LONE_READ } else { SHARED_READ };
         Some(room.min(fair).min(stream.appetite.get()))
+    }
+
+    /// The peer has ended, and so most likely will the application, without another word. Then nobody waits to be told:
+    /// a packet for that alone is the dearest part of a short connection.
+    fn wind_up(&self, stream: &StreamState, app: &TcpStream, limit: usize) -> io::Result<usize> {
+        let mut words = [0; LAST_WORDS];
+        let room = limit.min(LAST_WORDS);
+        let read = read_once(app, &mut [IoSliceMut::new(&mut words[..room])])?;
+        if read == 0 {
+            self.end_patiently(stream.id);
+        } else {
+            stream.speaks_on.set(true);
+            self.say(stream.id, &words[..read]);
+        }
+        Ok(read)
     }
 
     /// One read from the application into DATA frames; an end becomes END_STREAM.

@@ -122,8 +122,10 @@ struct State {
     records_since_update: u32,
     /// Since the last flush.
     helpings: u32,
-    /// So many bytes of output, from its beginning, can wait a little for others to go with; see `answer_with_the_first`.
+    /// So many bytes of output, from its beginning, can wait a little for others to go with; see `patiently`.
     patient: usize,
+    /// How often output has gone: tells what waits now from what waited before.
+    collected: u32,
 }
 
 impl State {
@@ -134,6 +136,7 @@ impl State {
         if waiting.is_empty() {
             return Ok(());
         }
+        self.collected = self.collected.wrapping_add(1);
         let pushed = self.outbox.push(waiting);
         waiting.clear();
         pushed
@@ -170,6 +173,7 @@ impl Tunnel {
             records_since_update: 0,
             helpings: 0,
             patient: 0,
+            collected: 0,
         };
         let tunnel = Self {
             peer_addr: tcp.peer_addr()?,

@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::task::Poll;
 
-use ztunnel_core::h2::{Headers, OpenRefused, StreamId};
+use ztunnel_core::h2::{Connection, Headers, OpenRefused, StreamId};
 
 use super::first::Speaker;
 use super::stream::{Stream, StreamState};
@@ -101,23 +101,28 @@ impl Tunnel {
         self.touch();
     }
 
-    /// Answers 200 with the next thing that is sent. False: that is now.
-    pub(super) fn respond_patiently(&self, id: StreamId, headers: &[(&str, &str)]) -> bool {
-        let mut state = self.state.borrow_mut();
-        let others_wait = !state.is_patient();
-        state.h2.respond(id, 200, headers, false);
-        if others_wait {
-            drop(state);
-            self.touch();
-            return false;
-        }
-        state.patient = state.h2.output().len();
-        true
+    /// Answers 200 with the next thing that is sent.
+    pub(super) fn respond_patiently(&self, id: StreamId, headers: &[(&str, &str)]) {
+        self.patiently(|h2| h2.respond(id, 200, headers, false));
     }
 
-    /// Nothing waits any longer.
-    pub(super) fn lose_patience(&self) {
-        self.state.borrow_mut().patient = 0;
+    /// Ends a stream that the peer has ended, with the next thing that is sent.
+    pub(super) fn end_patiently(&self, id: StreamId) {
+        self.patiently(|h2| {
+            let end = h2.data(id, 0, true);
+            h2.output().extend_from_slice(&end);
+        });
+    }
+
+    /// What `put` puts into the output goes with the next thing that is sent; the driver sees that it does not wait long.
+    fn patiently(&self, put: impl FnOnce(&mut Connection)) {
+        let mut state = self.state.borrow_mut();
+        let all_can_wait = state.is_patient();
+        put(&mut state.h2);
+        if all_can_wait {
+            state.patient = state.h2.output().len();
+        }
+        drop(state);
         self.touch();
     }
 }

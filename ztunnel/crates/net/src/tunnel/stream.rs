@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use ztunnel_core::h2::{Headers, RequestHead, StreamId, code};
 use ztunnel_core::ids::SpiffeId;
@@ -65,8 +66,10 @@ pub(crate) struct StreamState {
     pub(super) remote_end: Cell<bool>,
     pub(super) failure: RefCell<Option<Failure>>,
     pub(super) app_failure: Cell<Option<io::ErrorKind>>,
-    /// Our 200 has not gone yet.
-    pub(super) answer_waits: Cell<bool>,
+    /// The application has been written to, or its socket was full.
+    pub(super) tried: Cell<bool>,
+    /// The application went on speaking after the peer's end.
+    pub(super) speaks_on: Cell<bool>,
     pub(super) response: RefCell<Option<(u16, Headers)>>,
     pub(super) waker: WakerSlot,
     /// Waits in the tunnel's line for room in the outbox.
@@ -85,7 +88,8 @@ impl StreamState {
             remote_end: Cell::new(false),
             failure: RefCell::default(),
             app_failure: Cell::new(None),
-            answer_waits: Cell::new(false),
+            tried: Cell::new(false),
+            speaks_on: Cell::new(false),
             response: RefCell::default(),
             waker: WakerSlot::default(),
             parked: Cell::new(false),
@@ -212,13 +216,21 @@ impl Stream {
     /// Hands the application what waits for it. Ready: nothing waits.
     pub(crate) fn poll_drain(&self, cx: &mut Context<'_>, app: &TcpStream) -> Poll<io::Result<()>> {
         while !self.state.inbox.borrow().is_empty() {
-            if app.poll_write_ready(cx)?.is_pending() {
+            let ready = app.poll_write_ready(cx)?.is_ready();
+            if self.state.tried.replace(true) && !ready {
                 return Poll::Pending;
             }
             let taken = {
                 let inbox = self.state.inbox.borrow();
                 let (first, second) = inbox.as_slices();
-                match app.try_write_vectored(&[IoSlice::new(first), IoSlice::new(second)]) {
+                let slices = [IoSlice::new(first), IoSlice::new(second)];
+                let written = if ready {
+                    app.try_write_vectored(&slices)
+                } else {
+                    // A new socket takes something before the event loop has heard that it does.
+                    SockRef::from(app).send_vectored(&slices)
+                };
+                match written {
                     Err(why) if why.kind() == io::ErrorKind::WouldBlock => continue,
                     other => other?,
                 }
@@ -238,16 +250,6 @@ impl Stream {
             counts.received.set(counts.received.get() + len as u64);
         }
         self.tunnel.consumed(self.state.id, len);
-    }
-
-    /// Our 200 waits for something to go with it.
-    pub(crate) fn answer_waits(&self) -> bool {
-        self.state.answer_waits.get()
-    }
-
-    /// It has waited long enough.
-    pub(crate) fn answer(&self) {
-        self.tunnel.lose_patience();
     }
 
     /// The peer sends nothing more.
@@ -301,11 +303,11 @@ impl Incoming {
         let Stream { tunnel, state } = &self.stream;
         // Who has much to say waits for the answer, to say the rest.
         let may_wait = (1..FEW_WORDS).contains(&state.inbox.borrow().len());
-        let waits = may_wait && tunnel.respond_patiently(state.id, headers);
-        if !may_wait {
+        if may_wait {
+            tunnel.respond_patiently(state.id, headers);
+        } else {
             tunnel.respond(state.id, 200, headers, false);
         }
-        state.answer_waits.set(waits);
         self.stream
     }
 
