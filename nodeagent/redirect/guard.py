@@ -27,6 +27,8 @@ from nodeagent.redirect.plan import (
 
 TABLE: Final = "nodemesh-guard"
 _KEEP: Final = f"meta mark & {0xFFFFFFFF & ~MARK_MASK:#x}"
+_HERE: Final = 'oif "lo" accept'
+"""First of all: each packet to and from the tunnel within the pod comes by. lo is device 1 of every namespace."""
 _AWAY: Final = 'oifname != "lo" meta l4proto tcp'
 _OURS: Final = f"meta mark & {MARK_MASK:#x} == {TUNNEL_MARK:#x}"
 _HAS_ROUTE: Final = "meta rtclassid 0-4294967295"
@@ -102,6 +104,7 @@ def _chains(guard: Guard) -> list[tuple[str, str, _Rules]]:
     bless = f"meta mark set {_KEEP} | {TUNNEL_MARK:#x}"
     is_direct = f"meta mark & {MARK_MASK:#x} == {DIRECT_MARK:#x}"
     judge = [
+        _HERE,
         *(f'{_AWAY} socket cgroupv2 level {g.level} "{g.path}" {bless} accept' for g in guard.tunnels),
         # The socket's mark, not the packet's: what is sent on a raw socket may have any.
         *(
@@ -113,7 +116,7 @@ def _chains(guard: Guard) -> list[tuple[str, str, _Rules]]:
         f"{_AWAY} {is_pod} accept",
         f"{_AWAY} {bless}",  # resets, SYN+ACKs, TIME_WAIT: they carry nothing
     ]
-    leave = [f"{_AWAY} {_OURS} accept", *_replies(guard), f"{_AWAY} counter drop"]
+    leave = [_HERE, f"{_AWAY} {_OURS} accept", *_replies(guard), f"{_AWAY} counter drop"]
     # A socket that is accepted inherits its SYN's mark, and a raw packet over lo has any.
     arrive = [f"{is_direct} meta mark set {_KEEP} {sign}"] if guard.options.direct else []
     return [

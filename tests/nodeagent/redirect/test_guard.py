@@ -28,7 +28,8 @@ def test_the_tunnel_is_known_by_its_control_group_and_nobody_else_keeps_its_mark
     mine = 'socket cgroupv2 level 2 "unified/system.slice/ztunnel.service"'
     pod = 'socket cgroupv2 level 1 != "unified"'
     assert rules(render(GUARD), "judge") == [
-        f'{away} {mine} meta mark set meta mark & 0xfffff000 | 0x539 accept comment "{GUARD.fingerprint}"',
+        f'oif "lo" accept comment "{GUARD.fingerprint}"',
+        f"{away} {mine} meta mark set meta mark & 0xfffff000 | 0x539 accept",
         f"{away} {pod} meta mark & 0xfff {{ 0x111, 0x539 }} meta mark set meta mark & 0xfffff000",
         f"{away} {pod} accept",
         f"{away} meta mark set meta mark & 0xfffff000 | 0x539",
@@ -42,13 +43,16 @@ def test_a_direct_sockets_mark_lets_out_and_a_packets_mark_does_not():
         'oifname != "lo" meta l4proto tcp socket cgroupv2 level 1 != "unified" socket mark & 0xfff == 0x222 '
         "meta mark set meta mark & 0xfffff000 | 0x539 accept"
     )
-    assert rules(text, "judge")[1] == is_direct
+    assert rules(text, "judge")[2] == is_direct
     assert rules(text, "arrive")[0].startswith("meta mark & 0xfff == 0x222 meta mark set meta mark & 0xfffff000")
     assert "0x222" not in render(GUARD)
 
 
 def test_only_what_bears_the_tunnels_mark_leaves():
-    assert rules(render(GUARD), "leave")[1:] == ['oifname != "lo" meta l4proto tcp counter drop']
+    assert rules(render(GUARD), "leave")[1:] == [
+        'oifname != "lo" meta l4proto tcp meta mark & 0xfff == 0x539 accept',
+        'oifname != "lo" meta l4proto tcp counter drop',
+    ]
 
 
 def test_a_gateways_pod_may_answer_what_came_in_plain():
