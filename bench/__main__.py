@@ -107,7 +107,7 @@ def _bench(wish: Wish) -> int:
         timed = [case for case in wish.cases if case.mode != "world"]
         everybody: list[rounds.Pair] = [*pairs]
         if any(case.place == "here" for case in timed):
-            everybody += labs.enter_context(hooks.place(load))
+            everybody += labs.enter_context(hooks.place(load, every=wish.plan["budget_s"] == FULL["budget_s"]))
         samples, failed = rounds.run(everybody, timed, plan, _say)
         calls = syscalls.count(pairs, _say) if "syscalls" in wish.exact else []
         more, failed_too = worlds.run(pairs, [case for case in wish.cases if case.mode == "world"], _say)

@@ -25,6 +25,7 @@ from nodeagent.redirect.guarding import Guarding
 from nodeagent.redirect.netns import Namespace
 from nodeagent.redirect.nftables import Nft
 from nodeagent.redirect.plan import OUTBOUND_PORT, Options
+from nodeagent.redirect.xtables import Iptables
 
 OWN: Final = "10.77.0.2"
 ELSEWHERE: Final = "198.51.100.7"
@@ -63,10 +64,12 @@ class Place:
 
         return Load(run, hook.target, Ends(), hook.servers)
 
-    def hooks(self) -> Iterator[Hook]:
+    def hooks(self, *, every: bool) -> Iterator[Hook]:
+        """`every`: also iptables, whose rules do per packet what nft's do."""
         yield self._hook("none", None, guarded=False)
         yield self._hook("none-again", None, guarded=False)
-        for backend in (Bpf(self._layout.bpf_dir("node1")), Nft()):
+        backends: list[Backend] = [Bpf(self._layout.bpf_dir("node1")), Nft()]
+        for backend in [*backends, Iptables()] if every else backends:
             if backend.unusable() is None:
                 yield self._hook(backend.name, backend, guarded=False)
                 yield self._hook(backend.name + GUARDED, backend, guarded=True)
@@ -107,9 +110,9 @@ class Place:
 
 
 @contextmanager
-def place(load: Path) -> Iterator[list[tuple[Place, Hook]]]:
+def place(load: Path, *, every: bool) -> Iterator[list[tuple[Place, Hook]]]:
     layout = Layout(f"hooks{os.getpid() % 10000}")
     with ExitStack() as ends:
         ends.callback(cluster.down, layout)
         made = Place(layout, load)
-        yield [(made, hook) for hook in made.hooks()]
+        yield [(made, hook) for hook in made.hooks(every=every)]
