@@ -4,6 +4,7 @@
 //! certificates, the log queue and the job channels. Owns no decision: those are `ztunnel-core`'s.
 
 pub mod account;
+mod ahead;
 mod beyond;
 pub mod config;
 mod csr;

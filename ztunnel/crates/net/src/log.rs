@@ -16,7 +16,7 @@ const QUEUE: usize = 10_000;
 const BATCH: usize = 512;
 /// After a write the thread sleeps: a thread that waited in the queue would have to be woken for every single line, which
 /// costs the workers more than the lines themselves.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -342,7 +342,9 @@ impl Writer {
                 return;
             };
             let batch = std::iter::once(first).chain(self.entries.try_iter().take(BATCH - 1));
+            let mut taken = 0;
             for entry in batch {
+                taken += 1;
                 match entry {
                     Entry::Access(line) => access.push_str(&line),
                     Entry::Core(line) => core.push_str(&line),
@@ -355,7 +357,7 @@ impl Writer {
             let _ = self.access.write_all(access.as_bytes());
             access.clear();
             core.clear();
-            if open {
+            if open && taken < BATCH {
                 thread::sleep(GATHER);
             }
         }

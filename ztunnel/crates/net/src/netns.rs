@@ -258,23 +258,29 @@ fn do_not_pace(socket: &Socket) {
     let _ = socket.set_tcp_congestion(b"reno"); // without it the connection is slower, not worse
 }
 
-/// An unconnected, nonblocking, marked socket towards `to`, in the calling thread's namespace. `from`: the address that the
-/// other side shall see though it is not ours; it must be of `to`'s family. Such a connection stays within the pod, where the
-/// kernel knows of every death: no keepalive.
-pub fn dial_socket(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Result<Socket> {
-    let socket = stream_socket(to.ip())?;
+/// An unconnected, nonblocking, marked socket in the calling thread's namespace.
+pub fn dial_socket(family_of: IpAddr, mark: u32) -> io::Result<Socket> {
+    let socket = marked(family_of, mark)?;
+    tune(SockRef::from(&socket))?;
+    Ok(socket)
+}
+
+/// The same towards an application, which shall see an address that need not be ours: whoever takes it binds it to that.
+/// Such a connection stays within the pod, where the kernel knows of every death: no keepalive.
+pub fn app_socket(family_of: IpAddr, mark: u32) -> io::Result<Socket> {
+    let socket = marked(family_of, mark)?;
+    socket.set_tcp_nodelay(true)?;
+    do_not_pace(&socket);
+    transparent(&socket, family_of)?;
+    set_int(&socket, libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
+    Ok(socket)
+}
+
+fn marked(family_of: IpAddr, mark: u32) -> io::Result<Socket> {
+    let socket = stream_socket(family_of)?;
     if mark != 0 {
         socket.set_mark(mark)?;
     }
-    let Some(address) = from else {
-        tune(SockRef::from(&socket))?;
-        return Ok(socket);
-    };
-    socket.set_tcp_nodelay(true)?;
-    do_not_pace(&socket);
-    transparent(&socket, address)?;
-    set_int(&socket, libc::SOL_IP, IP_BIND_ADDRESS_NO_PORT, 1)?;
-    socket.bind(&SocketAddr::new(address, 0).into())?;
     Ok(socket)
 }
 

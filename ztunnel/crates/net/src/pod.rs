@@ -1,6 +1,7 @@
 //! A pod that is served here, and the accept loops of its listeners. Owns who accepts and which worker gets the
 //! connection; not what is done with it (`outbound`, `inbound`).
 
+use crate::ahead::Ahead;
 use crate::config::Config;
 use crate::dataplane::Who;
 use crate::dns;
@@ -46,6 +47,7 @@ pub struct Pod {
     pub search: Vec<Box<str>>,
     pub dns: dns::Status,
     pub heirlooms: Heirlooms,
+    ahead: Ahead,
     /// An address that the namespace was seen to have.
     address: OnceLock<IpAddr>,
 }
@@ -72,6 +74,7 @@ impl Pod {
             search: dns::resolv::search(&search, &config.cluster_domain),
             dns: dns::Status::default(),
             heirlooms: Heirlooms::default(),
+            ahead: Ahead::default(),
             address: OnceLock::new(),
         }
     }
@@ -116,21 +119,27 @@ impl Pod {
         worker.until(|tables| self.workload(tables).cloned()).await
     }
 
-    /// See `netns::dial_socket`; in a shared namespace it speaks from the pod's own address.
+    /// See `netns::dial_socket`; in a shared namespace it speaks from the pod's own address. `from`: the address that the
+    /// other side shall see though it is not ours; it must be of `to`'s family.
     pub fn dial_socket(
         &self,
         to: SocketAddr,
         mark: u32,
         from: Option<IpAddr>,
-    ) -> io::Result<socket2::Socket> {
-        let socket = self.netns.enter(|| netns::dial_socket(to, mark, from))?;
-        if let (None, Some(own)) = (from, self.own_of(to.ip())) {
+    ) -> io::Result<Socket> {
+        if let Some(address) = from {
+            let socket = self.ahead.take(&self.netns, address, mark)?;
+            socket.bind(&SocketAddr::new(address, 0).into())?;
+            return Ok(socket);
+        }
+        let socket = self.netns.enter(|| netns::dial_socket(to.ip(), mark))?;
+        if let Some(own) = self.own_of(to.ip()) {
             netns::speak_from(&socket, own)?;
         }
         Ok(socket)
     }
 
-    /// A connection of ours out of the pod's namespace. `from`: see `netns::dial_socket`.
+    /// A connection of ours out of the pod's namespace. `from`: see `dial_socket`.
     pub async fn connect(
         &self,
         worker: &Worker,

@@ -161,6 +161,24 @@ fn an_answer_does_not_wait_for_an_application_that_says_nothing() {
 }
 
 #[test]
+fn an_end_that_came_with_a_request_is_told_though_that_is_never_answered() {
+    on_worker(async {
+        let (tunnels, server) = pair().await;
+        let (mut near, mut ended) = joined(&tunnels, &server).await;
+        let (listener, at) = listen().await;
+        let ((_near, far), mut words) = (talkative().await, FirstWords::default());
+        near.shutdown().await.expect("connected");
+        let asked = ask(&tunnels, &server, at, (&far, &mut words), id(SERVER)).await;
+        let (_silent, _) = listener.accept().await.expect("connected");
+        let mut rest = Vec::new();
+        ended.read_to_end(&mut rest).await.expect("in order");
+        assert_eq!((rest, asked.is_ok()), (Vec::new(), true));
+        drop(ended);
+        near.read_to_end(&mut Vec::new()).await.expect("in order");
+    });
+}
+
+#[test]
 fn a_client_that_has_gone_ends_the_attempt() {
     on_worker(async {
         let (tunnels, server) = pair().await;

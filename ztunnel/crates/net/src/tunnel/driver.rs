@@ -41,7 +41,7 @@ struct Driver<'a> {
     on_request: &'a dyn Fn(Incoming),
     timer: Pin<Box<Sleep>>,
     watch: Watch,
-    /// Runs while `patient` says what it is for: what `State::collected` was. Setting a timer wakes the event loop, so one
+    /// Runs while `patient` says what it is for: what `State::sent` was. Setting a timer wakes the event loop, so one
     /// that has become needless is left to run.
     patience: Pin<Box<Sleep>>,
     patient: Option<u32>,
@@ -270,10 +270,10 @@ impl Driver<'_> {
 }
 
 impl Tunnel {
-    /// What can wait does, since so many collections.
+    /// Something that can wait does, since so many packets.
     fn waiting(&self) -> Option<u32> {
         let state = self.state.borrow();
-        (state.patient > 0).then_some(state.collected)
+        (state.patient > 0).then_some(state.sent)
     }
 
     fn flush_once(&self) -> Result<bool, Over> {

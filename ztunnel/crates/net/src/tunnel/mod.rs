@@ -124,8 +124,8 @@ struct State {
     helpings: u32,
     /// So many bytes of output, from its beginning, can wait a little for others to go with; see `patiently`.
     patient: usize,
-    /// How often output has gone: tells what waits now from what waited before.
-    collected: u32,
+    /// How often something was sent: tells what waits now from what waited before.
+    sent: u32,
 }
 
 impl State {
@@ -136,7 +136,6 @@ impl State {
         if waiting.is_empty() {
             return Ok(());
         }
-        self.collected = self.collected.wrapping_add(1);
         let pushed = self.outbox.push(waiting);
         waiting.clear();
         pushed
@@ -145,6 +144,9 @@ impl State {
     /// True: nothing waits any more.
     fn flush(&mut self, tcp: &TcpStream) -> io::Result<bool> {
         self.helpings = 0;
+        if !self.outbox.is_empty() {
+            self.sent = self.sent.wrapping_add(1);
+        }
         self.outbox.flush(|bytes| tcp.try_write(bytes))
     }
 }
@@ -173,7 +175,7 @@ impl Tunnel {
             records_since_update: 0,
             helpings: 0,
             patient: 0,
-            collected: 0,
+            sent: 0,
         };
         let tunnel = Self {
             peer_addr: tcp.peer_addr()?,
