@@ -1,6 +1,8 @@
 //! The worker threads: each one current_thread tokio runtime with its own tunnels, connections and counters. Owns how work
 //! gets onto a worker and that a panic ends one task only; not what the work is.
 
+mod panics;
+
 use crate::account::flag;
 use crate::config::Config;
 use crate::direct::Direct;
@@ -26,10 +28,10 @@ use std::future::pending;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::IpAddr;
-use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
+use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions};
@@ -302,7 +304,7 @@ pub struct Workers {
 
 impl Workers {
     pub fn start(shared: &Arc<Shared>) -> io::Result<Self> {
-        report_panics_to_mailboxes();
+        panics::report_to_mailboxes();
         let count = shared.config.worker_count();
         let (handles, jobs): (Vec<_>, Vec<_>) = (0..count)
             .map(|_| {
@@ -364,7 +366,7 @@ impl Workers {
 }
 
 async fn run(index: usize, shared: Arc<Shared>, peers: Vec<Handle>, mut jobs: Jobs) {
-    MAILBOX.set(Some(shared.mailbox.clone()));
+    panics::tell(&shared.mailbox);
     let worker = Worker::new(index, shared, peers);
     task::spawn_local(worker.clone().judge_after_every_swap());
     task::spawn_local(worker.clone().hand_counters_over());
@@ -376,139 +378,5 @@ async fn run(index: usize, shared: Arc<Shared>, peers: Vec<Handle>, mut jobs: Jo
     }
 }
 
-thread_local! {
-    static MAILBOX: RefCell<Option<Arc<Mailbox>>> = const { RefCell::new(None) };
-}
-
-/// tokio ends a task that panics and goes on; the hook sees to it that somebody hears of it. Other threads' panics go the
-/// way they went before.
-fn report_panics_to_mailboxes() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            let told = MAILBOX.with_borrow(|mailbox| {
-                mailbox
-                    .as_ref()
-                    .map(|m| m.fault(&place(info), &message(info)))
-            });
-            if told.is_none() {
-                before(info);
-            }
-        }));
-    });
-}
-
-fn place(info: &PanicHookInfo<'_>) -> String {
-    info.location().map_or_else(
-        || "unknown".into(),
-        |at| format!("{}:{}", at.file(), at.line()),
-    )
-}
-
-fn message(info: &PanicHookInfo<'_>) -> String {
-    info.payload_as_str().unwrap_or("panic").to_owned()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::handshakes::Allowed;
-    use crate::meter::MOST_SERIES;
-    use std::sync::mpsc::channel;
-
-    fn shared(workers: usize) -> Arc<Shared> {
-        let mailbox = Arc::new(Mailbox::new().expect("eventfd"));
-        Arc::new(Shared {
-            config: Config {
-                workers,
-                ..Config::default()
-            },
-            served: ArcSwap::default(),
-            direct: ArcSwapOption::default(),
-            tables: ArcSwap::from_pointee(Tables::new("", "Kubernetes")),
-            changed: watch::Sender::new(0),
-            identities: Arc::new(Identities::new(Box::new(|_, _| {}))),
-            mailbox,
-            log: Log::start("off", crate::log::Format::Json, crate::log::Level::Error)
-                .expect("a thread"),
-            totals: Mutex::new(Totals::new(MOST_SERIES)),
-            spans: Spans::default(),
-            dns: dns::meter::Meter::default(),
-            accept_failures: AtomicU64::new(0),
-            handshakes: Handshakes::new(Allowed::default()),
-            turned_away: TurnedAway::default(),
-            hits: Hits::default(),
-        })
-    }
-
-    /// Of the future that a function of three arguments returns.
-    fn size_of_task<A, B, C, F>(_begin: impl Fn(A, B, C) -> F) -> usize {
-        size_of::<F>()
-    }
-
-    #[test]
-    fn an_open_connection_is_a_small_task() {
-        let sizes = [
-            size_of_task(crate::outbound::handle),
-            size_of_task(crate::inbound::handle_stream),
-        ];
-        assert!(sizes.iter().all(|&bytes| bytes < 2048), "{sizes:?}");
-    }
-
-    #[test]
-    fn a_panic_ends_its_task_or_job_and_is_reported() {
-        let shared = shared(1);
-        let workers = Workers::start(&shared).expect("threads");
-        let (reply, answer) = channel();
-        workers.handles[0].submit(|_| panic!("in a job"));
-        workers.handles[0].submit(move |_| {
-            task::spawn_local(async { panic!("in a task") });
-            task::spawn_local(async move { reply.send(()).expect("somebody waits") });
-        });
-        answer.recv().expect("the worker goes on");
-        workers.close();
-        let faults = shared.mailbox.take();
-        let what: Vec<_> = faults
-            .iter()
-            .map(|(kind, _, what)| (kind.as_str(), what.as_str()))
-            .collect();
-        assert_eq!(what, [("fault", "in a job"), ("fault", "in a task")]);
-        assert!(
-            faults
-                .iter()
-                .all(|(_, place, _)| place.contains("runtime.rs:"))
-        );
-        shared.log.close();
-    }
-
-    #[test]
-    fn connections_stay_where_they_arrive_unless_another_worker_has_fewer() {
-        let shared = shared(3);
-        let workers = Workers::start(&shared).expect("threads");
-        let _two = [Load::on(&workers.handles[1]), Load::on(&workers.handles[1])];
-        let (reply, chosen) = channel();
-        let ask = |index: usize| {
-            let reply = reply.clone();
-            workers.handles[index]
-                .submit(move |worker| reply.send(worker.least_loaded()).expect("somebody waits"));
-            chosen.recv().expect("an answer")
-        };
-        assert_eq!((ask(0), ask(2)), (0, 2), "equal ones keep theirs");
-        assert_eq!(ask(1), 0, "a loaded one gives to the first of the idle");
-        workers.close();
-        shared.log.close();
-    }
-
-    #[test]
-    fn a_worker_that_has_ended_drops_what_it_is_asked() {
-        let shared = shared(1);
-        let workers = Workers::start(&shared).expect("threads");
-        let handle = workers.handles[0].clone();
-        workers.close();
-        let (reply, answer) = channel::<()>();
-        handle.submit(move |_| drop(reply));
-        assert!(answer.recv().is_err());
-        shared.log.close();
-    }
-}
+mod tests;
