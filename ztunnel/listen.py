@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import stat
 from ipaddress import ip_address
@@ -36,9 +37,14 @@ def bind_unix(path: Path) -> socket.socket:
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _remove_dead(path)
-        listener.bind(str(path))
-        path.chmod(0o600)  # nobody can connect in between: it does not listen yet
+        if path.exists():
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        bound = path.with_name(f".{path.name}.{os.getpid()}")
+        bound.unlink(missing_ok=True)
+        listener.bind(str(bound))
+        bound.chmod(0o600)
         listener.listen()
+        bound.rename(path)  # whoever sees it can connect
     except BaseException as error:
         listener.close()
         if isinstance(error, OSError):
