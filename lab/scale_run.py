@@ -32,7 +32,8 @@ _EXTRA: Final = scale.MOST_WORKLOADS - 1 - CHANGES
 @dataclass(slots=True)
 class Figures:
     """Seconds and MiB. `sync_s`: from the start of an empty tunnel until it serves with everything in force;
-    `change_s`: each from writing a file until the tunnel's tables have it."""
+    `change_s`: each from writing a file until the tunnel's tables have it. `restart_s`: from the start of a tunnel that
+    was stopped, without any control plane, until it serves with everything in force that it had."""
 
     workloads: int
     services: int
@@ -43,6 +44,7 @@ class Figures:
     tunnel_mib: float = 0.0
     tunnel_peak_mib: float = 0.0
     change_s: tuple[float, ...] = ()
+    restart_s: float = 0.0
 
     def lines(self) -> list[str]:
         changes = " ".join(f"{each:.2f}" for each in self.change_s)
@@ -52,6 +54,7 @@ class Figures:
             f"first sync     {self.sync_s:.1f} s from the start of an empty tunnel",
             f"tunnel         {self.tunnel_mib:.0f} MiB, at most {self.tunnel_peak_mib:.0f} MiB",
             f"a change       is in the tunnel's tables after {changes} s",
+            f"a restart      without a control plane: serves again after {self.restart_s:.1f} s",
         ]
 
 
@@ -74,6 +77,8 @@ def measure(made: Cluster, workloads: int, services: int, say: Callable[[str], N
     _load(made, figures)
     say("one file changes, some times")
     figures.change_s = tuple(_change(made, big, number) for number in range(CHANGES))
+    say("the control plane goes away, and the tunnel restarts")
+    _restart(made, figures)
     return figures
 
 
@@ -113,6 +118,16 @@ def _change(made: Cluster, big: Path, number: int) -> float:
     scale.replace(path, text)
     wait_until("the tunnel has the new pod", lambda: held(made) == expected, SEEN_S)
     return time.monotonic() - began
+
+
+def _restart(made: Cluster, figures: Figures) -> None:
+    before = held(made)
+    daemons.stop(made.daemons["controlplane"])
+    daemons.stop(made.daemons[TUNNEL])
+    began = time.monotonic()
+    made.start_tunnel(NODE)
+    wait_until("the tunnel serves from what it kept", lambda: held(made) == before, SEEN_S)
+    figures.restart_s = time.monotonic() - began
 
 
 def held(made: Cluster) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -104,6 +105,8 @@ class LastGood:
         self._piles: dict[str, Pile] = {}
         self._refused: set[str] = set()
         """Policies that are kept only because they were refused."""
+        self._loaded: Mapping[str, dict[str, Versioned]] = {}
+        self._packing = threading.Lock()
         self._changed = asyncio.Event()
 
     def load(self) -> Mapping[str, dict[str, Versioned]]:
@@ -122,11 +125,17 @@ class LastGood:
         for entry in stored.resources:
             item = Versioned(entry.version, entry.resource.type_url, entry.resource.value)
             found.setdefault(item.type_url, {})[entry.name] = item
-        for url, items in found.items():
-            self._pile(url).put((name, item.version, item.data) for name, item in items.items())
         policies = found.get(AUTHORIZATION_TYPE, {})
         self._refused = {name for name, item in policies.items() if item.version == REFUSED}
+        self._loaded = found
         return found
+
+    def _pack_loaded(self) -> None:
+        """Not before somebody needs it: a start has better things to do first. From any thread."""
+        with self._packing:
+            loaded, self._loaded = self._loaded, {}
+            for url, items in loaded.items():
+                self._pile(url).put((name, item.version, item.data) for name, item in items.items())
 
     def _pile(self, type_url: str) -> Pile:
         return self._piles.setdefault(type_url, Pile(type_url))
@@ -136,6 +145,7 @@ class LastGood:
 
         A refused policy without an older version is kept as well, as `REFUSED`: what it closed stays closed.
         """
+        self._pack_loaded()
         pile, kept_out = self._pile(batch.type_url), {name for name, _ in refused}
         for name in batch.removed:
             pile.drop(name)
@@ -157,6 +167,7 @@ class LastGood:
 
     async def run(self) -> None:
         """Writes for ever; what waits when it is cancelled is written by `flush`."""
+        await asyncio.to_thread(self._pack_loaded)
         while True:
             await self._changed.wait()
             await asyncio.sleep(self._debounce_s)
@@ -165,6 +176,7 @@ class LastGood:
     async def flush(self) -> None:
         if self._changed.is_set():
             self._changed.clear()
+            self._pack_loaded()
             await asyncio.to_thread(self._write, [pile.parts() for pile in self._piles.values()])
 
     def _write(self, piles: list[Iterator[DeltaDiscoveryResponse]]) -> None:

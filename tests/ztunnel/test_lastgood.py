@@ -60,7 +60,16 @@ def test_ten_thousand_resources_are_read_back(tmp_path):
         store.changed()
         await store.flush()
 
+    async def written_again():
+        store = LastGood(tmp_path)
+        store.load()
+        store.record(Batch(ADDRESS_TYPE, "3", [("n-2", "3", b"z")], []), [])
+        store.changed()
+        await store.flush()
+
     asyncio.run(written())
+    asyncio.run(written_again())
     found = LastGood(tmp_path).load()[ADDRESS_TYPE]
+    assert found["n-2"].version == "3"
     assert len(found) == 9_999
     assert (found["n-0"].version, found["n-0"].data) == ("2", b"y")
