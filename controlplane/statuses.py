@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from controlplane.sources.kubernetes import KubernetesSource
 from kube.client import Client, Patch
-from kube.errors import NotFound
+from kube.errors import Conflict, NotFound
 from kube.objects import Object
 from kube.objects import Resource as Kind
 from mesh import log
@@ -27,6 +27,8 @@ CONTROLLER: Final = "nodemesh.io/controlplane"
 ROUTES: Final = ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
 # Has a status per ancestor.
 WITHOUT: Final = ("BackendTLSPolicy",)
+# Whose lists of conditions are merged by type; of all others the list is one value.
+KEYED: Final = ("gateway.networking.k8s.io",)
 MAX_MESSAGE: Final = 32768
 _log: Final = log.get("statuses")
 Condition = Mapping[str, Any]
@@ -80,6 +82,8 @@ class Statuses:
             )
         except NotFound:
             return True
+        except Conflict:
+            return False  # the watch will bring what it is now
         except MeshError as error:
             name = f"{about['namespace']}/{about['name']}"
             _log.warning("status not written", kind=kind.kind, name=name, why=str(error))
@@ -89,19 +93,22 @@ class Statuses:
 
 def applied(kind: Kind[Any], item: Object, wanted: Iterable[Condition], now: str) -> dict[str, Any] | None:
     """The body of a server-side apply; None: it stands there already. Pure."""
-    status = _of_route(item, list(wanted), now) if kind.kind in ROUTES else _of_object(item, wanted, now)
+    if kind.kind in ROUTES:
+        status = _of_route(item, list(wanted), now)
+    else:
+        status = _of_object(item, wanted, now, kind.group in KEYED)
     if status is None:
         return None
-    about = {"name": item.metadata.name, "namespace": item.metadata.namespace or "", "uid": item.metadata.uid}
-    return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": about, "status": status}
+    return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": _about(item), "status": status}
 
 
-def _of_object(item: Object, wanted: Iterable[Condition], now: str) -> dict[str, Any] | None:
+def _of_object(item: Object, wanted: Iterable[Condition], now: str, keyed: bool) -> dict[str, Any] | None:
     has = _by_type((getattr(item, "status", None) or {}).get("conditions"))
     made = {each["type"]: _condition(each, has.get(each["type"]), item, now) for each in wanted if "parent" not in each}
     if not made or all(has.get(name) == each for name, each in made.items()):
         return None
-    return {"conditions": [*(each for name, each in has.items() if name not in made), *made.values()]}
+    theirs = [] if keyed else [each for name, each in has.items() if name not in made]
+    return {"conditions": [*theirs, *made.values()]}
 
 
 def _of_route(item: Object, wanted: list[Condition], now: str) -> dict[str, Any] | None:
@@ -131,6 +138,12 @@ def parent(ref: Mapping[str, Any], namespace: str) -> str:
 
 def _by_type(listed: Any) -> dict[str, Condition]:
     return {each["type"]: each for each in listed or () if isinstance(each, dict) and "type" in each}
+
+
+def _about(item: Object) -> dict[str, Any]:
+    """Which object, and in which state: a list that has changed meanwhile is not to be written over."""
+    about = item.metadata
+    return {"name": about.name, "namespace": about.namespace or "", "uid": about.uid, "resourceVersion": item.version}
 
 
 def _condition(wanted: Condition, has: Condition | None, item: Object, now: str) -> dict[str, Any]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+
+_GATEWAY_API: Final = "gateway.networking.k8s.io"
+# Lists that a strategic merge patch merges by this member of their items; every other list is replaced.
+MERGE_KEYS: Final = {"conditions": "type", "containers": "name", "podIPs": "ip", "ownerReferences": "uid"}
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`status`: has a subresource of that name, so that neither half is written through the other."""
+    """`status`: has a subresource of that name, so that neither half is written through the other. `custom`: told by a
+    CustomResourceDefinition, so there is no strategic patch."""
 
     group: str
     version: str
@@ -16,16 +22,26 @@ class Kind:
     name: str
     namespaced: bool = True
     status: bool = False
+    custom: bool = False
 
     @property
     def api_version(self) -> str:
         return f"{self.group}/{self.version}" if self.group else self.version
 
+    @property
+    def merge_keys(self) -> Mapping[str, str]:
+        """Of the lists that are merged item by item. Istio's definitions name none."""
+        if not self.custom:
+            return MERGE_KEYS
+        return {"conditions": "type"} if self.group == _GATEWAY_API else {}
+
 
 def _custom(group: str, versions: tuple[str, ...], *names: str) -> list[Kind]:
     plurals = {name: (f"{name[:-1]}ies" if name.endswith("y") else f"{name}s").lower() for name in names}
     plurals |= {name: "gateways" for name in names if name == "Gateway"}
-    return [Kind(group, version, plurals[name], name, status=True) for name in names for version in versions]
+    return [
+        Kind(group, version, plurals[name], name, status=True, custom=True) for name in names for version in versions
+    ]
 
 
 _RBAC: Final = "rbac.authorization.k8s.io"
@@ -52,9 +68,6 @@ KINDS: Final = (
         ("v1", "v1beta1", "v1alpha3"),
         *("VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "WorkloadEntry"),
     ),
-    *_custom("gateway.networking.k8s.io", ("v1",), "Gateway", "HTTPRoute", "GRPCRoute"),
+    *_custom(_GATEWAY_API, ("v1",), "Gateway", "HTTPRoute", "GRPCRoute"),
 )
 BY_PATH: Final = {(kind.group, kind.version, kind.plural): kind for kind in KINDS}
-
-# Lists that a strategic merge patch merges by this member of their items; every other list is replaced.
-MERGE_KEYS: Final = {"conditions": "type", "containers": "name", "podIPs": "ip", "ownerReferences": "uid"}

@@ -6,7 +6,7 @@ RFC 6902, RFC 7386, Kubernetes' strategic merge (lists by key), and server-side 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from lab.apiserver.kinds import MERGE_KEYS
@@ -17,8 +17,11 @@ STRATEGIC: Final = "application/strategic-merge-patch+json"
 APPLY: Final = "application/apply-patch+yaml"
 
 
-def patched(media: str, before: Any, patch: Any) -> Any:
-    """Raises ValueError: the patch is none, or does not fit the object. KeyError: no such media type."""
+def patched(media: str, before: Any, patch: Any, keys: Mapping[str, str] = MERGE_KEYS) -> Any:
+    """`keys`: of the lists that STRATEGIC and APPLY merge item by item. Raises ValueError: the patch is none, or does
+    not fit the object. KeyError: no such media type."""
+    if media in (STRATEGIC, APPLY):
+        return _strategic(copy.deepcopy(before), patch, keys)
     return _WAYS[media](copy.deepcopy(before), patch)
 
 
@@ -34,9 +37,9 @@ def _merge(before: Any, patch: Any) -> Any:
     return after
 
 
-def _strategic(before: Any, patch: Any, name: str = "") -> Any:
-    if isinstance(patch, list) and isinstance(before, list) and name in MERGE_KEYS:
-        return _merge_list(before, patch, MERGE_KEYS[name])
+def _strategic(before: Any, patch: Any, keys: Mapping[str, str], name: str = "") -> Any:
+    if isinstance(patch, list) and isinstance(before, list) and name in keys:
+        return _merge_list(before, patch, keys, keys[name])
     if not isinstance(patch, dict):
         return patch
     after = before if isinstance(before, dict) else {}
@@ -44,17 +47,17 @@ def _strategic(before: Any, patch: Any, name: str = "") -> Any:
         if value is None:
             after.pop(each, None)
         else:
-            after[each] = _strategic(after.get(each), value, each)
+            after[each] = _strategic(after.get(each), value, keys, each)
     return after
 
 
-def _merge_list(before: list[Any], patch: list[Any], key: str) -> list[Any]:
+def _merge_list(before: list[Any], patch: list[Any], keys: Mapping[str, str], key: str) -> list[Any]:
     after = {item[key]: item for item in before}
     for item in patch:
         if item.get("$patch") == "delete":
             after.pop(item[key], None)
         else:
-            after[item[key]] = _strategic(after.get(item[key]), item)
+            after[item[key]] = _strategic(after.get(item[key]), item, keys)
     return list(after.values())
 
 
@@ -124,6 +127,4 @@ _STEPS: Final[dict[str, Callable[[Any, list[str], Any], None]]] = {
 _WAYS: Final[dict[str, Callable[[Any, Any], Any]]] = {
     JSON: _json,
     MERGE: _merge,
-    STRATEGIC: _strategic,
-    APPLY: _strategic,
 }

@@ -186,7 +186,9 @@ class Server:
         if media == patches.APPLY and not owner:
             raise Refused(400, "BadRequest", "fieldManager is required for apply patch")
         try:
-            after = patches.patched(media, before, patch)
+            if media == patches.STRATEGIC and place.kind.custom:
+                raise KeyError(media)
+            after = patches.patched(media, before, patch, place.kind.merge_keys)
         except KeyError:
             raise Refused(415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {media}")  # noqa: B904
         except ValueError as error:

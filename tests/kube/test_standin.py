@@ -6,7 +6,7 @@ import pytest
 
 from kube.client import Patch
 from kube.errors import ApiError, Conflict, Expired, NotFound
-from kube.objects import PODS, TOKEN_REVIEWS
+from kube.objects import PODS, TOKEN_REVIEWS, Resource, Whole
 from kube.reflect import ListPage
 from lab.apiserver import patches
 from lab.apiserver.kinds import BY_PATH
@@ -188,6 +188,37 @@ def test_errors_are_statuses(tmp_path):
             await client.patch(PODS, "shop", "a", Patch.MERGE, {"metadata": {"uid": "of another pod"}})
         with pytest.raises(ApiError, match="400: fieldManager is required"):
             await client.patch(PODS, "shop", "a", Patch.APPLY, {})
+
+    play(tmp_path, main)
+
+
+GATEWAYS = BY_PATH["gateway.networking.k8s.io", "v1", "gateways"]
+POLICY, GATEWAY = (
+    Resource(each.group, each.version, each.plural, each.name, Whole) for each in (cluster.POLICIES, GATEWAYS)
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "resource", "left"),
+    [(cluster.POLICIES, POLICY, ["Ours"]), (GATEWAYS, GATEWAY, ["Theirs", "Ours"])],
+    ids=["of Istio's kinds", "of the Gateway API's"],
+)
+def test_applied_conditions_replace_all_or_each_its_own(tmp_path, kind, resource, left):
+    """Istio's definitions say nothing of their lists' keys, so those are one value."""
+
+    async def main(api):
+        api.create(kind, "shop", {"metadata": {"name": "a"}})
+        client = api.connect()
+        for each in ("Theirs", "Ours"):
+            status = {"status": {"conditions": [{"type": each, "status": "True"}]}}
+            await client.patch(resource, "shop", "a", Patch.APPLY, status, subresource="status", owner=each)
+        listed = api.store.get(kind, "shop", "a")["status"]["conditions"]
+        assert [each["type"] for each in listed] == left
+        stale = {"metadata": {"resourceVersion": "1"}, "status": {}}
+        with pytest.raises(Conflict, match="the object has been modified"):
+            await client.patch(resource, "shop", "a", Patch.APPLY, stale, subresource="status", owner="late")
+        with pytest.raises(ApiError, match="415"):
+            await client.patch(resource, "shop", "a", Patch.STRATEGIC, {})
 
     play(tmp_path, main)
 
