@@ -213,7 +213,8 @@ def _add_in_vain(mesh):
 def test_the_agents_container_may_set_pods_sysctls():
     """Its command, up to the agent, with its capabilities, in a mount namespace like a container's."""
     manifest = yaml.safe_load_all((REPOSITORY / "daemonset.yaml").read_text())
-    (agent,) = next(each for each in manifest if each["kind"] == "DaemonSet")["spec"]["template"]["spec"]["containers"]
+    pod = next(each for each in manifest if each["kind"] == "DaemonSet")["spec"]["template"]["spec"]
+    agent = next(each for each in pod["containers"] if each["name"] == "nodeagent")
     bounding = ",".join(["-all", *(f"+{each.lower()}" for each in agent["securityContext"]["capabilities"]["add"])])
     script = agent["command"][-1].replace("exec nodeagent run", "echo 1 > /proc/sys/net/ipv4/tcp_fwmark_accept")
     inside = ["setpriv", f"--bounding-set={bounding}", "sh", "-ec", script]
