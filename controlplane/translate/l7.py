@@ -17,7 +17,7 @@ from controlplane.documents import ISTIO_GATEWAY
 from controlplane.l7.model import L7, Proxy, Role, Rules, Served
 from controlplane.l7.traffic import Destination
 from controlplane.objects import KubernetesGateway, Labels, Mesh, Resource
-from controlplane.translate import backend_tls, gateway_pods, gateway_routes, istio_gateways
+from controlplane.translate import backend_tls, capacity, gateway_pods, gateway_routes, istio_gateways
 from controlplane.translate.attached import Attached, Spot, attaches
 from controlplane.translate.backends import Backends, Grants
 from controlplane.translate.destinations import Destinations
@@ -138,6 +138,7 @@ class Layer7:
             *self._parts.told,
             *self._resolved(),
             *self._bound(),
+            *self._refused,
         )
 
     def endpoints(self, service: Service) -> Iterator[Labels]:
@@ -152,7 +153,10 @@ class Layer7:
         return any((name if "/" in name else f"{where}/{name}") in self._secrets.names for where in serving)
 
     def _model(self) -> L7:
-        proxies = {each.key: each for each in (*self._istio_gateways(), *self._of_gateway_api())}
+        wanted = {each.key: each for each in (*self._istio_gateways(), *self._of_gateway_api())}
+        authorizers = self.providers.authorizers
+        self._refused = [each for proxy in wanted.values() for each in capacity.refused(proxy, authorizers)]
+        proxies = {key: capacity.fitted(each) for key, each in wanted.items()}
         destinations = {key: found for key, found in self._all_destinations() if found != Destination()}
         return L7(
             proxies=MappingProxyType(dict(sorted(proxies.items()))),

@@ -217,6 +217,57 @@ def test_a_waypoint_never_looks_at_selectors_and_takes_what_names_it_or_its_serv
     assert keys == {WEB: ["on-way", "on-web"], DB: ["on-way"]}
 
 
+MESH = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders:
+    - {name: a, envoyExtAuthzGrpc: {service: web.shop.svc.cluster.local, port: 80}}
+    - {name: b, envoyExtAuthzGrpc: {service: web.shop.svc.cluster.local, port: 80}}
+    - {name: c, envoyExtAuthzGrpc: {service: web.shop.svc.cluster.local, port: 80}}
+    - {name: away, envoyExtAuthzGrpc: {service: gone.shop.svc.cluster.local, port: 80}}
+---
+"""
+
+
+def told(text, kind):
+    """What is said of each object of a kind that is not accepted."""
+    notices = store_of(SHOP + text).notices
+    return {each.name: (each.reason, each.message) for each in notices if each.kind == kind and not each.status}
+
+
+def test_a_policy_whose_authorizer_is_not_asked_says_so():
+    spec = "{{targetRefs: [{{kind: Service, name: web}}], action: CUSTOM, provider: {{name: {0}}}, rules: [{{}}]}}"
+    policies = "".join(attached("AuthorizationPolicy", f"by-{each}", spec.format(each)) for each in "abc")
+    assert told(MESH + policies, "AuthorizationPolicy") == {
+        "by-c": (
+            "LimitExceeded",
+            "proxy shop/way asks 2 external authorizers at most (a, b) and not 'c': what it matches is refused",
+        )
+    }
+    others = "".join(attached("AuthorizationPolicy", f"by-{each}", spec.format(each)) for each in ("away", "nobody"))
+    found = told(MESH + others, "AuthorizationPolicy")
+    assert [reason for reason, _ in found.values()] == ["ProviderNotFound"] * 2
+    assert found["by-away"][1].startswith("the service of extensionProvider 'away' does not exist")
+    assert found["by-nobody"][1].startswith("'nobody' is none of the mesh's extensionProviders")
+
+
+def test_a_limit_of_a_second_service_is_left_out_and_says_so():
+    limits = "".join(
+        "apiVersion: nodemesh.io/v1alpha1\nkind: RateLimit\n"
+        f"metadata: {{name: {name}, namespace: shop}}\nspec:\n  targetRefs: [{{kind: Service, name: {name}}}]\n"
+        f"  limits:\n  - {{name: l, service: {{host: {name}, port: 80, domain: d}}}}\n"
+        "  - {name: own, requests: 1, per: 1s}\n---\n"
+        for name in ("web", "db")
+    )
+    kept = {s: [limit.name for limit in served(limits, s).rules.limits] for s in (DB, WEB)}
+    assert kept == {DB: ["shop/db/l", "shop/db/own"], WEB: ["shop/web/own"]}
+    why = "'l' is not enforced: proxy shop/way asks one rate-limit service, db.shop.svc.cluster.local (domain d)"
+    assert told(limits, "RateLimit") == {"web": ("LimitExceeded", why)}
+
+
 BROKEN = "{targetRefs: [{kind: Service, name: web}], action: DENI}"
 
 
