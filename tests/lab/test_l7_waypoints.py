@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import proxies
+from lab import apps, proxies
 from lab.processes import wait_until
 from mesh.backoff import Backoff
 from tests.lab.mall import NAMESPACE
@@ -170,6 +170,26 @@ spec:
     assert mall.ask(f"http://{mall.reviews[1].ip}:8080/").status == 0
 
 
+def _any_port_is_served(mall, pod):
+    """One that no service names; and a policy that is about that port."""
+    mall.mesh.start_in(pod, "echo-alone-9", apps.echo("alone-9", "v9", 9009))
+    url = f"http://{pod.ip}:9009/x"
+    mall.until(lambda: mall.ask(url).status == 200)
+    assert mall.ask(url).told["name"] == "alone-9"
+    mall.apply("""
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: not-nine}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: own}]
+  action: DENY
+  rules: [{from: [{source: {serviceAccounts: [mall/alice]}}], to: [{operation: {ports: ["9009"]}}]}]
+""")
+    mall.until(lambda: mall.ask(url).status == 0)
+    assert mall.ask(url, client=mall.bob).status == 200
+    assert mall.ask(f"http://{pod.ip}:8080/x").status == 200
+
+
 def test_a_workloads_own_address_is_reached_through_its_waypoint(mall):
     """Bound by a label of the pod, for a waypoint that serves workloads."""
     proxies.apply(mall.mesh, "own", NAMESPACE, **{"istio.io/waypoint-for": "workload"})
@@ -180,6 +200,7 @@ def test_a_workloads_own_address_is_reached_through_its_waypoint(mall):
         answer = mall.ask(f"http://{pod.ip}:8080/x")
         assert answer.header("x-forwarded-client-cert").startswith("By=spiffe://cluster.local/ns/mall/sa/own;")
         assert answer.told["name"] == "alone-1"
+        _any_port_is_served(mall, pod)
     finally:
         mall.mesh.delete_pod(pod.name)
         mall.mesh.delete_pod(way.name)

@@ -12,10 +12,21 @@ from typing import Final
 from controlplane.l7.model import Rules
 from controlplane.l7.routes import Forward, HttpRoute, L4Route, Share, Target
 from controlplane.translate.envoy import limits, rbac, telemetry, tokens
-from controlplane.translate.envoy.common import ADS, Json, extension, outbound, typed
+from controlplane.translate.envoy.common import (
+    ADS,
+    HBONE_PORT,
+    TUNNELS,
+    Json,
+    authority,
+    extension,
+    filter_state,
+    outbound,
+    typed,
+)
 from controlplane.translate.envoy.routes import CORS, FAULT, TrafficOf, routes
-from controlplane.translate.envoy.tunnels import original_dst
-from mesh.model import AppProtocol
+from controlplane.translate.envoy.tunnels import DIRECT, original_dst
+from controlplane.translate.envoy.world import Serving
+from mesh.model import AppProtocol, Workload
 
 HCM: Final = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _HTTP: Final = "extensions.filters.http"
@@ -86,6 +97,37 @@ def listener(
     return {**found, "filter_chains": [{"filters": tcp}]}
 
 
+def any_port(name: str, workload: Workload, rules: Rules, said: telemetry.Said) -> Json:
+    """The internal listener for a workload's ports that no service names. What it asks for is passed on as it came."""
+    filters = guards(rules, 0)
+    if workload.hbone:
+        tunnel = authority(str(workload.addresses[0]), HBONE_PORT)
+        states = [
+            filter_state("envoy.network.upstream_subject_alt_names", Serving(workload, 0).identity),
+            filter_state("envoy.network.transport_socket.original_dst_address", tunnel),
+        ]
+        kind = "extensions.filters.network.set_filter_state.v3.Config"
+        filters.append(extension("tunnel", kind, on_new_connection=states))
+    more: Json = {"tunneling_config": {"hostname": "%DOWNSTREAM_LOCAL_ADDRESS%"}} if workload.hbone else {}
+    filters.append(
+        extension(
+            "envoy.filters.network.tcp_proxy",
+            "extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            stat_prefix=name.replace(".", "_"),
+            idle_timeout="3600s",
+            cluster=TUNNELS if workload.hbone else DIRECT,
+            **more,
+            **said.tcp(),
+        )
+    )
+    return {
+        "name": name,
+        "internal_listener": {},
+        "listener_filters": [original_dst()],
+        "filter_chains": [{"filters": filters}],
+    }
+
+
 def shares(l4: Sequence[L4Route], target: Target) -> tuple[Share, ...]:
     """Of the first route that fits; a match by SNI needs a gateway."""
     for route in l4:
@@ -95,12 +137,16 @@ def shares(l4: Sequence[L4Route], target: Target) -> tuple[Share, ...]:
 
 
 def tcp_filters(name: str, chosen: tuple[Share, ...], rules: Rules, said: telemetry.Said, port: int) -> list[Json]:
+    return [*guards(rules, port), tcp_proxy(name, chosen, said)]
+
+
+def guards(rules: Rules, port: int) -> list[Json]:
+    """What is asked of a connection before it is passed on. `port` 0: whichever the client asked for."""
     found: list[Json] = []
     for filter_name, config in rbac.network_rules(rules.authorizations, port):
         kind = "extensions.filters.network.rbac.v3.RBAC"
         found.append(extension(filter_name, kind, stat_prefix="tcp_", **config))
     found += limits.tcp_filters(rules.limits)
-    found.append(tcp_proxy(name, chosen, said))
     return found
 
 

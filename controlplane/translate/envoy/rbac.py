@@ -323,7 +323,9 @@ def _template(text: str) -> str:
 
 
 def _port(values: Values, port: int) -> list[Json]:
-    """Each listener is one port's: the answer is known here."""
+    """Each listener is one port's: the answer is known here. 0: it is every port's, and the connection says which."""
+    if not port:
+        return _rules(values, lambda text: {"destination_port": int(text.value)})
     listed = {text.value for text in values.any}
     excluded = {text.value for text in values.none}
     fits = (not listed or str(port) in listed) and str(port) not in excluded

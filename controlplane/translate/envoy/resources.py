@@ -23,7 +23,7 @@ from controlplane.translate.envoy.routes import targets_of
 from controlplane.translate.envoy.world import Member, Serving, View
 from mesh.delta import Versioned
 from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET, VIRTUAL_HOST, joined
-from mesh.model import AppProtocol, Service
+from mesh.model import AppProtocol, Service, Workload
 
 TYPES: Final = (SECRET, CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES)
 """In the order in which additions are sent; removals go the other way round."""
@@ -95,11 +95,15 @@ class _Round:
 
     def _waypoint(self) -> None:
         self._put(LISTENER, TERMINATE, (self._proxy.port,), lambda: tunnels.terminate(self._proxy.port))
-        own = (Served(each.uid, rules=self._proxy.rules) for each in self._view.behind(self._proxy))
+        behind = list(self._view.behind(self._proxy))
+        own = (Served(each.uid, rules=self._proxy.rules) for each in behind)
         for each in (*self._proxy.services, *own):
             if service := self._view.service(each.service):
                 parts = each, service, self._used, self._l7.tracers
                 self._block(("served", each.service), parts, partial(self._service, each, service))
+        for workload in behind:
+            parts = workload, self._proxy.rules, self._l7.tracers
+            self._block(("any", workload.uid), parts, partial(self._any_port, workload))
         table = self._cache.packed(ROUTES, (self._proxy.key, CONNECT), (), lambda: {"name": CONNECT})
         self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts)))
 
@@ -139,8 +143,20 @@ class _Round:
         self._claimed.update((name, port) for name in free)
         if free:
             key = self._proxy.key, CONNECT, listener
-            make = partial(tunnels.connect_host, listener, free, port)
+            make = partial(tunnels.connect_host, listener, free, port or None)
             self._hosts.append(self._cache.packed(VIRTUAL_HOST, key, (free,), make))
+
+    def _any_port(self, workload: Workload) -> None:
+        """For connections to a workload's ports that no service names: layer 4."""
+        name, rules = f"{workload.uid}|*", self._proxy.rules
+        said = self._said(rules.telemetry, workload.uid, AppProtocol.TCP)
+        about = workload.hbone, workload.addresses, Serving(workload, 0).identity
+        make = partial(listeners.any_port, name, workload, rules, said)
+        self._put(LISTENER, name, (about, rules, said), make)
+        self._once(CLUSTER, f"to|{name}", lambda: tunnels.internal_cluster(name))
+        if not workload.hbone:
+            self._once(CLUSTER, tunnels.DIRECT, tunnels.direct)
+        self._now.hosts.append((name, 0, tuple(map(str, workload.addresses))))
 
     def _said(self, wanted: Any, service: str, protocol: AppProtocol) -> telemetry.Said:
         tracer = self._l7.tracers.get(wanted.tracing.tracer) if wanted.tracing else None

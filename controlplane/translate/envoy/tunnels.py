@@ -31,6 +31,7 @@ from controlplane.translate.envoy.common import (
 )
 from controlplane.translate.envoy.telemetry import baggage, source_states
 
+DIRECT: Final = "direct"
 _HCM: Final = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER: Final = extension("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")
 _WINDOWS: Final[Json] = {"initial_stream_window_size": 4 << 20, "initial_connection_window_size": 16 << 20}
@@ -106,11 +107,11 @@ def terminate(port: int = HBONE_PORT) -> Json:
     }
 
 
-def connect_host(listener: str, hosts: Iterable[str], port: int) -> Json:
-    """The virtual host of one service's port in the table `connect`."""
+def connect_host(listener: str, hosts: Iterable[str], port: int | None) -> Json:
+    """The virtual host of one service's port in the table `connect`; None: of every port that has none of its own."""
     return {
         "name": listener,
-        "domains": [authority(host, port) for host in hosts],
+        "domains": [authority(host, "*" if port is None else port) for host in hosts],
         "routes": [
             {
                 "match": {"connect_matcher": {}},
@@ -177,6 +178,17 @@ def originate(proxy: Proxy) -> Json:
         "use_original_dst": False,
         "listener_filters": [original_dst()],
         "filter_chains": [{"filters": [names, tcp]}],
+    }
+
+
+def direct() -> Json:
+    """The cluster of connections that leave the mesh for where their client wanted to go."""
+    return {
+        "name": DIRECT,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "10s",
+        "circuit_breakers": unlimited(),
     }
 
 
