@@ -20,6 +20,9 @@ NAMESPACE = "books"
 SERVICES = ("catalog", "reviews", "ratings")
 EFFECT_S = 10.0
 CHANGES = 15
+FEW = 9
+# What the metrics say of a request that no application answered.
+_NONE = ("-", "unknown")
 FELT_BUDGET_S = 0.100
 _SERIES = re.compile(r"(?P<name>\w+)\{(?P<labels>.*)\} (?P<value>\d+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -112,7 +115,7 @@ def routes(shop: Shop) -> None:
     shop.apply(http(rules), lambda: counted(shop.ask("reviews", "/", 4)) == {"v1": 4})
     seen = [counted(shop.ask("reviews", "/", 50, *options)) for options in (JASON, [])]
     fine = seen == [{"v2": 50}, {"v1": 50}]
-    shop.report.check("route by header: jason, everybody else", " / ".join(map(_said, seen)), fine, "v2 50 / v1 50")
+    shop.report.check("route by header: jason, everybody else", " / ".join(map(said, seen)), fine, "v2 50 / v1 50")
 
 
 def canary(shop: Shop) -> None:
@@ -123,7 +126,7 @@ def canary(shop: Shop) -> None:
     shop.apply(http(rules), lambda: "v2" in counted(shop.ask("reviews", "/", 20)))
     seen = counted(shop.ask("reviews", "/", 1000))
     fine = set(seen) == {"v1", "v2"} and 60 <= seen["v2"] <= 145
-    shop.report.check("canary 90/10, 1000 requests", _said(seen), fine, "v2 60 to 145 (five standard deviations)")
+    shop.report.check("canary 90/10, 1000 requests", said(seen), fine, "v2 60 to 145 (five standard deviations)")
 
 
 def fault(shop: Shop) -> None:
@@ -168,7 +171,7 @@ def mirror(shop: Shop) -> None:
     shop.apply(http(rules), lambda: counted(shop.ask(*warm)) == {"v1": 8} and _seen(shop, copy, "/warm") > 8)
     answers = counted(shop.ask("reviews", "/mirrored", 50))
     wait_until("the copies arrive", lambda: _seen(shop, copy, "/mirrored") >= 50, EFFECT_S)
-    seen = f"answered by {_said(answers)}; copies at v2: {_seen(shop, copy, '/mirrored')}"
+    seen = f"answered by {said(answers)}; copies at v2: {_seen(shop, copy, '/mirrored')}"
     shop.report.equal("mirror, 50 requests", seen, "answered by v1 50; copies at v2: 50")
 
 
@@ -208,7 +211,7 @@ def graph(shop: Shop) -> None:
     edges = edges_of(proxies.metrics(shop.cluster, shop.way))
     shop.report.check("service graph of what just happened, edges", str(len(edges)), len(edges) >= 6, "at least 6")
     for (source, service, version), codes in sorted(edges.items()):
-        shop.report.note(f"     {source} → {service} {version or '(waypoint)'}: {_said(codes)}")
+        shop.report.note(f"     {source} → {service} {version or '(answered by the waypoint)'}: {said(codes)}")
 
 
 def edges_of(text: str) -> dict[tuple[str, str, str], Counter[str]]:
@@ -216,7 +219,7 @@ def edges_of(text: str) -> dict[tuple[str, str, str], Counter[str]]:
     found: dict[tuple[str, str, str], Counter[str]] = {}
     for labels, value in requests_total(text):
         version = labels["destination_version"]
-        key = (labels["source_workload"], labels["destination_service_name"], "" if version == "-" else version)
+        key = (labels["source_workload"], labels["destination_service_name"], "" if version in _NONE else version)
         found.setdefault(key, Counter())[labels["response_code"]] += value
     return found
 
@@ -227,5 +230,8 @@ def requests_total(text: str) -> Iterator[tuple[dict[str, str], int]]:
             yield dict(_LABEL.findall(match["labels"])), int(match["value"])
 
 
-def _said(counts: Counter[str]) -> str:
+def said(counts: Counter[str]) -> str:
+    """Many different statuses are those of the changes that were timed: from which to which, and how many in all."""
+    if len(counts) > FEW:
+        return f"{min(counts)} to {max(counts)} {counts.total()}"
     return ", ".join(f"{name} {number}" for name, number in sorted(counts.items()))

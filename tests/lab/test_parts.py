@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab import access, documents, leftovers, wire
+from lab import access, demo_waypoint, documents, leftovers, wire
 from lab.documents import PodSpec
 from lab.layout import Layout, pod_range, service_address, underlay_address
 from lab.report import Report
@@ -131,6 +131,17 @@ def test_a_check_that_fails_shows_what_was_expected_and_seen(capsys):
     assert lines[1] == ["expected", "42"]
     assert report.summary() == 1
     assert "2 checks" in capsys.readouterr().out
+
+
+def test_the_service_graph_tells_applications_from_the_waypoint_and_many_statuses_in_short():
+    labels = 'source_workload="a",destination_service_name="web",destination_version="{}",response_code="{}"'
+    line = f"istio_requests_total{{{{{labels}}}}} {{}}"
+    text = "\n".join([line.format("v1", 200, 7), *(line.format("unknown", 400 + n, 2) for n in range(12))])
+    edges = demo_waypoint.edges_of(text)
+    assert {key: demo_waypoint.said(codes) for key, codes in edges.items()} == {
+        ("a", "web", "v1"): "200 7",
+        ("a", "web", ""): "400 to 411 24",
+    }
 
 
 def test_every_test_that_the_table_of_scenarios_names_exists():
