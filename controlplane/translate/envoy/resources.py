@@ -102,8 +102,8 @@ class _Round:
                 parts = each, service, self._used, self._l7.tracers
                 self._block(("served", each.service), parts, partial(self._service, each, service))
         for workload in behind:
-            parts = workload, self._proxy.rules, self._l7.tracers
-            self._block(("any", workload.uid), parts, partial(self._any_port, workload))
+            about = workload, self._proxy.rules, self._l7.tracers
+            self._block(("any", workload.uid), about, partial(self._any_port, workload))
         table = self._cache.packed(ROUTES, (self._proxy.key, CONNECT), (), lambda: {"name": CONNECT})
         self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts)))
 
