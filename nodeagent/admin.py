@@ -41,6 +41,7 @@ class Admin:
         app = web.Application()
         app.add_routes([web.get("/status", self._status), web.get("/pods", self._pods)])
         app.add_routes([web.get("/verify", self._verify), web.get("/healthz/ready", self._ready)])
+        app.add_routes([web.get("/metrics", self._metrics)])
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
         await web.SockSite(self._runner, listen_on(path, socket.SOCK_STREAM)).start()
@@ -58,6 +59,9 @@ class Admin:
 
     async def _pods(self, _: web.Request) -> web.Response:
         return web.json_response([describe(pod) for pod in self._registry.pods], dumps=_dumps)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(text=self._registry.repairs.render())
 
     async def _verify(self, _: web.Request) -> web.Response:
         return web.json_response(await self._registry.verify() + await self._hosts.verify(), dumps=_dumps)

@@ -17,6 +17,7 @@ from mesh import log
 from mesh.errors import MeshError
 from mesh.ids import Uid
 from nodeagent.enrol import machine as m
+from nodeagent.enrol.repairs import Kind
 from nodeagent.enrol.store import Member
 
 _log: Final = log.get("enrol")
@@ -67,6 +68,8 @@ class Register(Protocol):
 
     def noted(self, pod: Pod) -> None:
         """Its state is another one now."""
+
+    def mended(self, pod: Pod, kind: Kind) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,7 @@ class Pod:
             self.last_repair = "; ".join(different)
             _log.warning("rules differ and are replaced", uid=self.member.uid, why=self.last_repair)
             await self._hands.redirect.put(self.member, self.namespace)
+            self._hands.register.mended(self, Kind.CAPTURE)
         return m.RulesIn(self.member.uid)
 
     async def _release(self, _: m.Command) -> m.Event:
@@ -183,6 +187,8 @@ class Pod:
 
     async def _start_serving(self, _: m.Command) -> m.Event:
         await self._hands.tunnel.add(self.member, self.namespace)
+        if self.state is m.State.MENDING:
+            self._hands.register.mended(self, Kind.TUNNEL)
         return m.Serving(self.member.uid)
 
     async def _prove(self, _: m.Command) -> m.Event:

@@ -18,6 +18,7 @@ from nodeagent.enrol import annotations as wishes
 from nodeagent.enrol import machine as m
 from nodeagent.enrol.executor import TRY_AGAIN_LATER, Hands, Namespace, Pod, Redirect, Tunnel, abandon_all
 from nodeagent.enrol.pods import PodSource, PodSpec, UnknownYet, is_eligible
+from nodeagent.enrol.repairs import Kind, Repairs
 from nodeagent.enrol.requests import Attachment
 from nodeagent.enrol.store import Member, Store
 
@@ -59,6 +60,7 @@ class Registry:
         self._hands: Hands | None = None
         self.departed: set[str] = set()
         """Containers whose end the runtime has told, or whose start was refused: nobody brings them in again."""
+        self.repairs = Repairs()
         self.moved: Callable[[Pod], None] = lambda _: None
         """Called with each pod that changed its state."""
 
@@ -224,6 +226,9 @@ class Registry:
 
     def noted(self, pod: Pod) -> None:
         self.moved(pod)
+
+    def mended(self, pod: Pod, kind: Kind) -> None:
+        self.repairs.count(kind, pod.member.backend)
 
     def _find(self, request: Attachment) -> PodSpec | None:
         """None: not meant for the mesh. Raises CniError."""

@@ -1,8 +1,10 @@
 """Pods that join and leave the mesh while they run and are talked to: nobody notices, and nothing goes around it."""
 
+import subprocess
+
 import pytest
 
-from lab import documents
+from lab import daemons, documents
 from lab.apps import ECHO_PORT
 from lab.documents import PodSpec
 from lab.probes import Probe
@@ -148,8 +150,16 @@ def test_rules_that_somebody_took_away_are_back_within_seconds_and_it_is_told(me
     took = wait_until("the rule is back", lambda: "32764" in mesh.exec(pod, ["ip", "rule"]).stdout, 5.0)
     wait_until("it is counted", lambda: repairs(mesh, pod) == before + 1, EFFECT_S)
     wait_until("it is proven", lambda: Labelled(mesh, pod).state == "IN_MESH", EFFECT_S)
+    assert 'nodemesh_agent_repairs_total{kind="capture",backend=' in metrics(mesh, pod.node)
     print(f"repaired after {took * 1000:.0f} ms")
 
 
 def repairs(mesh, pod):
     return next(p["repairs"] for p in mesh.ask(f"nodeagent-{pod.node}", "/pods") if p["name"] == pod.name)
+
+
+def metrics(mesh, node):
+    """The agent's, as its door gives them."""
+    socket = daemons.admin_socket(mesh.layout, mesh.daemons[f"nodeagent-{node}"])
+    command = ["curl", "-sf", "--unix-socket", str(socket), "http://x/metrics"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

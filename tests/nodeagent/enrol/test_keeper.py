@@ -1,6 +1,7 @@
 """Running pods that join and leave by their label, and rules that are mended: registry and keeper, kernel faked."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -15,7 +16,13 @@ kind: Pod
 metadata: {name: web-1, namespace: shop, labels: {istio.io/dataplane-mode: MODE}}
 spec: {serviceAccountName: web, nodeName: node-1}
 """
+ROW = re.compile(r'^nodemesh_agent_repairs_total\{kind="(.*)",backend="(.*)"\} (\d+)$', re.MULTILINE)
 JOINS_RUNNING = ["release", f"serve {WEB} as web", "put rules", "prove"]
+
+
+def mended(node):
+    """What the agent's metric says."""
+    return [(kind, backend, int(n)) for kind, backend, n in ROW.findall(node.registry.repairs.render())]
 
 
 class Kept:
@@ -174,6 +181,7 @@ def test_rules_are_compared_only_on_suspicion_and_mended_and_proven(tmp_path):
         node.claim("compare", "compare", "put rules", "prove")
         (pod,) = node.registry.pods
         assert (pod.repairs, pod.last_repair) == (1, "chain nat-output lacks 1 of its 9 rules")
+        assert mended(node) == [("capture", pod.member.backend, 1)]
         assert pod.state.name == "IN_MESH"
 
     run(tmp_path, story)
@@ -195,6 +203,7 @@ def test_a_pod_that_is_cut_off_is_tried_again_with_the_tunnels_consent(tmp_path)
         await kept.look()
         node.claim("compare", "compare", f"serve {WEB} as web", "prove")
         assert node.states == {WEB: "IN_MESH"}
+        assert mended(node) == [("tunnel", node.registry.pods[0].member.backend, 1)]
 
     run(tmp_path, story)
 
