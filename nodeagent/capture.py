@@ -82,6 +82,11 @@ class Capture:
         await self.guard.take_out(namespace)
         await self.redirection.take_out(member.backend, self._sandbox(member, namespace))
 
+    def is_gone(self, member: Member) -> bool:
+        """Where its namespace's name was, there is none; a directory that is missing as a whole says nothing."""
+        name = Path(member.netns)
+        return name.parent.is_dir() and not name.exists()
+
     def may_differ(self, member: Member, namespace: Namespace, looked_s_ago: float) -> bool:
         """Whether it is time to compare. Cost: microseconds."""
         if (changes := self._changes.get(namespace.identity)) is None:

@@ -1,8 +1,8 @@
 """Keeps the mesh as the documents say and the rules as the plan says, pod by pod, while everything runs.
 
-Three duties, none of which a runtime asks for: a running pod whose label says so joins or leaves; a pod that started
-without us joins; rules that somebody changed are mended and capture is proven again. Decides who, never how: that is
-`machine.py`'s.
+Four duties, none of which a runtime asks for: a running pod whose label says so joins or leaves; a pod that started
+without us joins; one that ended without us is withdrawn; rules that somebody changed are mended and capture is proven
+again. Decides who, never how: that is `machine.py`'s.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class Sandboxes(Protocol):
 
 class Eyes(Protocol):
     """What is seen of a namespace without changing it. Coroutines raise MeshError, OSError."""
+
+    def is_gone(self, member: Member) -> bool:
+        """The runtime has taken the name of its namespace away."""
 
     def may_differ(self, member: Member, namespace: Any, looked_s_ago: float) -> bool: ...
     async def compare(self, member: Member, namespace: Any) -> list[str]: ...
@@ -152,6 +155,7 @@ class Keeper:
 
     async def look(self) -> None:
         """One round over the pods that rest."""
+        await self._withdraw_the_gone()
         pods = [pod for pod in self._registry.pods if pod.state in m.RESTING_STATES]
         self._looked = {pod.member.uid: self._looked.get(pod.member.uid, self._now() - _LONGEST_WAIT_S) for pod in pods}
         for pod in pods:
@@ -159,6 +163,18 @@ class Keeper:
                 await (self._let_go if pod.state is m.State.LEAVING else self._inspect)(pod)
             except (MeshError, OSError, ValueError) as error:
                 _log.debug("pod not looked at", uid=pod.member.uid, why=str(error))
+
+    async def _withdraw_the_gone(self) -> None:
+        """Their end was told to nobody: no agent ran, or the list of plugins lacked our entry. Never a pod that the
+        runtime still has on record: without its name a namespace may live on."""
+        resting = [pod.member for pod in self._registry.pods if pod.state in m.RESTING_STATES]
+        if not (gone := [member for member in resting if self._eyes.is_gone(member)]):
+            return
+        recorded = {each.container_id for each in self._sandboxes.attachments()}
+        for member in gone:
+            if member.container_id not in recorded:
+                _log.info("pod is gone", uid=member.uid, why=f"{member.netns} is not there any more")
+                await self._registry.remove(member.container_id)
 
     async def _let_go(self, pod: Pod) -> None:
         left_s = time.time() - pod.since

@@ -31,7 +31,7 @@ class Kept:
     def __init__(self, directory):
         self.node = Node(directory)
         self.directory = directory
-        self.clock, self.suspicious, self.open_connections = 1000.0, False, 0
+        self.clock, self.suspicious, self.open_connections, self.gone = 1000.0, False, 0, False
         self.runtime = []
         source = FilePods(directory / "pods")
         self.keeper = Keeper(self.node.registry, source, self, self, drain_s=30.0, now=lambda: self.clock)
@@ -41,6 +41,9 @@ class Kept:
 
     def attachments(self):
         return self.runtime
+
+    def is_gone(self, member):
+        return self.gone
 
     def may_differ(self, member, namespace, looked_s_ago):
         return self.suspicious
@@ -221,6 +224,31 @@ def test_a_pod_whose_end_was_told_is_not_brought_in_again_while_the_records_stil
         kept.runtime = []
         await kept.reconcile()
         assert node.registry.departed == set()
+
+    run(tmp_path, story)
+
+
+@pytest.mark.parametrize("broken", [set(), {"put rules"}], ids=["in the mesh", "cut off"])
+def test_a_pod_whose_end_nobody_told_goes_when_the_records_and_its_namespace_have_gone(tmp_path, broken):
+    """While the agent was away, or through a list without our entry. One of both alone may be somebody's mistake."""
+
+    async def story(kept, node):
+        kept.label("ambient")
+        kept.runtime = [request()]
+        await node.registry.add(request())
+        if broken:
+            kept.suspicious, node.kernel.different, node.kernel.broken = True, ["gone"], broken
+            await kept.look()
+            kept.suspicious = False
+        node.said.clear()
+        for kept.gone, kept.runtime in ((True, [request()]), (False, [])):
+            await kept.look()
+            node.claim()
+        kept.gone = True
+        await kept.look()
+        node.claim(*LEAVES)
+        await kept.reconcile()
+        assert node.registry.pods == []
 
     run(tmp_path, story)
 
