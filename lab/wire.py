@@ -44,10 +44,11 @@ class Packet:
 
 
 class Capture:
-    """All TCP that crosses the fabric while the block runs, `everything` if asked for; `packets` afterwards."""
+    """All TCP that crosses the fabric while the block runs, or `everything`, or what a filter of tcpdump's takes;
+    `packets` afterwards."""
 
-    def __init__(self, cluster: Cluster, name: str, *, everything: bool = False) -> None:
-        self._filter = [] if everything else ["tcp"]
+    def __init__(self, cluster: Cluster, name: str, *, everything: bool = False, only: str = "tcp") -> None:
+        self._filter = [] if everything else [only]
         self._cluster, self._name = cluster, f"capture-{name}"
         self._file = cluster.layout.dir / f"{self._name}.pcap"
         self._process: Process | None = None
