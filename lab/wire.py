@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import struct
 import time
@@ -44,18 +45,20 @@ class Packet:
 
 
 class Capture:
-    """All TCP that crosses the fabric while the block runs, or `everything`, or what a filter of tcpdump's takes;
-    `packets` afterwards."""
+    """All TCP that crosses the fabric while the block runs, or `everything`; `packets` afterwards. `only`: the headers
+    of what tcpdump's filter takes, however many come at once."""
 
-    def __init__(self, cluster: Cluster, name: str, *, everything: bool = False, only: str = "tcp") -> None:
-        self._filter = [] if everything else [only]
+    def __init__(self, cluster: Cluster, name: str, *, everything: bool = False, only: str = "") -> None:
+        self._filter = [] if everything else [only or "tcp"]
+        # The kernel's ring has a place as large as the longest packet for each.
+        self._snap = "128" if only else "0"
         self._cluster, self._name = cluster, f"capture-{name}"
         self._file = cluster.layout.dir / f"{self._name}.pcap"
         self._process: Process | None = None
 
     def __enter__(self) -> Capture:
         # -Z root: else tcpdump drops to a user who may not write into the lab's directory.
-        command = ["tcpdump", "-i", netns.BRIDGE, "-s", "0", "-U", "--immediate-mode", "-Z", "root"]
+        command = ["tcpdump", "-i", netns.BRIDGE, "-s", self._snap, "-U", "--immediate-mode", "-Z", "root"]
         layout = self._cluster.layout
         self._process = processes.start(
             layout, self._name, layout.fabric, [*command, "-w", str(self._file), *self._filter]
@@ -79,6 +82,13 @@ class Capture:
     @property
     def packets(self) -> list[Packet]:
         return read(self._file)
+
+    @property
+    def lost(self) -> int:
+        """What tcpdump was too slow for, in its own words afterwards."""
+        said = re.search(r"(\d+) packets? dropped by kernel", self._cluster.layout.log(self._name).read_text())
+        assert said, "tcpdump has not ended"
+        return int(said[1])
 
     @property
     def content(self) -> bytes:
