@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol
+from typing import Protocol
 
 from mesh.errors import LocalError, OperatorError
-
-BUILDER_NICE: Final = 10
 
 
 class Native(Protocol):
@@ -53,11 +48,6 @@ class Native(Protocol):
     def close(self) -> None: ...
 
 
-def _step_back() -> None:
-    """Of this thread only (setpriority(2): on Linux a nice value is a thread's)."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BUILDER_NICE)
-
-
 class PodGone(Exception):
     """The pod's network namespace no longer exists: forget the pod."""
 
@@ -71,14 +61,11 @@ class Dataplane:
     def __init__(self, core: Native, namespace_gone: type[Exception]) -> None:
         self.core = core
         self._namespace_gone = namespace_gone
-        # A world of 100,000 workloads is built beside the traffic, not before it.
-        self._builder = ThreadPoolExecutor(1, "builder", initializer=_step_back)
 
     async def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]:
         """(name, why) of each refused resource."""
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._builder, self.core.apply, type_url, upserts, removed)
+            return await asyncio.to_thread(self.core.apply, type_url, upserts, removed)
         except ValueError as error:
             raise LocalError(f"the core does not know the type {type_url}") from error
 

@@ -11,6 +11,7 @@ import pytest
 from lab import proxies
 from lab.processes import wait_until
 from tests.lab.mall import NAMESPACE
+from waypoint.envoy import LAST_RETRY_S
 
 pytestmark = pytest.mark.lab
 AT_ONCE = 20
@@ -70,7 +71,7 @@ def test_only_what_a_dead_waypoint_carried_is_lost_and_nothing_goes_round(mall, 
         assert seen(mall, "/last") == before
     finally:
         last.signal(signal.SIGCONT)
-    mall.until(lambda: mall.ask("/").status == 200, "a dead Envoy is started again")
+    wait_until("a dead Envoy is started again", lambda: mall.ask("/").status == 200, LAST_RETRY_S + 10)
 
 
 def envoy_of(process):

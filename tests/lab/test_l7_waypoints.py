@@ -11,6 +11,7 @@ from lab.processes import wait_until
 from mesh.backoff import Backoff
 from tests.lab.mall import NAMESPACE
 from tests.lab.test_l7_routing import routes
+from waypoint.envoy import LAST_RETRY_S
 
 pytestmark = pytest.mark.lab
 RATE = ["curl", "-s", "-m", "10", "--rate", "50/s", "-o", "/dev/null", "-w", "%{http_code}\n"]
@@ -79,7 +80,8 @@ def test_without_any_waypoint_nothing_goes_round_it(mall):
         assert mall.ask("/").status == 0
     finally:
         process.signal(signal.SIGCONT)
-    mall.until(lambda: mall.ask("/").status == 200, "a dead Envoy is started again")
+    # It may have died before, for another test: then the runner waits longer.
+    wait_until("a dead Envoy is started again", lambda: mall.ask("/").status == 200, LAST_RETRY_S + 10)
 
 
 def _envoy_pid(mall):

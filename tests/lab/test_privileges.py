@@ -18,14 +18,28 @@ pytestmark = pytest.mark.lab
 
 SOON_S = 20.0
 USER = 65532
-# The interpreter may be where only root may enter: in a mount namespace of its own it is where it was, for all.
+ROOT = Path(__file__).parents[2]
+# Interpreter and checkout may be where only root may enter: in a mount namespace of its own they are where they were,
+# for all.
 REACHABLE = """
 set -e
-top=$(printf %s "$1" | cut -d/ -f1-2); aside=$2; shift 2
-if [ $(( 0$(stat -c %a "$top") & 1 )) = 0 ]; then
-  mkdir -p "$aside/interpreter"; mount --bind "$INTERPRETER" "$aside/interpreter"
-  mount -t tmpfs -o mode=755 tmpfs "$top"; mkdir -p "$INTERPRETER"; mount --bind "$aside/interpreter" "$INTERPRETER"
-fi
+aside=$1; shift
+closed_above() {
+  found=; dir=$(dirname "$1")
+  while [ "$dir" != / ]; do
+    [ $(( 0$(stat -c %a "$dir") & 1 )) = 1 ] || found=$dir
+    dir=$(dirname "$dir")
+  done
+  printf %s "$found"
+}
+mkdir -p "$aside/interpreter" "$aside/checkout"
+mount --bind "$INTERPRETER" "$aside/interpreter"; mount --bind "$CHECKOUT" "$aside/checkout"
+for path in "$INTERPRETER" "$CHECKOUT"; do
+  closed=$(closed_above "$path" 2>/dev/null)
+  [ -z "$closed" ] || mount -t tmpfs -o mode=755 tmpfs "$closed"
+done
+mkdir -p "$INTERPRETER" "$CHECKOUT"
+mount --bind "$aside/interpreter" "$INTERPRETER"; mount --bind "$aside/checkout" "$CHECKOUT"
 mount -t tmpfs -o mode=700,uid="$USER_OF_KEYS" tmpfs "$NODEMESH_KEY_DIR"
 exec "$@"
 """
@@ -51,7 +65,7 @@ def confined(name, user=0):
 
 
 def reachable(place):
-    return ["unshare", "--mount", "sh", "-c", REACHABLE, "sh", sys.base_prefix, str(place)]
+    return ["unshare", "--mount", "sh", "-c", REACHABLE, "sh", str(place)]
 
 
 @contextmanager
@@ -80,6 +94,7 @@ def node_with(mesh, place):
         "CA_ROOT_CA": root,
         "AUTH_TOKEN": str(own["secrets"] / daemons.token_path(mesh.layout, "node1").name),
         "INTERPRETER": sys.base_prefix,
+        "CHECKOUT": str(ROOT),
         "USER_OF_KEYS": str(USER),
         "HOME": str(own["state"]),
         "TMPDIR": str(own["state"]),

@@ -33,7 +33,7 @@ rm -rf etc/systemd/system/multi-user.target.wants etc/nodemesh var/lib/nodemesh*
 mkdir -p opt/nodemesh/bin shared etc/systemd/system/multi-user.target.wants etc/nodemesh/config
 for program in controlplane nodeagent ztunnel meshctl; do
   file=opt/nodemesh/bin/$program
-  run="PYTHONPATH=$repository:$packages exec /usr/bin/python3 -m $program.main"
+  run="PYTHONPATH=/nodemesh:$packages exec /usr/bin/python3 -m $program.main"
   printf '#!/bin/sh\\n%s "$@"\\n' "$run" >$file
   chmod 755 $file
 done
@@ -45,7 +45,8 @@ mount -t tmpfs tmpfs /run
 tops=$(awk '$3 == "cgroup2" || $4 ~ /name=systemd/ { print $2 }' /proc/mounts)
 for top in $tops; do mkdir -p $top/nodemesh-lab-boot$$; echo $$ >$top/nodemesh-lab-boot$$/cgroup.procs; done
 timeout 120 systemd-nspawn --quiet --directory="$root/machine" --boot --register=no --keep-unit \\
-  --private-network --capability=all --machine=nodemesh-test --bind="$shared:/shared" --bind-ro="$repository" || true
+  --private-network --capability=all --machine=nodemesh-test \\
+  --bind="$shared:/shared" --bind-ro="$repository:/nodemesh" || true
 for top in $tops; do
   echo $$ >$top/cgroup.procs
   find $top/nodemesh-lab-boot$$ -depth -type d -exec rmdir {} \\;
@@ -105,7 +106,7 @@ def said(tmp_path_factory):
     (shared / "dist").mkdir()
     (shared / "dist/nodemesh-0-py3-none-any.whl").write_bytes(b"")
     (shared / "story.sh").write_text(STORY)
-    packages = sysconfig.get_path("purelib")
+    packages = sysconfig.get_path("purelib").replace(str(ROOT), "/nodemesh")
     # In namespaces of its own: every mount ends with it.
     command = ["unshare", "--mount", "sh", "-c", MAKE, "sh", str(root), str(shared), str(ROOT), packages]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=160)
