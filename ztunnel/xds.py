@@ -30,6 +30,9 @@ TYPES: Final = (AUTHORIZATION_TYPE, ADDRESS_TYPE)  # policies are asked for firs
 _METHOD: Final = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 MOST_REFUSED: Final = 100
 _REFUSED_US: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+# What gRPC says of a call that ended while it was written to: it forgets why. The next one is not written to at once.
+_LOST: Final = "Internal error from Core"
+_ANSWER_S: Final = 0.5
 _NORMAL: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 _log = log.get("xds")
@@ -58,6 +61,7 @@ class XdsClient:
         self._own_roots = own_roots
         self._subscriber = Subscriber(make_node(settings), TYPES)
         self._backoff = Backoff()
+        self._unheard = False
         self.in_force = asyncio.Event()
         self.connected = False
         self.last_error = ""
@@ -108,6 +112,7 @@ class XdsClient:
             await self._stream()
         except grpc.aio.AioRpcError as error:
             self._give_up_if_unknown(error)
+            self._unheard = error.details() == _LOST
             self.last_error = f"{error.code().name}: {error.details()}"
             return self._reason(error.code(), error.details() or "")
         except OperatorError as error:
@@ -143,7 +148,9 @@ class XdsClient:
                 response_deserializer=DeltaDiscoveryResponse.FromString,
             )
             call = method(metadata=metadata)
-            for request in self._subscriber.start():
+            if self._unheard:
+                await _ended(call)
+            for request in [] if call.done() else self._subscriber.start():
                 await send(call, request)
             async for response in call:
                 self._heard(response)
@@ -190,6 +197,13 @@ class XdsClient:
             _log.error(log.CONFIG_REFUSED, type_url=type_url, name=name, why=why)
         if refused:
             self._metrics.count("nodemesh_xds_refused_total", len(refused), url=type_url)
+
+
+async def _ended(call: Any) -> None:
+    """Or half a second."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_ANSWER_S):
+            await call.code()
 
 
 async def send(call: Any, request: DeltaDiscoveryRequest) -> None:

@@ -34,7 +34,9 @@ def annex(built_mall):
     url = f"127.0.0.1:{apps.HTTP_PORT}/seen"
     wait_until("store-1 answers", lambda: mesh.http_status(server.netns, url) == 200, 20)
     vip = mesh.add_service("store", {80: apps.HTTP_PORT}, ANNEX)
+    before = built_mall.version
     mesh.apply(f"service-{ANNEX}-store", documents.http_service(ANNEX, "store", [vip], {}))
+    built_mall.settled(before)  # until then its address leads nowhere, and nowhere may take seconds
     yield client
     for pod in (client, server):
         mesh.delete_pod(pod.name)
