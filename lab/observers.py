@@ -64,7 +64,8 @@ def start_zipkin(cluster: Cluster, pod: Pod) -> None:
     if not ZIPKIN.exists():
         raise OperatorError("Zipkin's server is not there: tools/setup.sh observers")
     # One small heap, and no time for the best code: it lives for a minute.
-    java = ["java", "-Xmx192m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-jar", str(ZIPKIN)]
+    scratch = f"-Djava.io.tmpdir={cluster.layout.dir / 'tmp'}"  # Java does not ask TMPDIR
+    java = ["java", scratch, "-Xmx192m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-jar", str(ZIPKIN)]
     cluster.start_in(pod, "zipkin", ["env", f"QUERY_PORT={apps.HTTP_PORT}", *java])
     url = f"127.0.0.1:{apps.HTTP_PORT}/health"
     wait_until("Zipkin answers", lambda: cluster.http_status(pod.netns, url) == 200, _READY_S, step_s=0.2)
