@@ -20,6 +20,7 @@ from mesh.model import IPAddress
 _RECORD: Final = struct.Struct("<IIII")
 _FILE_HEADER: Final = 24
 _TCP: Final = 6
+_RING_KIB: Final = "65536"
 _SYN, _ACK = 0x02, 0x10
 
 
@@ -46,19 +47,22 @@ class Packet:
 
 class Capture:
     """All TCP that crosses the fabric while the block runs, or `everything`; `packets` afterwards. `only`: the headers
-    of what tcpdump's filter takes, however many come at once."""
+    of what tcpdump's filter takes, however many come at once.
+
+    One that missed a packet proves nothing: leaving the block fails then (RuntimeError)."""
 
     def __init__(self, cluster: Cluster, name: str, *, everything: bool = False, only: str = "") -> None:
         self._filter = [] if everything else [only or "tcp"]
-        # The kernel's ring has a place as large as the longest packet for each.
-        self._snap = "128" if only else "0"
+        # The kernel's ring has a place as large as the longest packet for each, 64 KiB and its headers.
+        self._snap = "128" if only else "65664"
         self._cluster, self._name = cluster, f"capture-{name}"
         self._file = cluster.layout.dir / f"{self._name}.pcap"
         self._process: Process | None = None
 
     def __enter__(self) -> Capture:
         # -Z root: else tcpdump drops to a user who may not write into the lab's directory.
-        command = ["tcpdump", "-i", netns.BRIDGE, "-s", self._snap, "-U", "--immediate-mode", "-Z", "root"]
+        ring = ["-s", self._snap, "-B", _RING_KIB, "-U", "--immediate-mode"]
+        command = ["tcpdump", "-i", netns.BRIDGE, *ring, "-Z", "root"]
         layout = self._cluster.layout
         self._process = processes.start(
             layout, self._name, layout.fabric, [*command, "-w", str(self._file), *self._filter]
@@ -66,12 +70,14 @@ class Capture:
         wait_until("tcpdump listens", lambda: b"listening on" in layout.log(self._name).read_bytes(), 10.0)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: object, *_: object) -> None:
         assert self._process
         self._settle()
         self._process.signal(signal.SIGTERM)
         if not self._process.wait(5.0):
             self._process.kill()
+        elif not failed and self.lost:
+            raise RuntimeError(f"{self._name}: tcpdump missed {self.lost} packets: what it saw proves nothing")
 
     def _settle(self) -> None:
         """Until the file has not grown for a moment: tcpdump writes each packet as it takes it off the ring."""
@@ -86,9 +92,9 @@ class Capture:
     @property
     def lost(self) -> int:
         """What tcpdump was too slow for, in its own words afterwards."""
-        said = re.search(r"(\d+) packets? dropped by kernel", self._cluster.layout.log(self._name).read_text())
+        said = re.findall(r"(\d+) packets? dropped by kernel", self._cluster.layout.log(self._name).read_text())
         assert said, "tcpdump has not ended"
-        return int(said[1])
+        return int(said[-1])
 
     @property
     def content(self) -> bytes:

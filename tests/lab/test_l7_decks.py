@@ -14,6 +14,8 @@ pytestmark = pytest.mark.lab
 DECKS = Path(__file__).parents[1] / "controlplane/golden/l7/decks.yaml"
 _PRINTED = DECKS.read_text().partition("# What the slides")[0]
 SLIDES = {each["metadata"]["name"]: each for each in yaml.safe_load_all(_PRINTED) if each}
+# The fault's two seconds as a client may see them: Envoy counts from the start of its loop's round.
+JASONS_S = 1.9
 # What the slides take for granted: the services of Consul, and which pods have which version.
 SERVICES = "".join(
     f"""
@@ -66,9 +68,9 @@ def test_reviews_v2_is_launched_to_iphones_alone(slide):
 
 def test_jason_waits_two_seconds_for_ratings_and_nobody_else_does(slide):
     mall = slide("ratings")
-    mall.until(lambda: mall.ask(f"{RATINGS}/", "-H", "cookie: user=jason").seconds >= 2)
+    mall.until(lambda: mall.ask(f"{RATINGS}/", "-H", "cookie: user=jason").seconds > JASONS_S)
     assert mall.ask(f"{RATINGS}/", "-H", "cookie: user=jason").version == "v1"
-    assert all(each.seconds < 2 for each in mall.ask_many(f"{RATINGS}/", 5, "-H", "cookie: user=alice"))
+    assert all(each.seconds < JASONS_S for each in mall.ask_many(f"{RATINGS}/", 5, "-H", "cookie: user=alice"))
 
 
 def test_reviews_has_a_second_to_answer(slide):
@@ -96,7 +98,7 @@ def test_all_slides_in_one_file_hold_together_as_they_are_written(mall):
     mall.apply(SERVICES + _PRINTED)
     mall.until(lambda: mall.counted(f"{REVIEWS}/", 10, "-A", "iPhone") == {"v2": 10})
     assert mall.counted(f"{REVIEWS}/", 10, "-A", "Android") == {"v1": 10}
-    assert mall.ask(f"{RATINGS}/", "-H", "cookie: user=jason").seconds >= 2
+    assert mall.ask(f"{RATINGS}/", "-H", "cookie: user=jason").seconds > JASONS_S
     told = [each["code"] for each in mall.mesh.ask("controlplane", "/analysis")]
     assert "IST0109" in told
 
