@@ -24,7 +24,7 @@ demo: root setup ## the main job, shown working: two nodes, real pods, one mesh
 test: root setup ## every test: Rust, Python, lab
 	@tools/setup.sh observers
 	cargo test --release --locked -q
-	$(PY) -m pytest
+	$(PY) -m pytest --second-try
 
 FUZZ_SECONDS ?= 60
 

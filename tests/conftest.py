@@ -7,6 +7,8 @@ import pytest
 
 from tests.corpus import TOLD
 
+pytest_plugins = ["tests.again"]
+
 _WHEN_PYTEST_IS_GONE = 'read -r _; rm -rf -- "$0"'
 
 
