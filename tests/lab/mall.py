@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,40 @@ from mesh.errors import OperatorError
 
 NAMESPACE = "mall"
 EFFECT_S = 5.0
+_PROVIDER = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: istio, namespace: istio-system}}
+data:
+  mesh: |
+    extensionProviders:
+    - name: {name}
+      {provider}
+---
+"""
+_EXTERNAL = """
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, labels: {{istio.io/use-waypoint: way}}}}
+spec:
+  hosts: [{name}.example.com]
+  addresses: [{vip}]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]
+  endpoints: [{{address: {address}}}]
+---
+"""
+
+
+def provider(name: str, what: str) -> str:
+    """The mesh's configuration with an extension provider."""
+    return _PROVIDER.format(name=name, provider=what)
+
+
+def external(name: str, vip: str, address: str, port: int) -> str:
+    """A host beyond the mesh, `NAME.example.com`, through the mall's waypoint."""
+    return _EXTERNAL.format(name=name, vip=vip, address=address, port=port)
 
 
 class Mall:
@@ -48,6 +83,11 @@ class Mall:
     def bundles(self) -> Path:
         """Of other trust domains, one file each, as the waypoint reads them."""
         return self.mesh.layout.node_dir("way-1") / "bundles"
+
+    @cached_property
+    def gate(self) -> Pod:
+        """The gateway `ingress`, from the first test on that wants it."""
+        return proxies.add(self.mesh, "ingress", "node1", NAMESPACE, gateway=True)
 
     def pod(self, name: str, node: str, app: str, version: str = "", account: str = "", **labels: str) -> Pod:
         labels |= {"version": version} if version else {}

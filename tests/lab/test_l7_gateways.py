@@ -4,9 +4,9 @@ import base64
 
 import pytest
 
-from lab import apps, proxies
+from lab import apps
 from lab.documents import PodSpec
-from tests.lab.mall import NAMESPACE
+from tests.lab.mall import NAMESPACE, external
 from tests.waypoint.certificates import server_certificate
 
 pytestmark = pytest.mark.lab
@@ -95,7 +95,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def parts(built_mall, files):
-    """The gateway `ingress`, a TLS application `secure`, an outsider `visitor`, an external TLS server `ext`."""
+    """A TLS application `secure`, an outsider `visitor`, an external TLS server `ext`."""
     mall, mesh = built_mall, built_mall.mesh
     out = {"istio.io/dataplane-mode": "none"}
     for name, labels in (("visitor", out), ("ext", out), ("secure", {}), ("gatedb", {})):
@@ -107,7 +107,6 @@ def parts(built_mall, files):
     mesh.start_in(mesh.pods["gatedb"], "echo-gatedb", ["socat", listen, "EXEC:cat"])
     mall.service("secure", "", tls=(443, 8443))
     mall.service("gatedb", "", tcp=(5432, apps.ECHO_PORT))
-    mall.gate = proxies.add(mesh, "ingress", "node1", NAMESPACE, gateway=True)
     return mall
 
 
@@ -217,18 +216,7 @@ def test_gateway_api_documents_do_the_same(mall, parts):
     assert get("/v1x").told["name"].startswith("reviews")
 
 
-EXTERNAL = """
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: ext, labels: {{istio.io/use-waypoint: way}}}}
-spec:
-  hosts: [ext.example.com]
-  addresses: [240.240.7.7]
-  location: MESH_EXTERNAL
-  resolution: STATIC
-  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8443}}]
-  endpoints: [{{address: {address}}}]
----
+ORIGINATED = """
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {{name: ext}}
@@ -240,11 +228,11 @@ spec:
 
 
 def test_the_way_out_begins_tls_and_knows_whom_it_expects(mall, parts):
-    address = mall.mesh.pods["ext"].ip
-    mall.apply(secret("ext") + EXTERNAL.format(address=address, name="ext.example.com"))
+    there = secret("ext") + external("ext", "240.240.7.7", mall.mesh.pods["ext"].ip, 8443)
+    mall.apply(there + ORIGINATED.format(name="ext.example.com"))
     url, host = "http://240.240.7.7/", ["-H", "host: ext.example.com"]
     mall.until(lambda: mall.ask(url, *host).status == 200)
     assert mall.ask(url, *host).told["name"] == "ext"
     mall.clean()
-    mall.apply(secret("ext") + EXTERNAL.format(address=address, name="someone.else"))
+    mall.apply(there + ORIGINATED.format(name="someone.else"))
     mall.until(lambda: mall.ask(url, *host).status == 503)
