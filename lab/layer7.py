@@ -17,11 +17,11 @@ import yaml
 
 from lab import apps, documents, proxies
 from lab.asking import ask_many
-from lab.cluster import Cluster, Pod, down
+from lab.cluster import Cluster, Pod
 from lab.documents import AMBIENT, PodSpec
 from lab.layout import Layout
 from lab.processes import wait_until
-from lab.watchdog import Guard
+from lab.watchdog import guarded
 
 NAMESPACE: Final = "many"
 REQUESTS: Final = 4000
@@ -59,14 +59,8 @@ class Figures:
 
 
 def run(name: str, services: int, say: Say) -> Figures:
-    layout = Layout(name)
-    guard = Guard(layout)
-    try:
-        cluster = Cluster.up(name, nodes=2, pods=0, say=say)
-        return _measure(cluster, services, say)
-    finally:
-        down(layout)
-        guard.release()
+    with guarded(Layout(name)):
+        return _measure(Cluster.up(name, nodes=2, pods=0, say=say), services, say)
 
 
 def _measure(cluster: Cluster, services: int, say: Say) -> Figures:

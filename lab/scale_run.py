@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lab import cluster, daemons, scale
+from lab import daemons, scale
 from lab.cluster import Cluster
 from lab.layout import Layout
 from lab.processes import Process, wait_until
-from lab.watchdog import Guard
+from lab.watchdog import guarded
 from mesh.errors import PeerError
 
 NODE: Final = "node1"
@@ -60,12 +60,8 @@ class Figures:
 
 def run(name: str, workloads: int, services: int, say: Callable[[str], None]) -> Figures:
     """In a lab of its own, taken down afterwards. Raises OperatorError."""
-    guard = Guard(Layout(name))
-    try:
+    with guarded(Layout(name)):
         return measure(Cluster.up(name, 1, 2, say), workloads, services, say)
-    finally:
-        cluster.down(Layout(name))
-        guard.release()
 
 
 def measure(made: Cluster, workloads: int, services: int, say: Callable[[str], None] = lambda _: None) -> Figures:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import select
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lab import cluster
 from lab.layout import MARK, Layout
@@ -37,6 +39,17 @@ class Guard:
         """Takes the lab down, if it still is up, and ends the watchdog."""
         os.close(self._ours)
         os.waitpid(self._pid, 0)
+
+
+@contextmanager
+def guarded(layout: Layout) -> Iterator[Layout]:
+    """However the block ends, nothing of the lab is left after it."""
+    guard = Guard(layout)
+    try:
+        yield layout
+    finally:
+        cluster.down(layout)
+        guard.release()
 
 
 def main() -> None:

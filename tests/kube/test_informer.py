@@ -37,10 +37,13 @@ class Listener:
         return sorted(key.name for key in self.informer.objects)
 
 
-def follows(story, directory, resource=PODS, how=None, **cluster_how):
-    """`story(api, listener)` with the informer running."""
+def follows(story, directory, *present, resource=PODS, how=None, answers=(), **cluster_how):
+    """`story(api, listener)` with the informer running. `present`: pods; `answers`: what the server says first."""
 
     async def main(api):
+        for name in present:
+            api.create(cluster.PODS, "shop", pod(name))
+        api.server._failures.extend(answer() for answer in answers)
         listener = Listener(api, resource, **how or {})
         async with running(listener.informer.run()):
             await story(api, listener)
@@ -65,17 +68,13 @@ def test_what_is_there_and_what_happens_is_told(tmp_path):
 def test_a_long_list_comes_in_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(client_module, "PAGE", 2)
 
-    async def main(api):
-        for number in range(5):
-            api.create(cluster.PODS, "shop", pod(f"p{number}"))
-        listener = Listener(api)
-        async with running(listener.informer.run()):
-            await listener.informer.synced.wait()
+    async def story(api, listener):
+        await listener.informer.synced.wait()
         assert listener.names == [f"p{number}" for number in range(5)]
         asked = [each for each in api.server.asked if "limit=2" in each]
         assert [("continue=" in each) for each in asked] == [False, True, True]
 
-    play(tmp_path, main)
+    follows(story, tmp_path, *(f"p{number}" for number in range(5)))
 
 
 def test_only_the_pods_of_the_node_are_asked_for(tmp_path):
@@ -103,22 +102,18 @@ def test_a_stream_that_breaks_is_taken_up_where_it_was(tmp_path):
 
 
 def test_after_410_everything_is_listed_again_and_nothing_is_missed(tmp_path):
-    async def main(api):
-        for name in ("stays", "goes"):
-            api.create(cluster.PODS, "shop", pod(name))
-        listener = Listener(api)
-        async with running(listener.informer.run()):
-            await listener.hears(("new", "stays"), ("new", "goes"))
-            await until(lambda: api.server.watches)
-            await api.stop()
-            api.delete(cluster.PODS, "shop", "goes")
-            api.create(cluster.PODS, "shop", pod("comes"))
-            api.forget_history()
-            await api.start()
-            await listener.hears(("gone", "goes"), ("new", "comes"))
+    async def story(api, listener):
+        await listener.hears(("new", "stays"), ("new", "goes"))
+        await until(lambda: api.server.watches)
+        await api.stop()
+        api.delete(cluster.PODS, "shop", "goes")
+        api.create(cluster.PODS, "shop", pod("comes"))
+        api.forget_history()
+        await api.start()
+        await listener.hears(("gone", "goes"), ("new", "comes"))
         assert listener.names == ["comes", "stays"]
 
-    play(tmp_path, main)
+    follows(story, tmp_path, "stays", "goes")
 
 
 def set_back(api):
@@ -130,35 +125,28 @@ def set_back(api):
 
 
 def test_a_server_that_was_set_back_is_listed_again(tmp_path):
-    async def main(api):
-        for name in ("stays", "goes"):
-            api.create(cluster.PODS, "shop", pod(name))
-        listener = Listener(api)
-        async with running(listener.informer.run()):
-            await listener.hears(("new", "stays"), ("new", "goes"))
-            await until(lambda: api.server.watches)
-            await api.stop()
-            set_back(api)
-            api.create(cluster.PODS, "shop", pod("stays"))
-            await api.start()
-            await listener.hears(("changed", "stays"), ("gone", "goes"))
+    async def story(api, listener):
+        await listener.hears(("new", "stays"), ("new", "goes"))
+        await until(lambda: api.server.watches)
+        await api.stop()
+        set_back(api)
+        api.create(cluster.PODS, "shop", pod("stays"))
+        await api.start()
+        await listener.hears(("changed", "stays"), ("gone", "goes"))
 
-    play(tmp_path, main)
+    follows(story, tmp_path, "stays", "goes")
 
 
 def test_a_server_that_is_silent_for_too_long_is_asked_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(informer_module, "SILENT_S", 0.1)
 
-    async def main(api):
-        api.create(cluster.PODS, "shop", pod("goes"))
-        listener = Listener(api)
-        async with running(listener.informer.run()):
-            await listener.hears(("new", "goes"))
-            await until(lambda: api.server.watches)
-            set_back(api)  # the watch stays, and is deaf
-            await listener.hears(("gone", "goes"))
+    async def story(api, listener):
+        await listener.hears(("new", "goes"))
+        await until(lambda: api.server.watches)
+        set_back(api)  # the watch stays, and is deaf
+        await listener.hears(("gone", "goes"))
 
-    play(tmp_path, main)
+    follows(story, tmp_path, "goes")
 
 
 def test_a_watch_that_broke_goes_on_without_a_list_when_the_server_is_as_far(tmp_path):
@@ -189,19 +177,16 @@ def test_bookmarks_spare_the_list_after_a_long_silence(tmp_path):
 
 
 def test_while_the_server_is_away_what_was_known_stays(tmp_path):
-    async def main(api):
-        api.create(cluster.PODS, "shop", pod("a"))
-        listener = Listener(api)
-        async with running(listener.informer.run()):
-            await listener.hears(("new", "a"))
-            await until(lambda: api.server.watches)
-            await api.stop()
-            await until(lambda: listener.informer.trouble)
-            assert listener.names == ["a"]
-            await api.start()
-            await until(lambda: not listener.informer.trouble)
+    async def story(api, listener):
+        await listener.hears(("new", "a"))
+        await until(lambda: api.server.watches)
+        await api.stop()
+        await until(lambda: listener.informer.trouble)
+        assert listener.names == ["a"]
+        await api.start()
+        await until(lambda: not listener.informer.trouble)
 
-    play(tmp_path, main)
+    follows(story, tmp_path, "a")
 
 
 def test_an_overloaded_server_is_waited_for(tmp_path, monkeypatch):
@@ -214,16 +199,14 @@ def test_an_overloaded_server_is_waited_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(informer_module.asyncio, "sleep", sleep)
 
-    async def main(api):
-        for _ in range(2):
-            answer = cluster.web.json_response({"message": "busy"}, status=429, headers={"Retry-After": "7"})
-            api.server._failures.append(answer)
-        listener = Listener(api)
-        async with running(listener.informer.run()):
-            await listener.informer.synced.wait()
+    def busy():
+        return cluster.web.json_response({"message": "busy"}, status=429, headers={"Retry-After": "7"})
+
+    async def story(api, listener):
+        await listener.informer.synced.wait()
         assert waits.count(7.0) == 2
 
-    play(tmp_path, main)
+    follows(story, tmp_path, answers=[busy, busy])
 
 
 def test_a_kind_that_is_not_installed_holds_nobody_up(tmp_path):
@@ -349,10 +332,4 @@ def test_an_answer_that_is_none_is_no_state(tmp_path, body, why):
         await until(lambda: why in listener.informer.trouble)
         assert not listener.informer.synced.is_set()
 
-    async def main(api):
-        api.server._failures.extend(cluster.web.Response(text=body) for _ in range(100))
-        listener = Listener(api)
-        async with running(listener.informer.run()):
-            await story(api, listener)
-
-    play(tmp_path, main)
+    follows(story, tmp_path, answers=[lambda: cluster.web.Response(text=body)] * 100)

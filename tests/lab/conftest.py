@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from lab import cluster, documents
+from lab import documents
 from lab.cluster import Cluster
 from lab.documents import PodSpec
 from lab.layout import Layout
-from lab.watchdog import Guard
+from lab.watchdog import guarded
 from tests.lab.mall import Mall
 
 LAST_WORDS = 12  # lines of a dead daemon's log
@@ -35,18 +35,18 @@ def pytest_runtest_makereport(item):
 @pytest.fixture(scope="session")
 def mesh(capture, request):
     """`web-1` and `web-3` on node1, `web-2` and `web-4` on node2, `plain-1` and `plain-2` outside the mesh."""
-    layout = Layout(f"t{os.getpid()}")
-    guard = Guard(layout)
-    try:
-        made = Cluster.up(
-            layout.name, nodes=2, pods=4, capture=capture, direct=request.config.getoption("--mesh-direct")
-        )
+    direct = request.config.getoption("--mesh-direct")
+    with guarded(Layout(f"t{os.getpid()}")) as layout:
+        made = Cluster.up(layout.name, nodes=2, pods=4, capture=capture, direct=direct)
         for number in (1, 2):
             made.add_pod(PodSpec(f"plain-{number}", f"node{number}", labels=documents.OUT_OF_MESH))
         yield made
-    finally:
-        cluster.down(layout)
-        guard.release()
+
+
+@pytest.fixture
+def web(mesh):
+    """Of one lab's own mesh, a pod of each node."""
+    return mesh.pods["web-1"], mesh.pods["web-2"]
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from lab import cluster, daemons, documents, hosts
+from lab import daemons, documents, hosts
 from lab.access import AccessLog
 from lab.apps import ECHO_PORT, HTTP_PORT
 from lab.cluster import Cluster
@@ -14,7 +14,7 @@ from lab.documents import PodSpec
 from lab.layout import Layout
 from lab.probes import Probe
 from lab.processes import wait_until
-from lab.watchdog import Guard
+from lab.watchdog import guarded
 from lab.wire import Capture
 from tests.lab import scripts
 
@@ -26,17 +26,12 @@ SOON_S = 10.0
 @pytest.fixture(scope="module")
 def bare(request):
     """`web-1` and `web-3` on node1, `web-2` and `web-4` on node2, `plain-1` and `plain-2` on them outside the mesh."""
-    layout = Layout(f"b{os.getpid()}")
-    guard = Guard(layout)
-    try:
+    with guarded(Layout(f"b{os.getpid()}")) as layout:
         made = Cluster.up(layout.name, nodes=2, pods=0, capture=request.config.getoption("--mesh-capture"))
         hosts.populate(made, 4)
         for number in (1, 2):
             hosts.add(made, PodSpec(f"plain-{number}", f"node{number}"), enrolled=False)
         yield made
-    finally:
-        cluster.down(layout)
-        guard.release()
 
 
 @pytest.fixture

@@ -25,14 +25,14 @@ from itertools import count
 
 import pytest
 
-from lab import cgroups, cluster, documents, netns, processes
+from lab import cgroups, documents, netns, processes
 from lab.documents import PodSpec
 from lab.kubernetes import KubernetesCluster
 from lab.layout import Layout, underlay_address
 from lab.needs import OUR_PLUGIN, REPOSITORY, plugin_path
 from lab.processes import Process, wait_until
 from lab.runtime import NAME, VERSION, CniRefused, Runtime, Sandbox, primary
-from lab.watchdog import Guard
+from lab.watchdog import guarded
 from lab.wire import Capture
 from mesh.errors import OperatorError, PeerError
 from tests.lab import scripts
@@ -305,13 +305,8 @@ class Chaos:
 
 @pytest.fixture
 def mesh(capture):
-    layout = Layout(f"x{os.getpid()}")
-    guard = Guard(layout)
-    try:
+    with guarded(Layout(f"x{os.getpid()}")) as layout:
         yield KubernetesCluster.up(layout.name, nodes=2, pods=0, capture=capture)
-    finally:
-        cluster.down(layout)
-        guard.release()
 
 
 def test_nothing_leaves_and_all_join_whatever_is_killed_or_rewritten(mesh, record_property):

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab import cluster, documents
+from lab import documents
 from lab.apps import HTTP_PORT
 from lab.layout import Layout
 from lab.processes import wait_until
 from lab.real import WHERE, IstiodCluster
-from lab.watchdog import Guard
+from lab.watchdog import guarded
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(WHERE not in os.environ, reason="no real istiod is at hand")]
 
@@ -24,18 +24,8 @@ ADDRESS = {"type": "Hostname", "value": "wp.shop.svc.cluster.local"}
 
 @pytest.fixture(scope="module")
 def mesh():
-    layout = Layout(f"i{os.getpid()}")
-    guard = Guard(layout)
-    try:
+    with guarded(Layout(f"i{os.getpid()}")) as layout:
         yield IstiodCluster.up(layout.name, nodes=2, pods=2)
-    finally:
-        cluster.down(layout)
-        guard.release()
-
-
-@pytest.fixture
-def web(mesh):
-    return mesh.pods["web-1"], mesh.pods["web-2"]
 
 
 def until(what, ready):

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from lab import cluster, daemons, documents
+from lab import daemons, documents
 from lab.apps import HTTP_PORT
 from lab.documents import PodSpec
 from lab.kubernetes import NAMESPACE, KubernetesCluster
@@ -19,7 +19,7 @@ from lab.needs import REPOSITORY
 from lab.processes import wait_until
 from lab.real import WHERE, RealCluster
 from lab.runtime import CniRefused
-from lab.watchdog import Guard
+from lab.watchdog import guarded
 
 pytestmark = pytest.mark.lab
 
@@ -31,19 +31,8 @@ REAL = WHERE in os.environ
 @pytest.fixture(scope="module")
 def mesh():
     """`web-1` on node1, `web-2` on node2; nothing in the configuration's directory."""
-    layout = Layout(f"k{os.getpid()}")
-    guard = Guard(layout)
-    try:
-        made = (RealCluster if REAL else KubernetesCluster).up(layout.name, nodes=2, pods=2)
-        yield made
-    finally:
-        cluster.down(layout)
-        guard.release()
-
-
-@pytest.fixture
-def web(mesh):
-    return mesh.pods["web-1"], mesh.pods["web-2"]
+    with guarded(Layout(f"k{os.getpid()}")) as layout:
+        yield (RealCluster if REAL else KubernetesCluster).up(layout.name, nodes=2, pods=2)
 
 
 def until(what, ready):

@@ -8,8 +8,8 @@ from lab import observers, proxies
 from lab.documents import OUT_OF_MESH, PodSpec
 from lab.layout import underlay_address
 from lab.processes import wait_until
-from tests.lab.mall import NAMESPACE
-from tests.lab.test_l7_telemetry import TRACING
+from tests.lab.mall import NAMESPACE, provider
+from tests.lab.test_l7_telemetry import TRACED
 
 pytestmark = pytest.mark.lab
 
@@ -147,8 +147,8 @@ def test_zipkin_shows_one_trace_from_the_gateway_to_the_last_hop(mall, front):
     mall.service("zipkin", "")
     pod = mall.pod("zipkin-1", "node2", "zipkin")
     observers.start_zipkin(mesh, pod)
-    provider = "zipkin: {service: mall/zipkin.mall.svc.cluster.local, port: 80}"
-    mall.apply(FRONT + TRACING.format(provider=provider))
+    collector = provider("collector", "zipkin: {service: mall/zipkin.mall.svc.cluster.local, port: 80}")
+    mall.apply(FRONT + collector + TRACED)
     mall.until(lambda: visit(mall, front, "/").status == 200)
     on_the_way = [(each, kind) for each in ("mall/front", "mall/way", "mall/way") for kind in ("SERVER", "CLIENT")]
     for headers in (

@@ -11,6 +11,7 @@ from lab import apps, documents
 from lab.documents import AMBIENT, PodSpec
 from lab.layout import underlay_address
 from lab.processes import wait_until
+from tests.lab.mall import external
 from tests.lab.test_hbone_by_hand import byhand
 from tests.lab.test_l7_routing import routes
 from tests.lab.test_l7_security import policy
@@ -58,24 +59,9 @@ def test_a_namespace_is_bound_and_with_it_every_service_in_it(mall, annex):
     assert mall.ask(store).status == 200
 
 
-ALLOWED = """
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata: {{name: allowed, labels: {{istio.io/use-waypoint: way}}}}
-spec:
-  hosts: [allowed.example.com]
-  addresses: [240.240.9.9]
-  location: MESH_EXTERNAL
-  resolution: STATIC
-  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]
-  endpoints: [{{address: {address}}}]
----
-"""
-
-
 def test_beside_the_hosts_that_are_known_no_other_is_reached(mall, annex):
     """REGISTRY_ONLY of the client's namespace; others may go where they want."""
-    mall.apply(ALLOWED.format(address=mall.mesh.pods["plain-2"].ip, port=apps.HTTP_PORT))
+    mall.apply(external("allowed", "240.240.9.9", mall.mesh.pods["plain-2"].ip, apps.HTTP_PORT))
     known, unknown = "http://240.240.9.9/one", f"http://{underlay_address(2)}:15020/metrics"
     mall.until(lambda: mall.ask(known, client=annex).status == 200)
     assert mall.ask(unknown, client=annex).status == 0

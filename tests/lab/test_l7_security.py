@@ -6,6 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from lab import apps
+from tests.lab.mall import provider
 from tests.lab.test_l7_routing import routes
 from tests.waypoint.certificates import jwks, token
 
@@ -164,19 +165,6 @@ def test_claims_decide(mall):
     assert mall.ask("/", *bearer(sub="a", groups=["users"])).status == 403
 
 
-MESH = """
-apiVersion: v1
-kind: ConfigMap
-metadata: {{name: istio, namespace: istio-system}}
-data:
-  mesh: |
-    extensionProviders:
-    - name: own
-      {provider}
----
-"""
-
-
 @pytest.fixture
 def helper(mall):
     """A service `helper`: HTTP on 80 (whose `/check` allows who brings x-ok), gRPC on 90."""
@@ -191,22 +179,22 @@ def helper(mall):
 
 @pytest.mark.parametrize("kind", ["grpc", "http"])
 def test_an_external_authorizer_decides_where_a_policy_says_so(mall, helper, kind):
-    provider = {
+    way = {
         "grpc": f"envoyExtAuthzGrpc: {{service: mall/{helper}, port: 90}}",
         "http": f"envoyExtAuthzHttp: {{service: mall/{helper}, port: 80, pathPrefix: /check,"
         " includeRequestHeadersInCheck: [x-ok]}",
     }[kind]
     rest = 'provider: {name: own}\nrules: [{to: [{operation: {paths: ["/admin*"]}}]}]'
-    mall.apply(MESH.format(provider=provider) + policy("CUSTOM", rest))
+    mall.apply(provider("own", way) + policy("CUSTOM", rest))
     mall.until(lambda: mall.ask("/admin", "-H", "x-ok: 1").status == 200)
     assert mall.ask("/admin").status == 403
     assert mall.ask("/free").status == 200
 
 
 def test_an_authorizer_that_does_not_answer_refuses(mall):
-    provider = "envoyExtAuthzGrpc: {service: mall/nowhere.mall.svc.cluster.local, port: 90}"
+    way = "envoyExtAuthzGrpc: {service: mall/nowhere.mall.svc.cluster.local, port: 90}"
     rest = 'provider: {name: own}\nrules: [{to: [{operation: {paths: ["/admin*"]}}]}]'
-    mall.apply(MESH.format(provider=provider) + policy("CUSTOM", rest))
+    mall.apply(provider("own", way) + policy("CUSTOM", rest))
     assert mall.ask("/admin", "-H", "x-ok: 1").status == 403
     assert mall.ask("/free").status == 200
 

@@ -7,6 +7,7 @@ import pytest
 from lab import proxies
 from lab.demo_waypoint import requests_total
 from lab.processes import wait_until
+from tests.lab.mall import provider
 
 pytestmark = pytest.mark.lab
 
@@ -87,24 +88,15 @@ def test_the_access_log_has_a_line_of_json_per_request(mall):
     assert found["destination_version"] in ("v1", "v2")
 
 
-TRACING = """
-apiVersion: v1
-kind: ConfigMap
-metadata: {{name: istio, namespace: istio-system}}
-data:
-  mesh: |
-    extensionProviders:
-    - name: collector
-      {provider}
----
+TRACED = """
 apiVersion: telemetry.istio.io/v1
 kind: Telemetry
-metadata: {{name: traced}}
+metadata: {name: traced}
 spec:
   tracing:
-  - providers: [{{name: collector}}]
+  - providers: [{name: collector}]
     randomSamplingPercentage: 100
-    customTags: {{shop: {{literal: {{value: books}}}}}}
+    customTags: {shop: {literal: {value: books}}}
 """
 
 
@@ -122,8 +114,8 @@ def spans(mall, collector, path):
 
 
 def test_spans_go_to_zipkin_with_the_callers_context(mall, collector):
-    provider = "zipkin: {service: mall/collector.mall.svc.cluster.local, port: 80}"
-    mall.apply(TRACING.format(provider=provider))
+    zipkin = "zipkin: {service: mall/collector.mall.svc.cluster.local, port: 80}"
+    mall.apply(provider("collector", zipkin) + TRACED)
     trace = "463ac35c9f6413ad48485a3953bb6124"
     context = ["-H", f"x-b3-traceid: {trace}", "-H", "x-b3-spanid: a2fb4a1d1a96d312", "-H", "x-b3-sampled: 1"]
 
@@ -138,6 +130,6 @@ def test_spans_go_to_zipkin_with_the_callers_context(mall, collector):
 
 
 def test_spans_go_to_opentelemetry(mall, collector):
-    provider = "opentelemetry: {service: mall/collector.mall.svc.cluster.local, port: 80, http: {path: /v1/traces}}"
-    mall.apply(TRACING.format(provider=provider))
+    otlp = "opentelemetry: {service: mall/collector.mall.svc.cluster.local, port: 80, http: {path: /v1/traces}}"
+    mall.apply(provider("collector", otlp) + TRACED)
     mall.until(lambda: mall.ask("/").status == 200 and bool(spans(mall, collector, "/v1/traces")), "a span arrives")
