@@ -16,7 +16,7 @@ from controlplane.settings import Kubernetes, Settings
 from controlplane.sources.kinds import followed
 from controlplane.sources.kubernetes import KubernetesSource
 from controlplane.sources.saved import Saved
-from controlplane.statuses import Statuses
+from controlplane.statuses import Judge, Statuses
 from kube.client import Client
 
 
@@ -30,13 +30,14 @@ class Cluster:
         authority: Authority,
         seen: Callable[[Parsed], object],
         told: Callable[[], Iterable[Mapping[str, Any]]],
+        judge: Callable[[], Judge],
     ) -> None:
         self._api, self._authority = api, authority
         self._client = Client(api.access, "nodemesh-controlplane")
         kinds = followed(api.secrets)
         saved = Saved(settings.state_dir, (version for versions in kinds for version in versions))
         self.source = KubernetesSource(self._client, kinds, saved, seen)
-        self.statuses = Statuses(self._client, self.source, told)
+        self.statuses = Statuses(self._client, self.source, told, judge)
         tokens = Tokens(settings.state_dir)
         self.callers = Reviews(tokens, self._client, self.source, api.audience, api.tunnel_accounts)
         self._following: asyncio.Task[None] | None = None

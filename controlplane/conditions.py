@@ -11,13 +11,15 @@ from typing import Any, Final, Protocol
 
 from controlplane.documents import Document
 from controlplane.objects import AuthorizationPolicy, Object
+from controlplane.translate.backends import GROUP
+from controlplane.translate.listeners import Facts
 from controlplane.translate.notices import ACCEPTED, RECONCILED, WAYPOINT, Notice
 from controlplane.validate import Level, Problem
 
 TUNNEL: Final = "ZtunnelAccepted"
 # What the tunnels judge; the rest is for waypoints and gateways.
 _FOR_TUNNELS: Final = ("AuthorizationPolicy", "PeerAuthentication")
-_GATEWAY_API: Final = ("Gateway", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "BackendTLSPolicy")
+_GATEWAY_API: Final = ("GatewayClass", "Gateway", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "BackendTLSPolicy")
 ATTACHED: Final = ("RequestAuthentication", "RateLimit", "EnvoyFilter")
 _ISTIO: Final = ("VirtualService", "DestinationRule", "Gateway.networking.istio.io", "ServiceEntry", "Telemetry")
 KINDS: Final = frozenset((*_FOR_TUNNELS, *_GATEWAY_API, *ATTACHED, *_ISTIO))
@@ -36,8 +38,11 @@ class InForce(Protocol):
     def closed(self) -> bool: ...
 
 
-def of(document: Document, force: InForce | None, notices: Iterable[Notice] = ()) -> dict[str, Any]:
-    """One entry of `policies` in the control plane's /status. `notices`: about this object, where it is used."""
+def of(
+    document: Document, force: InForce | None, notices: Iterable[Notice] = (), listeners: Iterable[Facts] = ()
+) -> dict[str, Any]:
+    """One entry of `policies` in the control plane's /status. `notices`: about this object, where it is used.
+    `listeners`: a Gateway's."""
     kind = _type(document.key.kind, force)
     status, reason, message = _verdict(document, force, kind)
     told = [
@@ -45,13 +50,20 @@ def of(document: Document, force: InForce | None, notices: Iterable[Notice] = ()
     ]
     refused = reason in (_INVALID, _DUPLICATE)
     own = [_condition(kind, status, reason, message)] if refused or kind not in {each["type"] for each in told} else []
-    return {
+    found = {
         "kind": document.key.kind,
         "name": document.key.path,
         "file": document.file,
         "line": document.line,
         "conditions": own if refused else [*own, *told],
     }
+    facts = [] if refused else [_listener(each) for each in listeners]
+    return {**found, "listeners": facts} if facts else found
+
+
+def _listener(facts: Facts) -> dict[str, Any]:
+    kinds = [{"group": GROUP, "kind": kind} for kind in facts.kinds]
+    return {"name": facts.name, "supportedKinds": kinds, "attachedRoutes": facts.routes}
 
 
 def _joined(notices: Iterable[Notice]) -> Iterator[Notice]:

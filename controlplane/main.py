@@ -160,7 +160,8 @@ async def _source(
         _take(store, files.read())
         return None, files
     settings.kubernetes.access.check()
-    cluster = Cluster(settings, settings.kubernetes, authority, store.judge, store.conditions)
+    seen, told, judge = store.judge, store.conditions, lambda: store.layer7
+    cluster = Cluster(settings, settings.kubernetes, authority, seen, told, judge)
     stack.push_async_callback(cluster.stop)
     cluster.start()
     await asyncio.to_thread(_take, store, await cluster.source.first())

@@ -36,6 +36,8 @@ class Mesh:
     root_namespace: str = "istio-system"
     marked: bool = False
     """Agents write on each pod that it is captured (`ambient.istio.io/redirection`): before, nobody comes by HBONE."""
+    shared: bool = False
+    """Other controllers' objects may be among ours: a Gateway's class says whose it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def load(variables: Mapping[str, str]) -> Settings:
         run_dir=env.path("NODEMESH_RUN_DIR", "/run/nodemesh"),
         address=env.host_port("CONTROLPLANE_ADDR", "0.0.0.0:15012"),
         sans=tuple(name.strip() for name in sans if name.strip()),
-        mesh=_mesh(env, marked=kubernetes is not None),
+        mesh=_mesh(env, kubernetes is not None),
         kubernetes=kubernetes,
         log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
         log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
@@ -77,12 +77,13 @@ def _kubernetes(env: Env) -> Kubernetes | None:
     )
 
 
-def _mesh(env: Env, marked: bool) -> Mesh:
+def _mesh(env: Env, kubernetes: bool) -> Mesh:
     mesh = Mesh(
         cluster_id=env.text("CLUSTER_ID", "Kubernetes"),
         trust_domain=env.text("TRUST_DOMAIN", "cluster.local"),
         root_namespace=env.text("ROOT_NAMESPACE", "istio-system"),
-        marked=marked,
+        marked=kubernetes,
+        shared=kubernetes,
     )
     for name, parts in (
         ("TRUST_DOMAIN", (mesh.trust_domain, "ns", "sa")),

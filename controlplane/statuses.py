@@ -10,9 +10,12 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from controlplane.sources.kubernetes import KubernetesSource
+from controlplane.translate.backends import GROUP
+from controlplane.translate.classes import CONTROLLER, OURS
+from controlplane.translate.parents import parent_of
 from kube.client import Client, Patch
 from kube.errors import Conflict, NotFound
 from kube.objects import Object
@@ -22,11 +25,8 @@ from mesh.backoff import Backoff
 from mesh.errors import MeshError
 
 OWNER: Final = "nodemesh-controlplane"
-# As a route's `status.parents` names who has judged it; a list that is written as a whole, others' entries kept.
-CONTROLLER: Final = "nodemesh.io/controlplane"
 ROUTES: Final = ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
-# Has a status per ancestor.
-WITHOUT: Final = ("BackendTLSPolicy",)
+MAX_ANCESTORS: Final = 16
 # Whose lists of conditions are merged by type; of all others the list is one value.
 KEYED: Final = ("gateway.networking.k8s.io",)
 MAX_MESSAGE: Final = 32768
@@ -34,13 +34,24 @@ _log: Final = log.get("statuses")
 Condition = Mapping[str, Any]
 
 
+class Judge(Protocol):
+    """What is for us to judge; another controller's Gateways are not."""
+
+    def judges_class(self, name: str) -> bool: ...
+    def judges_parent(self, ref: Condition, namespace: str) -> bool: ...
+
+
 class Statuses:
-    """`told`: the entries of `Store.conditions`."""
+    """`told`: the entries of `Store.conditions`. `judge`: what they were made by."""
 
     def __init__(
-        self, client: Client, source: KubernetesSource, told: Callable[[], Iterable[Mapping[str, Any]]]
+        self,
+        client: Client,
+        source: KubernetesSource,
+        told: Callable[[], Iterable[Mapping[str, Any]]],
+        judge: Callable[[], Judge],
     ) -> None:
-        self._client, self._source, self._told = client, source, told
+        self._client, self._source, self._told, self._judge = client, source, told, judge
         self._dirty = asyncio.Event()
         self._backoff = Backoff(0.5, 30.0)
         self._written: dict[str, tuple[str, str]] = {}
@@ -60,13 +71,13 @@ class Statuses:
                 self._dirty.set()
 
     async def _write_all(self) -> bool:
-        done, written = True, {}
+        done, written, judge = True, {}, self._judge()
         for entry in list(self._told()):
-            found = self._source.find(entry["file"]) if entry["kind"] not in WITHOUT else None
-            if found is None or (body := applied(*found, entry["conditions"], _now())) is None:
+            found = self._source.find(entry["file"])
+            if found is None or (body := applied(*found, entry, _now(), judge)) is None:
                 continue
             # Our own write comes back by the watch a moment later: until then the object looks as it did before.
-            this = found[1].version, str(entry["conditions"])
+            this = found[1].version, str(entry)
             if self._written.get(entry["file"]) == this or await self._write(found[0], body):
                 written[entry["file"]] = this
             else:
@@ -91,53 +102,109 @@ class Statuses:
         return True
 
 
-def applied(kind: Kind[Any], item: Object, wanted: Iterable[Condition], now: str) -> dict[str, Any] | None:
-    """The body of a server-side apply; None: it stands there already. Pure."""
+def applied(kind: Kind[Any], item: Object, entry: Mapping[str, Any], now: str, judge: Judge) -> dict[str, Any] | None:
+    """The body of a server-side apply; None: it stands there already, or is not for us to judge. Pure. `entry`: as
+    `conditions.of` has it."""
+    wanted: list[Condition] = list(entry["conditions"])
     if kind.kind in ROUTES:
-        status = _of_route(item, list(wanted), now)
+        status = _of_route(item, wanted, now, judge)
+    elif kind.kind == "BackendTLSPolicy":
+        status = _of_policy(item, wanted, now)
+    elif _foreign(kind, item, judge):
+        return None
     else:
-        status = _of_object(item, wanted, now, kind.group in KEYED)
+        status = _of_object(item, entry, now, kind.group in KEYED)
     if status is None:
         return None
     return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": _about(item), "status": status}
 
 
-def _of_object(item: Object, wanted: Iterable[Condition], now: str, keyed: bool) -> dict[str, Any] | None:
-    has = _by_type((getattr(item, "status", None) or {}).get("conditions"))
+def _foreign(kind: Kind[Any], item: Object, judge: Judge) -> bool:
+    if (kind.kind, kind.group) == ("Gateway", GROUP):
+        return not judge.judges_class(_spec(item).get("gatewayClassName", ""))
+    return kind.kind == "GatewayClass" and _spec(item).get("controllerName") not in OURS
+
+
+def _of_object(item: Object, entry: Condition, now: str, keyed: bool) -> dict[str, Any] | None:
+    wanted = entry["conditions"]
+    has = _by(_status(item).get("conditions"), "type")
     made = {each["type"]: _condition(each, has.get(each["type"]), item, now) for each in wanted if "parent" not in each}
-    if not made or all(has.get(name) == each for name, each in made.items()):
+    listeners = _listeners(item, entry, now)
+    known = _by(_status(item).get("listeners"), "name")
+    same = all(has.get(name) == each for name, each in made.items())
+    if not made or (same and all(known.get(each["name"]) == each for each in listeners)):
         return None
     theirs = [] if keyed else [each for name, each in has.items() if name not in made]
-    return {"conditions": [*theirs, *made.values()]}
+    return {"conditions": [*theirs, *made.values()], **({"listeners": listeners} if listeners else {})}
 
 
-def _of_route(item: Object, wanted: list[Condition], now: str) -> dict[str, Any] | None:
-    """One entry for each of its parents that somebody here judges."""
-    listed = [each for each in (getattr(item, "status", None) or {}).get("parents") or () if isinstance(each, dict)]
-    before = [each for each in listed if each.get("controllerName") == CONTROLLER]
+def _listeners(item: Object, entry: Condition, now: str) -> list[dict[str, Any]]:
+    known = _by(_status(item).get("listeners"), "name")
     made = []
-    for ref in (getattr(item, "spec", None) or {}).get("parentRefs") or ():
-        name = parent(ref, item.metadata.namespace or "")
+    for facts in entry.get("listeners", ()):
+        said = [each for each in entry["conditions"] if each.get("parent") == f"listener {facts['name']}"]
+        made.append({**facts, "conditions": _merged(said, known.get(facts["name"]), item, now)})
+    return made
+
+
+def _of_route(item: Object, wanted: list[Condition], now: str, judge: Judge) -> dict[str, Any] | None:
+    """One entry for each of its parents that is ours to judge; the list is written as a whole, others' entries kept."""
+    theirs, before = _shared(item, "parents")
+    namespace, made = item.metadata.namespace or "", []
+    for ref in _spec(item).get("parentRefs") or ():
+        name = parent_of(ref, namespace)
         said = [each for each in wanted if each.get("parent", name) == name]
-        if name and said:
-            has = _by_type(next((each["conditions"] for each in before if each.get("parentRef") == ref), None))
-            conditions = [_condition(each, has.get(each["type"]), item, now) for each in said]
+        if said and judge.judges_parent(ref, namespace):
+            has = next((each for each in before if each.get("parentRef") == ref), None)
+            conditions = _merged(said, has, item, now)
             made.append({"parentRef": ref, "controllerName": CONTROLLER, "conditions": conditions})
-    theirs = [each for each in listed if each.get("controllerName") != CONTROLLER]
     return {"parents": [*theirs, *made]} if made != before else None
 
 
-def parent(ref: Mapping[str, Any], namespace: str) -> str:
-    """A route's parent as notices call it (`translate/parents.py`); "": another controller's."""
-    kind = ref.get("kind", "Gateway")
-    if kind not in ("Gateway", "Service", "ServiceEntry"):
-        return ""
-    section = f"/{ref['sectionName']}" if "sectionName" in ref else ""
-    return f"{kind} {ref.get('namespace', namespace)}/{ref.get('name', '')}{section}"
+def _of_policy(item: Object, wanted: list[Condition], now: str) -> dict[str, Any] | None:
+    """One entry for each that sends to its targets; of one that cannot be read for its targets."""
+    theirs, before = _shared(item, "ancestors")
+    own = [{"group": "", **ref} for ref in _spec(item).get("targetRefs") or () if isinstance(ref, dict)]
+    told = list(dict.fromkeys(each["parent"] for each in wanted if "parent" in each))
+    made = []
+    for ref, name in [(_ancestor(name), name) for name in told] or [(ref, "") for ref in own]:
+        said = [each for each in wanted if each.get("parent", name) == name]
+        has = next((each for each in before if each.get("ancestorRef") == ref), None)
+        made.append({"ancestorRef": ref, "controllerName": CONTROLLER, "conditions": _merged(said, has, item, now)})
+    made = made[: max(0, MAX_ANCESTORS - len(theirs))]
+    return {"ancestors": [*theirs, *made]} if made != before else None
 
 
-def _by_type(listed: Any) -> dict[str, Condition]:
-    return {each["type"]: each for each in listed or () if isinstance(each, dict) and "type" in each}
+def _ancestor(name: str) -> dict[str, Any]:
+    """As notices call it: `Gateway shop/edge`."""
+    kind, _, path = name.partition(" ")
+    namespace, _, name = path.partition("/")
+    return {"group": GROUP if kind == "Gateway" else "", "kind": kind, "namespace": namespace, "name": name}
+
+
+def _shared(item: Object, name: str) -> tuple[list[Any], list[Any]]:
+    """Of a list that controllers share: the others' entries, and ours."""
+    listed = [each for each in _status(item).get(name) or () if isinstance(each, dict)]
+    ours = [each for each in listed if each.get("controllerName") == CONTROLLER]
+    return [each for each in listed if each.get("controllerName") != CONTROLLER], ours
+
+
+def _merged(said: Iterable[Condition], before: Condition | None, item: Object, now: str) -> list[dict[str, Any]]:
+    """`before`: what has conditions already."""
+    has = _by((before or {}).get("conditions"), "type")
+    return [_condition(each, has.get(each["type"]), item, now) for each in said]
+
+
+def _spec(item: Object) -> Condition:
+    return getattr(item, "spec", None) or {}
+
+
+def _status(item: Object) -> Condition:
+    return getattr(item, "status", None) or {}
+
+
+def _by(listed: Any, name: str) -> dict[str, Condition]:
+    return {each[name]: each for each in listed or () if isinstance(each, dict) and name in each}
 
 
 def _about(item: Object) -> dict[str, Any]:

@@ -105,11 +105,16 @@ class Store:
         for notice in self.notices:
             told[Key(notice.kind, notice.namespace, notice.name)].append(notice)
         return [
-            conditions.of(entry.document, self._force.get(entry.document.key), told[entry.document.key])
+            self._conditions(entry.document, told[entry.document.key])
             for _, read in sorted(self._conditional.items())
             for entry in read.entries
-            if entry.document.key.kind in conditions.KINDS
+            if entry.document.key.kind in conditions.KINDS and self.layer7.judges(*entry.document.key)
         ]
+
+    def _conditions(self, document: Document, told: list[Notice]) -> dict[str, Any]:
+        kind, namespace, name = document.key
+        listeners = self.layer7.listeners(namespace, name) if kind == "Gateway" else ()
+        return conditions.of(document, self._force.get(document.key), told, listeners)
 
     def judge(self, parsed: Parsed) -> None:
         """Reads a file ahead of the `update` that will hand it over, and drops its tree."""

@@ -49,14 +49,19 @@ PLURALS: Final = {
     "PersistentVolumeClaim": "persistentvolumeclaims",
     "DaemonSet": "daemonsets",
     "Deployment": "deployments",
+    "GatewayClass": "gatewayclasses",
     "Gateway": "gateways",
     "HTTPRoute": "httproutes",
+    "BackendTLSPolicy": "backendtlspolicies",
     "RateLimit": "ratelimits",
     "ServiceEntry": "serviceentries",
     "WorkloadEntry": "workloadentries",
 }
 _WORKLOADS: Final = ("Service", "PersistentVolumeClaim", "DaemonSet", "Deployment")
-_CLUSTER_SCOPED: Final = ("Namespace", "Node", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition")
+_CLUSTER_SCOPED: Final = (
+    *("Namespace", "Node", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"),
+    "GatewayClass",
+)
 
 
 class Api:

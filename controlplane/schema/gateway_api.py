@@ -164,12 +164,8 @@ def _backend(field: Field, value: Tree) -> None:
 def _gateway(field: Field, value: Tree) -> None:
     listeners = value.get("listeners", [])
     same(field, "listeners", "listener", [each.get("name") for each in listeners])
-    places = [(each.get("port"), _transport(each.get("protocol", "")), each.get("hostname", "")) for each in listeners]
+    places = [(each.get("port"), each.get("protocol", ""), each.get("hostname", "")) for each in listeners]
     same(field, "listeners", "port, protocol and hostname", places)
-
-
-def _transport(protocol: str) -> str:
-    return "UDP" if protocol == "UDP" else "TCP"
 
 
 @rule("KubernetesGateway.listeners")

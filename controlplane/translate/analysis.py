@@ -41,7 +41,7 @@ def analyze(inventory: Inventory, layer7: Layer7) -> Iterator[Message]:
     yield from _policies(inventory, layer7)
     yield from _telemetries(inventory, layer7)
     for notice in layer7.notices:
-        if not notice.status:
+        if not notice.good:
             about = Meta(notice.name, notice.namespace)
             why = notice.message or f"as {notice.parent} sees it"
             yield of(notice.kind, about, "IST0171", notice.type, notice.reason, why)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
+from controlplane.l7.model import Proxy
+from controlplane.l7.routes import Forward
 from controlplane.l7.traffic import Credential, TlsMode, UpstreamTls
 from controlplane.objects import Resource
 from controlplane.translate.hosts import Hosts, by_age
@@ -17,12 +20,25 @@ Tree = Mapping[str, Any]
 _EVERY_PORT: Final = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a policy at one of its targets. `service`: its key. `missing`: an authority, so that no server is
+    trusted. `reason` "": in force."""
+
+    policy: Resource
+    target: str
+    service: str
+    missing: str
+    reason: str = ""
+    why: str = ""
+
+
 def by_service(
     policies: list[Resource], hosts: Hosts, credentials: set[str]
-) -> tuple[dict[str, dict[str, UpstreamTls]], list[Notice]]:
+) -> tuple[dict[str, dict[str, UpstreamTls]], list[Verdict]]:
     """By service key and port (as text; "" every port). Of two for one the oldest counts."""
     found: dict[str, dict[str, UpstreamTls]] = defaultdict(dict)
-    notices: list[Notice] = []
+    verdicts: list[Verdict] = []
     for each in by_age(policies):
         tls, missing = _tls(each, credentials)
         for ref in each.spec.get("targetRefs", ()):
@@ -38,23 +54,41 @@ def by_service(
                 reason, why = "Conflicted", "an older policy is for the same service and port"
             else:
                 found[key][number] = tls
-            parent = f"{ref['kind']} {about.namespace}/{ref['name']}"
-            notices.append(
-                Notice(each.kind, about.namespace, about.name, parent, ACCEPTED, not reason, reason or ACCEPTED, why)
-            )
-        notices.append(
-            Notice(
-                each.kind,
-                each.meta.namespace,
-                each.meta.name,
-                "",
-                RESOLVED,
-                not missing,
-                "InvalidCACertificateRef" if missing else RESOLVED,
-                f"{missing} does not exist" if missing else "",
-            )
-        )
-    return found, notices
+            target = f"{ref['kind']} {about.namespace}/{ref['name']}"
+            verdicts.append(Verdict(each, target, key, missing, reason, why))
+    return found, verdicts
+
+
+def told(verdicts: Iterable[Verdict], proxies: Iterable[Proxy]) -> Iterator[Notice]:
+    """By each of `proxies` (of Gateways) that sends to the service; by the service itself when none does."""
+    senders: dict[str, list[str]] = defaultdict(list)
+    for proxy in proxies:
+        for service in _destinations(proxy):
+            senders[service].append(f"Gateway {proxy.key}")
+    for each in verdicts:
+        ancestors = senders[each.service] if each.reason != "TargetNotFound" else []
+        for ancestor in ancestors or [each.target]:
+            yield from _of(each, ancestor)
+
+
+def _of(each: Verdict, ancestor: str) -> Iterator[Notice]:
+    about, missing = each.policy.meta, f"{each.missing} does not exist" if each.missing else ""
+    reason, why = each.reason or ("NoValidCACertificate" if missing else ""), each.why or missing
+    for kind, wrong, said in (
+        (ACCEPTED, reason, why),
+        (RESOLVED, "InvalidCACertificateRef" if missing else "", missing),
+    ):
+        yield Notice(each.policy.kind, about.namespace, about.name, ancestor, kind, not wrong, wrong or kind, said)
+
+
+def _destinations(proxy: Proxy) -> set[str]:
+    http = [each.http for each in proxy.services]
+    l4 = [*(each.l4 for each in proxy.services), *(each.l4 for each in proxy.servers)]
+    http += [host.routes for server in proxy.servers for host in server.virtual_hosts]
+    actions = [route.action for routes in http for route in routes]
+    shares = [share for action in actions if isinstance(action, Forward) for share in action.shares]
+    shares += [share for routes in l4 for route in routes for share in route.shares]
+    return {*(each.service for each in proxy.services), *(share.target.service for share in shares)}
 
 
 def _tls(each: Resource, credentials: set[str]) -> tuple[UpstreamTls, str]:

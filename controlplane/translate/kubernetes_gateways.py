@@ -11,9 +11,9 @@ from controlplane.l7.routes import L4Match, L4Route
 from controlplane.l7.traffic import Credential
 from controlplane.objects import KubernetesGateway, Resource
 from controlplane.translate import gateway_routes
-from controlplane.translate.backends import Backends, Grants
+from controlplane.translate.backends import Backends
 from controlplane.translate.gateway_routes import Ranked
-from controlplane.translate.notices import ACCEPTED, PROGRAMMED, RESOLVED, Notice
+from controlplane.translate.listeners import Listeners
 from controlplane.translate.parents import Parents
 
 Tree = Mapping[str, Any]
@@ -21,24 +21,16 @@ _CLEAR_HTTP = "HTTP"
 
 
 class KubernetesGateways:
-    """`credentials`: the names of those that exist, see `secrets.names`."""
+    """`listeners`: says which of them are served."""
 
-    def __init__(self, parents: Parents, backends: Backends, grants: Grants, mesh: Tree, credentials: set[str]) -> None:
-        self._parents, self._backends, self._grants, self._mesh = parents, backends, grants, mesh
-        self._credentials = credentials
-        self.notices: list[Notice] = []
+    def __init__(self, parents: Parents, backends: Backends, listeners: Listeners, mesh: Tree) -> None:
+        self._parents, self._backends, self._listeners, self._mesh = parents, backends, listeners, mesh
 
     def servers(self, gateway: KubernetesGateway) -> tuple[Server, ...]:
         """Listeners for HTTP without TLS that share a port become one server: only the Host tells them apart."""
         clear: dict[int, dict[str, list[Ranked]]] = defaultdict(lambda: defaultdict(list))
         found: list[Server] = []
-        problems = []
-        for listener in gateway.spec.get("listeners", ()):
-            problem = self._problem(gateway, listener)
-            self._tell(gateway, listener, problem)
-            problems.append(problem)
-            if problem:
-                continue
+        for listener in self._listeners.served(gateway):
             if listener["protocol"] == _CLEAR_HTTP:
                 for domain, routes in self._domains(gateway, listener).items():
                     clear[listener["port"]][domain] += routes
@@ -46,47 +38,7 @@ class KubernetesGateways:
                 found.append(self._server(gateway, listener))
         for port, domains in clear.items():
             found.append(Server(f"http-{port}", port, virtual_hosts=_virtual_hosts(domains)))
-        self._tell_whole(gateway, problems)
         return tuple(sorted(found, key=lambda each: (each.port, each.name)))
-
-    def _problem(self, gateway: KubernetesGateway, listener: Tree) -> tuple[str, str] | None:
-        """Why a listener cannot be served: a reason of ResolvedRefs (or Accepted), and a sentence."""
-        if listener["protocol"] not in ("HTTP", "HTTPS", "TLS", "TCP"):
-            return "UnsupportedProtocol", f"{listener['protocol']} is not served"
-        for ref in listener.get("tls", {}).get("certificateRefs", ()):
-            where = ref.get("namespace", gateway.meta.namespace)
-            group, kind = ref.get("group", ""), ref.get("kind", "Secret")
-            if (group, kind) != ("", "Secret"):
-                return "InvalidCertificateRef", f"{kind} {ref['name']} is not a Secret"
-            if not self._grants.allow("Gateway", gateway.meta.namespace, (where, group, kind, ref["name"])):
-                return "RefNotPermitted", f"Secret {where}/{ref['name']} is not granted by a ReferenceGrant"
-            if f"{where}/{ref['name']}" not in self._credentials:
-                return "InvalidCertificateRef", f"Secret {where}/{ref['name']} does not exist"
-        return None
-
-    def _tell_whole(self, gateway: KubernetesGateway, problems: list[tuple[str, str] | None]) -> None:
-        """It serves what it can."""
-        about, good, broken = gateway.meta, not all(problems), [why for each in problems if each for why in each[1:]]
-        for kind, wrong in ((ACCEPTED, "ListenersNotValid"), (PROGRAMMED, "Invalid")):
-            reason = wrong if broken and (kind == ACCEPTED or not good) else kind
-            self.notices.append(
-                Notice("Gateway", about.namespace, about.name, "", kind, good, reason, "; ".join(broken))
-            )
-
-    def _tell(self, gateway: KubernetesGateway, listener: Tree, problem: tuple[str, str] | None) -> None:
-        reason, why = problem or ("", "")
-        about = gateway.meta
-        unsupported = reason == "UnsupportedProtocol"
-        for kind, good in (
-            (ACCEPTED, not unsupported),
-            (RESOLVED, not reason or unsupported),
-            (PROGRAMMED, not reason),
-        ):
-            said = kind if good else "Invalid" if kind == PROGRAMMED else reason
-            parent = f"listener {listener['name']}"
-            self.notices.append(
-                Notice("Gateway", about.namespace, about.name, parent, kind, good, said, "" if good else why)
-            )
 
     def _routes(self, gateway: KubernetesGateway, listener: Tree) -> list[tuple[Resource, tuple[str, ...]]]:
         return self._parents.of_listener.get((gateway.meta.namespace, gateway.meta.name, listener["name"]), [])

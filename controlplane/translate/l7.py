@@ -20,12 +20,14 @@ from controlplane.objects import KubernetesGateway, Labels, Mesh, Resource
 from controlplane.translate import backend_tls, capacity, gateway_pods, gateway_routes, istio_gateways
 from controlplane.translate.attached import Attached, Spot, attaches
 from controlplane.translate.backends import Backends, Grants
+from controlplane.translate.classes import Classes
 from controlplane.translate.destinations import Destinations
 from controlplane.translate.gateways import GATEWAY_ACCOUNT, WAYPOINT
 from controlplane.translate.hosts import Hosts
 from controlplane.translate.inventory import Inventory
 from controlplane.translate.kubernetes_gateways import KubernetesGateways
-from controlplane.translate.notices import PROGRAMMED, RESOLVED, Notice
+from controlplane.translate.listeners import Facts, Listeners
+from controlplane.translate.notices import RESOLVED, Notice
 from controlplane.translate.notices import WAYPOINT as WAYPOINT_ACCEPTED
 from controlplane.translate.parents import Parents
 from controlplane.translate.providers import providers
@@ -53,14 +55,16 @@ class _Parts:
 
     def __init__(self, inventory: Inventory, world: World, mesh: Mesh, before: _Parts | None) -> None:
         self.inputs = _inputs(inventory, world)
+        self.classes = Classes(inventory.resources("GatewayClass"), mesh.shared)
         configs = inventory.resources("MeshConfig")
         self.config: Tree = configs[0].spec if configs else {}
         self.hosts = hosts = Hosts(inventory, world)
         self.secrets = Secrets(inventory)
         self.grants = Grants(inventory.resources("ReferenceGrant"))
         self.backends = Backends(hosts, self.grants)
-        self.parents = Parents(inventory, hosts)
-        tls, self.told = backend_tls.by_service(inventory.resources("BackendTLSPolicy"), hosts, self.secrets.names)
+        self.parents = Parents(inventory, hosts, self.classes)
+        policies = inventory.resources("BackendTLSPolicy")
+        tls, self.tls_verdicts = backend_tls.by_service(policies, hosts, self.secrets.names)
         rules = inventory.resources("DestinationRule")
         earlier = before.destinations if before else None
         self.destinations: Destinations = Destinations(rules, hosts, self.config, mesh.root_namespace, tls, earlier)
@@ -103,9 +107,9 @@ class Layer7:
         self._config, self.hosts, self.destinations = parts.config, parts.hosts, parts.destinations
         self.providers, self._attached, self._secrets = parts.providers, parts.attached, parts.secrets
         self._parents, self._backends = parts.parents, parts.backends
-        self._gateways = KubernetesGateways(
-            parts.parents, parts.backends, parts.grants, parts.config, self._secrets.names
-        )
+        self._own = parts.classes.own(inventory.gateways)
+        self._listeners = Listeners(parts.parents, parts.grants, self._secrets.names)
+        self._gateways = KubernetesGateways(parts.parents, parts.backends, self._listeners, parts.config)
         self._documents = inventory.resources("VirtualService")
         self._virtual = VirtualServices(self._documents, self.hosts, self.destinations, self._config)
         self._serving = gateway_pods.proxies(inventory, inventory.resources(ISTIO_GATEWAY))
@@ -126,6 +130,7 @@ class Layer7:
         pods = before._serving == self._serving and before._accounts == self._accounts
         if pods and _same([before._documents], [self._documents]):
             self._routes, self._served_so = before._routes, before._served_so
+            self._listeners = before._listeners
             return before.model, before.notices
         return None
 
@@ -133,13 +138,29 @@ class Layer7:
         self.model = self._model()
         return self.model, (
             *self._parents.notices,
-            *self._gateways.notices,
-            *self._programmed(),
-            *self._parts.told,
+            *self._listeners.notices,
+            *self._told_of_tls(),
             *self._resolved(),
             *self._bound(),
             *self._refused,
         )
+
+    def listeners(self, namespace: str, name: str) -> tuple[Facts, ...]:
+        """Of a Gateway of the Gateway API."""
+        return self._listeners.facts.get((namespace, name), ())
+
+    def judges(self, kind: str, namespace: str, name: str) -> bool:
+        """Whether it is for us to say what became of an object."""
+        if kind == "GatewayClass":
+            return self.judges_class(name)
+        return kind != "Gateway" or (namespace, name) not in self._parents.foreign
+
+    def judges_class(self, name: str) -> bool:
+        return self._parts.classes.ours(name)
+
+    def judges_parent(self, ref: Tree, namespace: str) -> bool:
+        """Whether it is for us to say what becomes of a route of this namespace at a parent."""
+        return self._parents.judges(ref, namespace)
 
     def endpoints(self, service: Service) -> Iterator[Labels]:
         """The labels of each of a service's endpoints."""
@@ -172,8 +193,9 @@ class Layer7:
 
     def _of_gateway_api(self) -> Iterator[Proxy]:
         served = self._served()
-        for each in self._inventory.gateways:
+        for each in self._own:
             if each.gateway_class == WAYPOINT:
+                self._listeners.served(each)
                 yield self._waypoint(each, served)
             elif each.gateway_class not in _REMOTE:
                 yield self._gateway(each)
@@ -275,12 +297,10 @@ class Layer7:
                 found[service.key] = own
         return MappingProxyType(found)
 
-    def _programmed(self) -> Iterator[Notice]:
-        """Of waypoints; a gateway's listeners decide. What deploys one waits for this word."""
-        for each in self._inventory.gateways:
-            if each.gateway_class == WAYPOINT:
-                about = each.meta
-                yield Notice("Gateway", about.namespace, about.name, "", PROGRAMMED, True, PROGRAMMED)
+    def _told_of_tls(self) -> Iterator[Notice]:
+        if verdicts := self._parts.tls_verdicts:
+            keys = {f"{each.meta.namespace}/{each.meta.name}" for each in self._own}
+            yield from backend_tls.told(verdicts, (each for key, each in self.model.proxies.items() if key in keys))
 
     def _resolved(self) -> Iterator[Notice]:
         """Whether what routes of the Gateway API refer to is there, and is theirs to refer to."""

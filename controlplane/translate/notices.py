@@ -8,6 +8,7 @@ from typing import Final
 ACCEPTED: Final = "Accepted"
 RESOLVED: Final = "ResolvedRefs"
 PROGRAMMED: Final = "Programmed"
+CONFLICTED: Final = "Conflicted"
 WAYPOINT: Final = "WaypointAccepted"
 RECONCILED: Final = "Reconciled"
 
@@ -24,3 +25,8 @@ class Notice:
     status: bool
     reason: str
     message: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether all is well: of a conflict one hopes that there is none."""
+        return self.status != (self.type == CONFLICTED)

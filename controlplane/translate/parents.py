@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from controlplane.objects import KubernetesGateway, Namespace, Resource
 from controlplane.translate.backends import GROUP
+from controlplane.translate.classes import Classes
 from controlplane.translate.gateways import WAYPOINT
 from controlplane.translate.hosts import Hosts, by_age, intersection
 from controlplane.translate.inventory import Inventory, selects
@@ -20,7 +21,7 @@ from mesh.model import HOSTNAME_SUFFIX
 
 Tree = Mapping[str, Any]
 KINDS: Final = ("HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute")
-_KINDS_OF: Final = {
+KINDS_OF: Final = {
     "HTTP": ("HTTPRoute", "GRPCRoute"),
     "HTTPS": ("HTTPRoute", "GRPCRoute"),
     "TLS": ("TLSRoute", "TCPRoute"),
@@ -33,12 +34,14 @@ _REASONS: Final = ("NoMatchingParent", "NotAllowedByListeners", "NoMatchingListe
 
 class Parents:
     """`of_service`: by service key, each with the port it is for (0: all). `of_listener`: by namespace, gateway and
-    listener, each with the host names that are left; ("*",) when neither names any."""
+    listener, each with the host names that are left; ("*",) when neither names any. Gateways of other controllers
+    (`classes`) say themselves what they take."""
 
-    def __init__(self, inventory: Inventory, hosts: Hosts) -> None:
+    def __init__(self, inventory: Inventory, hosts: Hosts, classes: Classes) -> None:
         self._hosts = hosts
         self._namespaces = inventory.namespaces
         self._gateways = {(each.meta.namespace, each.meta.name): each for each in inventory.gateways}
+        self.foreign = {key for key, each in self._gateways.items() if not classes.ours(each.gateway_class)}
         self.of_service: dict[str, list[tuple[Resource, int]]] = defaultdict(list)
         self.of_listener: dict[Listener, list[tuple[Resource, tuple[str, ...]]]] = defaultdict(list)
         self.notices: list[Notice] = []
@@ -47,19 +50,24 @@ class Parents:
                 for ref in each.spec.get("parentRefs", ()):
                     self._attach(each, ref)
 
+    def judges(self, ref: Tree, namespace: str) -> bool:
+        """Whether it is for us to say what becomes of a route of this namespace at a parent: not of one that does not
+        exist, which may be anybody's."""
+        if is_gateway(ref):
+            key = ref.get("namespace", namespace), ref.get("name", "")
+            return key in self._gateways and key not in self.foreign
+        return ref.get("kind") in ("Service", "ServiceEntry")
+
     def _attach(self, each: Resource, ref: Tree) -> None:
         where = ref.get("namespace", each.meta.namespace)
-        kind = ref.get("kind", "Gateway")
-        if (ref.get("group", GROUP), kind) == (GROUP, "Gateway"):
+        if is_gateway(ref) and (where, ref["name"]) not in self.foreign:
             reason, why = self._to_gateway(each, ref, where)
-        elif kind in ("Service", "ServiceEntry"):
+        elif ref.get("kind") in ("Service", "ServiceEntry"):
             reason, why = self._to_service(each, ref, where)
         else:
             return  # another controller's
-        section = f"/{ref['sectionName']}" if "sectionName" in ref else ""
-        about = each.meta
-        parent = f"{kind} {where}/{ref['name']}{section}"
-        good = not reason
+        about, good = each.meta, not reason
+        parent = parent_of(ref, each.meta.namespace)
         self.notices.append(
             Notice(each.kind, about.namespace, about.name, parent, ACCEPTED, good, reason or ACCEPTED, why)
         )
@@ -104,8 +112,8 @@ class Parents:
 
     def _judged(self, each: Resource, gateway: KubernetesGateway, listener: Tree) -> tuple[str, tuple[str, ...]]:
         allowed: Tree = listener.get("allowedRoutes", {})
-        kinds = [kind["kind"] for kind in allowed.get("kinds", ())] or _KINDS_OF.get(listener["protocol"], ())
-        if each.kind not in kinds or each.kind not in _KINDS_OF.get(listener["protocol"], ()):
+        kinds = [kind["kind"] for kind in allowed.get("kinds", ())] or KINDS_OF.get(listener["protocol"], ())
+        if each.kind not in kinds or each.kind not in KINDS_OF.get(listener["protocol"], ()):
             return "NotAllowedByListeners", ()
         if not self._admits(allowed.get("namespaces", {}), gateway.meta.namespace, each.meta.namespace):
             return "NotAllowedByListeners", ()
@@ -119,6 +127,17 @@ class Parents:
         if wanted == "Selector":
             return _selected(namespaces.get("selector", {}), self._namespaces.get(other))
         return own == other
+
+
+def is_gateway(ref: Tree) -> bool:
+    return (ref.get("group", GROUP), ref.get("kind", "Gateway")) == (GROUP, "Gateway")
+
+
+def parent_of(ref: Tree, namespace: str) -> str:
+    """A parent as notices call it."""
+    section = f"/{ref['sectionName']}" if "sectionName" in ref else ""
+    port = f":{ref['port']}" if "port" in ref else ""
+    return f"{ref.get('kind', 'Gateway')} {ref.get('namespace', namespace)}/{ref.get('name', '')}{section}{port}"
 
 
 _WHY: Final = {

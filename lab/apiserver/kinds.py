@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _GATEWAY_API: Final = "gateway.networking.k8s.io"
+_CLUSTER_SCOPED: Final = ("GatewayClass",)
 # Lists that a strategic merge patch merges by this member of their items; every other list is replaced.
 MERGE_KEYS: Final = {"conditions": "type", "containers": "name", "podIPs": "ip", "ownerReferences": "uid"}
 
@@ -33,15 +34,21 @@ class Kind:
         """Of the lists that are merged item by item. Istio's definitions name none."""
         if not self.custom:
             return MERGE_KEYS
-        return {"conditions": "type"} if self.group == _GATEWAY_API else {}
+        return {"conditions": "type", "listeners": "name"} if self.group == _GATEWAY_API else {}
 
 
 def _custom(group: str, versions: tuple[str, ...], *names: str) -> list[Kind]:
-    plurals = {name: (f"{name[:-1]}ies" if name.endswith("y") else f"{name}s").lower() for name in names}
-    plurals |= {name: "gateways" for name in names if name == "Gateway"}
     return [
-        Kind(group, version, plurals[name], name, status=True, custom=True) for name in names for version in versions
+        Kind(group, version, _plural(name), name, name not in _CLUSTER_SCOPED, status=True, custom=True)
+        for name in names
+        for version in versions
     ]
+
+
+def _plural(name: str) -> str:
+    if name.endswith("y") and name != "Gateway":
+        return f"{name[:-1]}ies".lower()
+    return f"{name}es".lower() if name.endswith("s") else f"{name}s".lower()
 
 
 _RBAC: Final = "rbac.authorization.k8s.io"
@@ -68,6 +75,6 @@ KINDS: Final = (
         ("v1", "v1beta1", "v1alpha3"),
         *("VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "WorkloadEntry"),
     ),
-    *_custom(_GATEWAY_API, ("v1",), "Gateway", "HTTPRoute", "GRPCRoute"),
+    *_custom(_GATEWAY_API, ("v1",), "GatewayClass", "Gateway", "HTTPRoute", "GRPCRoute", "BackendTLSPolicy"),
 )
 BY_PATH: Final = {(kind.group, kind.version, kind.plural): kind for kind in KINDS}

@@ -24,7 +24,7 @@ def test_documents_become_this_model(case):
     notices = [
         f"{each.kind} {each.namespace}/{each.name} [{each.parent}] {each.type} {each.reason}: {each.message}"
         for each in store.notices
-        if not each.status
+        if not each.good
     ]
     found = {"findings": [str(each) for each in store.findings], "notices": notices, **plain(store.l7)}
     expected = case.with_suffix(".json")

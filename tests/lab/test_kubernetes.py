@@ -136,6 +136,53 @@ def test_a_policy_that_is_not_understood_says_why_and_the_last_good_one_stays(me
     until("web-1 is let in again", lambda: mesh.reaches(*web))
 
 
+EDGE = {"name": "web", "port": 80, "protocol": "HTTP"}
+
+
+def gateway_api(kind, name, spec, namespace="shop"):
+    about = {"name": name, "namespace": namespace} if namespace else {"name": name}
+    return {"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "metadata": about, "spec": spec}
+
+
+@pytest.mark.skipif(REAL, reason="a real cluster need not have the Gateway API's kinds")
+def test_gateways_and_routes_say_what_became_of_them_and_others_gateways_are_left_alone(mesh):
+    def status(kind, name, namespace="shop"):
+        found = mesh.api.find(kind, namespace, name, "gateway.networking.k8s.io/v1") or {}
+        return found.get("status", {})
+
+    def attached():
+        return [each["attachedRoutes"] for each in status("Gateway", "edge").get("listeners", ())]
+
+    parents = [{"name": "edge"}, {"name": "foreign"}]
+    backends = [{"backendRefs": [{"name": "nowhere", "port": 80}]}]
+    documents = {
+        "class": gateway_api("GatewayClass", "theirs", {"controllerName": "example.com/theirs"}, ""),
+        "mine": gateway_api("GatewayClass", "mine", {"controllerName": "nodemesh.io/controlplane"}, ""),
+        "foreign": gateway_api("Gateway", "foreign", {"gatewayClassName": "theirs", "listeners": [EDGE]}),
+        "edge": gateway_api("Gateway", "edge", {"gatewayClassName": "mine", "listeners": [EDGE]}),
+        "route": gateway_api("HTTPRoute", "calls", {"parentRefs": parents, "rules": backends}),
+    }
+    try:
+        for name, document in documents.items():
+            mesh.apply(name, document)
+        until("the route is counted", lambda: attached() == [1])
+        until("the route was told", lambda: status("HTTPRoute", "calls"))
+        [told] = status("HTTPRoute", "calls")["parents"]
+        assert told["parentRef"] == {"name": "edge"}
+        said = {each["type"]: (each["status"], each["reason"]) for each in told["conditions"]}
+        assert said == {"Accepted": ("True", "Accepted"), "ResolvedRefs": ("False", "BackendNotFound")}
+        [listener] = status("Gateway", "edge")["listeners"]
+        said = {each["type"]: each["status"] for each in listener["conditions"]}
+        assert said == {"Accepted": "True", "ResolvedRefs": "True", "Programmed": "True", "Conflicted": "False"}
+        until("the class is accepted", lambda: status("GatewayClass", "mine", ""))
+        mesh.remove("route")
+        until("no route is counted", lambda: attached() == [0])
+        assert status("Gateway", "foreign") == status("GatewayClass", "theirs", "") == {}
+    finally:
+        for name in reversed(documents):
+            mesh.remove(name)
+
+
 def test_a_label_takes_a_running_pod_out_and_brings_it_back(mesh, web):
     pytest.importorskip("nodeagent.enrol.keeper", reason="running pods neither join nor leave without it")
     _, second = web

@@ -11,7 +11,6 @@ from controlplane.sources.kinds import followed
 from controlplane.sources.kubernetes import KubernetesSource
 from controlplane.sources.objects import parsed
 from controlplane.sources.saved import Saved
-from controlplane.statuses import CONTROLLER, applied
 from controlplane.store import Store
 from kube.objects import PODS, Metadata, Pod
 from mesh.membership import MODE_LABEL
@@ -44,60 +43,6 @@ class Control:
     @property
     def web(self):
         return self.store.world.workloads.get(WEB)
-
-
-ROUTE_REFS = [{"name": "edge", "sectionName": "web"}, {"kind": "Service", "group": "", "name": "cart"}]
-THEIRS = {"parentRef": {"name": "other"}, "controllerName": "example.com/other", "conditions": []}
-
-
-def route(status=None):
-    route = next(each for each in VERSIONS if each.kind == "HTTPRoute")
-    about = Metadata(name="r", namespace="shop", uid="7", generation=3)
-    return route, route.shape(metadata=about, spec={"parentRefs": ROUTE_REFS}, status=status)
-
-
-def told(kind, status, **parent):
-    return {"type": kind, "status": status, "reason": "R", "message": "m", **parent}
-
-
-SAID = [
-    told("Accepted", "True", parent="Gateway shop/edge/web"),
-    told("Accepted", "False", parent="Service shop/cart"),
-    told("ResolvedRefs", "True"),
-]
-
-
-def test_a_route_is_told_by_each_parent_what_became_of_it():
-    body = applied(*route({"parents": [THEIRS]}), SAID, "now")
-    theirs, gateway, service = body["status"]["parents"]
-    assert theirs == THEIRS, "another controller's view stays"
-    assert [each["parentRef"] for each in (gateway, service)] == ROUTE_REFS
-    assert {each["controllerName"] for each in (gateway, service)} == {CONTROLLER}
-    verdicts = [[(c["type"], c["status"]) for c in each["conditions"]] for each in (gateway, service)]
-    assert verdicts == [
-        [("Accepted", "True"), ("ResolvedRefs", "True")],
-        [("Accepted", "False"), ("ResolvedRefs", "True")],
-    ]
-    assert gateway["conditions"][0]["observedGeneration"] == 3
-
-
-def test_what_a_route_was_told_is_not_written_again_and_keeps_its_time():
-    status = applied(*route(), SAID, "then")["status"]
-    assert applied(*route(status), SAID, "now") is None
-    changed = [told("Accepted", "False", parent="Gateway shop/edge/web"), *SAID[1:]]
-    gateway, service = applied(*route(status), changed, "now")["status"]["parents"]
-    assert [each["lastTransitionTime"] for each in gateway["conditions"]] == ["now", "then"]
-    assert [each["lastTransitionTime"] for each in service["conditions"]] == ["then", "then"]
-
-
-def test_a_route_that_no_longer_has_a_parent_here_loses_what_it_was_told():
-    status = applied(*route(), SAID, "then")["status"]
-    assert applied(*route({"parents": [THEIRS, *status["parents"]]}), [], "now")["status"] == {"parents": [THEIRS]}
-
-
-def test_a_route_that_cannot_be_read_says_so_to_each_parent():
-    body = applied(*route(), [told("Accepted", "False")], "now")
-    assert [[c["status"] for c in each["conditions"]] for each in body["status"]["parents"]] == [["False"], ["False"]]
 
 
 def shop(api):
@@ -274,7 +219,7 @@ def test_conditions_and_roots_are_written_and_stay(tmp_path):
         variables |= {"NODEMESH_SERVICE_ACCOUNT_DIR": str(api.directory / "account"), "NODEMESH_STATE_DIR": str(state)}
         settings = load(variables)
         authority, store = load_authority(state, "cluster.local"), Store(settings.mesh)
-        made = Cluster(settings, settings.kubernetes, authority, store.judge, store.conditions)
+        made = Cluster(settings, settings.kubernetes, authority, store.judge, store.conditions, lambda: store.layer7)
         made.start()
         store.update(await made.source.first())
         made.statuses.touch()
