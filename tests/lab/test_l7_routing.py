@@ -4,6 +4,10 @@ import sys
 
 import pytest
 
+from lab import apps
+from lab.processes import wait_until
+from tests.lab.mall import NAMESPACE
+
 pytestmark = pytest.mark.lab
 
 SUBSETS = """
@@ -106,6 +110,55 @@ def test_a_canary_gets_its_share(mall, share, low, high):
     counted = mall.counted("/", 1000)
     assert set(counted) == {"v1", "v2"}
     assert low < counted["v2"] < high
+
+
+RAW = {
+    "VirtualService": """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: raw}
+spec:
+  hosts: [raw]
+  tcp: [{route: [{destination: {host: raw-v1}, weight: 80}, {destination: {host: raw-v2}, weight: 20}]}]
+""",
+    "TCPRoute": """
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: raw}
+spec:
+  parentRefs: [{group: "", kind: Service, name: raw}]
+  rules: [{backendRefs: [{name: raw-v1, port: 6000, weight: 80}, {name: raw-v2, port: 6000, weight: 20}]}]
+""",
+}
+
+
+def raw(mall, name, version, waypoint=""):
+    """A service of one of reviews' pods, with a TCP port beside that for HTTP."""
+    if name not in mall.mesh.vips:
+        vip = mall.mesh.add_service(name, {80: apps.HTTP_PORT}, NAMESPACE)
+        document = mall.service_document(name, vip, waypoint, tcp_raw=(6000, apps.HTTP_PORT))
+        document["spec"]["selector"] = {"app": "reviews", "version": version}
+        mall.mesh.apply(f"service-{NAMESPACE}-{name}", document)
+    url = f"http://{mall.vip(name)}:6000/"
+    wait_until(f"{name} answers", lambda: mall.ask(url, "-m", "2").version == version, 60)
+    return url
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_connections_are_shared_out_by_weight(mall, kind):
+    """300 connections: the bounds are five standard deviations away. Without the route there is only v1."""
+    for version in ("v1", "v2"):
+        raw(mall, f"raw-{version}", version)
+    url = raw(mall, "raw", "v1", "way")
+    mall.apply(RAW[kind])
+
+    def counted(times):
+        return mall.counted(url, times, "-H", "Connection: close")
+
+    wait_until("the route is felt", lambda: "v2" in counted(20), 60)
+    found = counted(300)
+    assert set(found) == {"v1", "v2"}
+    assert 25 < found["v2"] < 95
 
 
 def test_blue_green_turns_over_on_an_open_connection(mall):

@@ -13,7 +13,7 @@ from typing import Any, Final
 from controlplane.l7.model import L7, Proxy, Role, Served
 from controlplane.l7.routes import Target
 from controlplane.l7.traffic import Destination, Traffic
-from controlplane.translate.envoy import clusters, gateway, listeners, secrets, telemetry, tokens, tunnels
+from controlplane.translate.envoy import clusters, gateway, listeners, ports, secrets, telemetry, tokens, tunnels
 from controlplane.translate.envoy.blocks import Block, Cache
 from controlplane.translate.envoy.clusters import Called
 from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served, unique
@@ -99,17 +99,23 @@ class _Round:
         own = (Served(each.uid, rules=self._proxy.rules) for each in behind)
         for each in (*self._proxy.services, *own):
             if service := self._view.service(each.service):
-                parts = each, service, self._used, self._l7.tracers
-                self._block(("served", each.service), parts, partial(self._service, each, service))
+                at = tuple(ports.bound(each, port.service_port, self._has_port) for port in service.ports)
+                parts = at, service, self._used, self._l7.tracers
+                self._block(("served", each.service), parts, partial(self._service, at, service))
         for workload in behind:
             about = workload, self._proxy.rules, self._l7.tracers
             self._block(("any", workload.uid), about, partial(self._any_port, workload))
         table = self._cache.packed(ROUTES, (self._proxy.key, CONNECT), (), lambda: {"name": CONNECT})
         self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts)))
 
-    def _service(self, each: Served, service: Service) -> None:
-        for port in service.ports:
+    def _service(self, at: tuple[Served, ...], service: Service) -> None:
+        """`at`: what is served at each of its ports."""
+        for port, each in zip(service.ports, at, strict=True):
             self._served(each, service, port.service_port, port.protocol)
+
+    def _has_port(self, key: str, port: int) -> bool:
+        service = self._view.service(key)
+        return service is not None and port in [each.service_port for each in service.ports]
 
     def _served(self, each: Served, service: Service, port: int, protocol: AppProtocol) -> None:
         """Everything for one port."""
@@ -169,8 +175,7 @@ class _Round:
 
     def _gateway(self) -> None:
         said = self._said(self._proxy.rules.telemetry, "", AppProtocol.HTTP11)
-        ports = gateway.by_port(self._proxy.servers)
-        for name, servers in ports.items():
+        for name, servers in gateway.by_port(self._proxy.servers).items():
             parts = (servers, self._proxy.rules, said)
             self._put(
                 LISTENER,
