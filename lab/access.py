@@ -35,7 +35,7 @@ class AccessLog:
             whole = file.read().decode(errors="replace").split("\n")[:-1]
         return [parse(line) for line in whole]
 
-    def wait_for(self, timeout_s: float = 5.0, **wanted: str) -> Line:
+    def wait_for(self, timeout_s: float = 60.0, **wanted: str) -> Line:
         """The first line whose fields contain the given texts; `src_workload` stands for `src.workload`.
         Raises OperatorError: none came."""
         found: list[Line] = []

@@ -35,8 +35,8 @@ class Answer:
 def ask_many(cluster: Cluster, client: Pod, url: str, times: int, *options: str) -> list[Answer]:
     """One after the other over as few connections as curl needs."""
     numbered = f"{url}{'&' if '?' in url else '?'}n=[1-{times}]" if times > 1 else url
-    command = ["curl", "-gs" if times == 1 else "-s", "-i", "-m", "20", "-w", _WRITE, *options, numbered]
-    return [_answer(*each) for each in _split(cluster.exec(client, command, timeout_s=120).stdout)]
+    command = ["curl", "-gs" if times == 1 else "-s", "-i", "-m", "60", "-w", _WRITE, *options, numbered]
+    return [_answer(*each) for each in _split(cluster.exec(client, command, timeout_s=300).stdout)]
 
 
 def counted(answers: list[Answer]) -> Counter[str]:

@@ -35,7 +35,7 @@ from lab.runtime import Added, Runtime, Sandbox
 from mesh.errors import OperatorError
 
 Say = Callable[[str], None]
-READY_S = 20.0
+READY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +280,7 @@ class Cluster:
         if with_apps:
             for name, argv in apps.commands(spec.name, self.layout.dir / "pods" / spec.name).items():
                 self.start_in(pod, name, argv)
-            wait_until(f"nginx of {spec.name} answers", lambda: self._serves(pod), READY_S)
+            wait_until(f"{spec.name} serves", lambda: self._serves(pod), READY_S)
         hosts = _host_addresses(self.nodes.index(spec.node) + 1)
         self.apply(f"pod-{spec.namespace}-{spec.name}", documents.running(document, added.ips, hosts))
         return pod
@@ -318,7 +318,7 @@ class Cluster:
 
     def _serves(self, pod: Pod) -> bool:
         # From the pod to itself over loopback, which never enters the mesh: like a readiness probe of type exec.
-        return all(
+        return self.listens(pod, apps.ECHO_PORT) and all(
             self.http_status(pod.netns, f"{loopback}:{apps.HTTP_PORT}/one") == 200
             for loopback in ("127.0.0.1", "[::1]")
         )
@@ -341,9 +341,14 @@ class Cluster:
         command = [*self.inside(pod), *argv]
         return subprocess.run(command, input=stdin, capture_output=True, text=True, env=env, timeout=timeout_s)
 
+    def listens(self, pod: Pod, *ports: int) -> bool:
+        """Whether somebody in the pod listens on each of the TCP ports; on its own address where it has company."""
+        only = f"src {pod.ip} and" if pod.group else ""
+        return all(self.exec(pod, ["ss", "-Htln", f"{only} sport = :{port}"]).stdout for port in ports)
+
     def http(self, pod: Pod, target: str, *options: str) -> str:
         """The body of `GET http://TARGET/` asked from inside a pod; "" when there is no answer."""
-        return self.exec(pod, ["curl", "-gs", "-m", "5", *options, f"http://{target}/"]).stdout.strip()
+        return self.exec(pod, ["curl", "-gs", "-m", "20", *options, f"http://{target}/"]).stdout.strip()
 
     def reaches(self, pod: Pod, other: Pod, version: int = 0) -> bool:
         """Whether `other`'s nginx answers `pod`."""
@@ -351,7 +356,7 @@ class Cluster:
 
     def http_status(self, space: str, url: str) -> int:
         """0: nobody answers."""
-        command = ["curl", "-gs", "-o", "/dev/null", "-m", "2", "-w", "%{http_code}", f"http://{url}"]
+        command = ["curl", "-gs", "-o", "/dev/null", "-m", "5", "-w", "%{http_code}", f"http://{url}"]
         env = processes.environment(self.layout, {})
         done = subprocess.run([*netns.inside(space), *command], capture_output=True, text=True, env=env)
         return int(done.stdout or 0)

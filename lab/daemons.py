@@ -173,7 +173,7 @@ def admin_socket(layout: Layout, process: Process) -> Path:
     return layout.run_dir(node or CONTROL) / f"{daemon}.sock"
 
 
-def ask(path: Path, target: str, method: str = "GET", timeout_s: float = 5.0) -> tuple[int, Any]:
+def ask(path: Path, target: str, method: str = "GET", timeout_s: float = 30.0) -> tuple[int, Any]:
     """(status, JSON body) from an admin socket. Raises PeerError: nobody answers."""
     connection = http.client.HTTPConnection("localhost", timeout=timeout_s)
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -205,7 +205,7 @@ def last_words(layout: Layout, name: str) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-def stop(process: Process, deadline_s: float = 15.0) -> None:
+def stop(process: Process, deadline_s: float = 60.0) -> None:
     """As a service manager would: SIGTERM, a deadline, SIGKILL. Raises OperatorError when it came to that."""
     process.signal(signal.SIGTERM)
     if not process.wait(deadline_s):

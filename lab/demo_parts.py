@@ -24,7 +24,7 @@ from lab.wire import Capture, Packet
 ENROLMENT_BUDGET_S = 0.060
 CUT_BUDGET_S = 1.0
 HBONE_PORT = 15008
-EFFECT_S = 10.0
+EFFECT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from lab.report import Report, median, ms
 
 NAMESPACE = "books"
 SERVICES = ("catalog", "reviews", "ratings")
-EFFECT_S = 10.0
+EFFECT_S = 60.0
 CHANGES = 15
 FEW = 9
 # What the metrics say of a request that no application answered.
@@ -69,7 +69,7 @@ def build(stage: Stage) -> Shop:
             _version(cluster, name, number)
     shop = Shop(stage.report, cluster, alice, bob, way)
     for name in SERVICES:
-        wait_until(f"{name} answers in both versions", lambda name=name: len(shop_versions(shop, name)) == 2, 30.0)  # type: ignore[misc]
+        wait_until(f"{name} answers in both versions", lambda name=name: len(shop_versions(shop, name)) == 2, EFFECT_S)  # type: ignore[misc]
     return shop
 
 
@@ -125,8 +125,8 @@ def canary(shop: Shop) -> None:
     )
     shop.apply(http(rules), lambda: "v2" in counted(shop.ask("reviews", "/", 20)))
     seen = counted(shop.ask("reviews", "/", 1000))
-    fine = set(seen) == {"v1", "v2"} and 60 <= seen["v2"] <= 145
-    shop.report.check("canary 90/10, 1000 requests", said(seen), fine, "v2 60 to 145 (five standard deviations)")
+    fine = set(seen) == {"v1", "v2"} and 50 <= seen["v2"] <= 160
+    shop.report.check("canary 90/10, 1000 requests", said(seen), fine, "v2 50 to 160: one run in 10⁸ is outside")
 
 
 def fault(shop: Shop) -> None:
@@ -137,7 +137,7 @@ def fault(shop: Shop) -> None:
     )
     shop.apply(http(rules), lambda: shop.ask("reviews", "/", 1, *JASON)[0].seconds > 1.9)
     times = [shop.ask("reviews", "/", 1, *options)[0].seconds for options in (JASON, [])]
-    fine = 1.9 < times[0] < 2.5 and times[1] < 0.5
+    fine = times[1] < 1.9 < times[0]
     shop.report.check("fault: 2 s for jason; everybody else", f"{ms(times[0])}; {ms(times[1])}", fine, "2 s; at once")
 
 

@@ -35,6 +35,8 @@ def add(cluster: Cluster, spec: PodSpec, *, enrolled: bool = True) -> Pod:
     cluster.record(pod)
     for name, argv in apps.commands(spec.name, layout.dir / "pods" / spec.name, ips).items():
         cluster.start_in(pod, name, argv)
+    serves = apps.HTTP_PORT, apps.ECHO_PORT
+    wait_until(f"{spec.name} listens", lambda: cluster.listens(pod, *serves), READY_S)
     if enrolled:
         document = documents.host_workload(spec, ips, str(path.relative_to(cgroups.mount())))
         cluster.apply(f"host-{spec.namespace}-{spec.name}", document)

@@ -145,7 +145,7 @@ def _plain(cluster: Cluster, client: Pod) -> float:
     config.write_text(json.dumps(_reverse_proxy()))
     command = [_binary(), "-c", str(config), "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"]
     process = cluster.start_in(pod, "plain-envoy", command)
-    wait_until("the plain Envoy answers", lambda: cluster.http_status(outside.netns, f"{pod.ip}:8000/one") == 200, 20)
+    wait_until("the plain Envoy answers", lambda: cluster.http_status(outside.netns, f"{pod.ip}:8000/one") == 200, 60)
     return _price(cluster, outside, f"http://{pod.ip}:8000/one", psutil.Process(process.pid))
 
 

@@ -19,7 +19,7 @@ from lab.processes import wait_until
 from mesh.errors import OperatorError
 
 ZIPKIN: Final = REPOSITORY / "build" / "zipkin-server.jar"
-_READY_S = 90.0  # a Java server on a busy machine
+_READY_S = 240.0  # a Java server on a busy machine
 _PROMETHEUS = "127.0.0.1:9090"
 
 

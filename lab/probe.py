@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 30.0
 
 
 def say(event: str, **fields: Any) -> None:

@@ -34,7 +34,7 @@ class Probe:
         )
         self._pending = b""
 
-    def next(self, timeout_s: float = 10.0) -> Said:
+    def next(self, timeout_s: float = 60.0) -> Said:
         """The next event. Raises OperatorError: none in time, or the client ended without one."""
         assert self._process.stdout
         deadline = time.monotonic() + timeout_s
@@ -49,14 +49,14 @@ class Probe:
         line, _, self._pending = self._pending.partition(b"\n")
         return dict(json.loads(line))
 
-    def expect(self, event: str, timeout_s: float = 10.0) -> Said:
+    def expect(self, event: str, timeout_s: float = 60.0) -> Said:
         """Raises OperatorError: it said something else."""
         said = self.next(timeout_s)
         if said["event"] != event:
             raise OperatorError(f"{self._what}: {event} was expected, and it said {said}")
         return said
 
-    def stop(self, timeout_s: float = 10.0) -> Said:
+    def stop(self, timeout_s: float = 60.0) -> Said:
         """Asks it to end; its last event."""
         assert self._process.stdin
         self._process.stdin.close()

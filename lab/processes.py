@@ -71,7 +71,7 @@ class Process:
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
-        if not self.wait(10.0):
+        if not self.wait(60.0):
             raise LocalError(f"process {self.pid} ({self.name}) outlives SIGKILL")
 
 

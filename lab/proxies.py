@@ -10,7 +10,7 @@ from lab.cluster import Cluster, Pod
 from lab.documents import PodSpec
 from lab.processes import Process, wait_until
 
-READY_S = 30.0
+READY_S = 90.0
 LABELS = {"istio.io/dataplane-mode": "none", "networking.istio.io/tunnel": "http"}
 
 
@@ -61,4 +61,4 @@ def apply(cluster: Cluster, name: str, namespace: str = "shop", **labels: str) -
 
 
 def metrics(cluster: Cluster, pod: Pod) -> str:
-    return cluster.exec(pod, ["curl", "-s", "-m", "5", "127.0.0.1:15020/metrics"]).stdout
+    return cluster.exec(pod, ["curl", "-s", "-m", "20", "127.0.0.1:15020/metrics"]).stdout

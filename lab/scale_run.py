@@ -23,7 +23,7 @@ from mesh.errors import PeerError
 NODE: Final = "node1"
 TUNNEL: Final = f"ztunnel-{NODE}"
 ADDRESS: Final = "type.googleapis.com/istio.workload.Address"
-READ_S, SYNC_S, SEEN_S = 600.0, 120.0, 30.0
+READ_S, SYNC_S, SEEN_S = 600.0, 300.0, 120.0
 CHANGES: Final = 5
 _EXTRA: Final = scale.MOST_WORKLOADS - 1 - CHANGES
 """Numbers of pods that no world has: what a change adds."""

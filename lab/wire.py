@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import struct
-import time
+import subprocess
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Final
 
 from lab import netns, processes
 from lab.cluster import Cluster
-from lab.layout import PODS
+from lab.layout import PODS, underlay_address
 from lab.processes import Process, wait_until
 from mesh.model import IPAddress
 
@@ -22,6 +22,7 @@ _FILE_HEADER: Final = 24
 _TCP: Final = 6
 _RING_KIB: Final = "65536"
 _SYN, _ACK = 0x02, 0x10
+_LAST_PORT: Final = 9  # discard: nobody else in a lab asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Capture:
     One that missed a packet proves nothing: leaving the block fails then (RuntimeError)."""
 
     def __init__(self, cluster: Cluster, name: str, *, everything: bool = False, only: str = "") -> None:
-        self._filter = [] if everything else [only or "tcp"]
+        self._filter = [] if everything else [f"({only or 'tcp'}) or tcp port {_LAST_PORT}"]
         # The kernel's ring has a place as large as the longest packet for each, 64 KiB and its headers.
         self._snap = "128" if only else "65664"
         self._cluster, self._name = cluster, f"capture-{name}"
@@ -64,30 +65,36 @@ class Capture:
         ring = ["-s", self._snap, "-B", _RING_KIB, "-U", "--immediate-mode"]
         command = ["tcpdump", "-i", netns.BRIDGE, *ring, "-Z", "root"]
         layout = self._cluster.layout
+        log = layout.log(self._name)
+        before = log.stat().st_size if log.exists() else 0  # one of this name may have been before
         self._process = processes.start(
             layout, self._name, layout.fabric, [*command, "-w", str(self._file), *self._filter]
         )
-        wait_until("tcpdump listens", lambda: b"listening on" in layout.log(self._name).read_bytes(), 10.0)
+        wait_until("tcpdump listens", lambda: b"listening on" in log.read_bytes()[before:], 60.0)
         return self
 
     def __exit__(self, failed: object, *_: object) -> None:
         assert self._process
-        self._settle()
+        if not failed:
+            self._settle()
         self._process.signal(signal.SIGTERM)
-        if not self._process.wait(5.0):
+        if not self._process.wait(60.0):
             self._process.kill()
         elif not failed and self.lost:
             raise RuntimeError(f"{self._name}: tcpdump missed {self.lost} packets: what it saw proves nothing")
 
     def _settle(self) -> None:
-        """Until the file has not grown for a moment: tcpdump writes each packet as it takes it off the ring."""
-        size = -1
-        while size != (size := self._file.stat().st_size if self._file.exists() else 0):
-            time.sleep(0.1)
+        """Until the file has a packet that is sent now: tcpdump writes them in the order in which they came."""
+        address = underlay_address(1)
+        knock = ["timeout", "5", "bash", "-c", f"exec 3<>/dev/tcp/{address}/{_LAST_PORT}"]
+        subprocess.run([*netns.inside(self._cluster.layout.control), *knock], capture_output=True, check=False)
+        wait_until(
+            "tcpdump has written the last packet", lambda: any(map(_is_last, read(self._file))), 60.0, step_s=0.05
+        )
 
     @property
     def packets(self) -> list[Packet]:
-        return read(self._file)
+        return [packet for packet in read(self._file) if not _is_last(packet)]
 
     @property
     def lost(self) -> int:
@@ -103,6 +110,10 @@ class Capture:
 
     def count(self, marker: bytes) -> int:
         return self.content.count(marker)
+
+
+def _is_last(packet: Packet) -> bool:
+    return _LAST_PORT in (packet.sport, packet.dport)
 
 
 def read(path: Path) -> list[Packet]:

@@ -1,4 +1,4 @@
-"""A pod's process that tries to send TCP past the mesh: `attacker.py ME IP PORT OWN_IP` runs every attempt of TABLE.
+"""A pod's process that tries to send TCP past the mesh: `attacker.py ME IP PORT OWN_IP PATIENCE_S` runs all of TABLE.
 
 Plain sockets and the standard library. Each attempt carries its own marker, so that whoever looks at the wire can tell
 which one came through; what became of it here is printed, one JSON object per line.
@@ -18,7 +18,6 @@ IPPROTO_MPTCP = 262
 TUNNEL_MARK, CONNECTION_MARK, DIRECT_MARK = 0x539, 0x111, 0x222
 SYN, PUSH_ACK = 0x02, 0x18
 BROADCAST = b"\xff" * 6
-TIMEOUT_S = 1.0
 
 
 def marker(case: str, who: str) -> bytes:
@@ -26,9 +25,10 @@ def marker(case: str, who: str) -> bytes:
 
 
 class Attacker:
-    """`me`: who it is in the markers. `own`: the pod's address of the target's family."""
+    """`me`: who it is in the markers. `own`: the pod's address of the target's family. `patience_s`: of one attempt."""
 
-    def __init__(self, me: str, ip: str, port: int, own: str) -> None:
+    def __init__(self, me: str, ip: str, port: int, own: str, patience_s: float) -> None:
+        self.patience_s = patience_s
         self.me, self.ip, self.port, self.own = me, ip, port, own
         self.family = socket.AF_INET6 if ":" in ip else socket.AF_INET
         self.case = ""
@@ -39,7 +39,7 @@ class Attacker:
 
     def stream(self, protocol: int = 0, mark: int = 0, device: bytes = b"") -> socket.socket:
         made = socket.socket(self.family, socket.SOCK_STREAM, protocol)
-        made.settimeout(TIMEOUT_S)
+        made.settimeout(self.patience_s)
         if mark:
             made.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
         if device:
@@ -118,7 +118,7 @@ class Attacker:
         with self.stream() as made:
             made.settimeout(None)  # else it is not sent with the first packet
             made.sendto(self.secret, socket.MSG_FASTOPEN, (self.ip, self.port))
-            made.settimeout(TIMEOUT_S)
+            made.settimeout(self.patience_s)
             return made.recv(100).decode(errors="replace")
 
     def multipath(self) -> str:
@@ -138,7 +138,7 @@ class Attacker:
     def mapped(self) -> str:
         """IPv4 by a socket of IPv6."""
         made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        made.settimeout(TIMEOUT_S)
+        made.settimeout(self.patience_s)
         return self.say(made, self.ip if ":" in self.ip else f"::ffff:{self.ip}")
 
     def port_zero(self) -> str:
@@ -341,9 +341,9 @@ def capabilities() -> list[int]:
 
 
 def main() -> None:
-    me, ip, port, own = sys.argv[1:5]
+    me, ip, port, own, patience_s = sys.argv[1:6]
     ctypes.CDLL(None).prctl(4, 1)  # dumpable again after setpriv
-    attacker = Attacker(me, ip, int(port), own)
+    attacker = Attacker(me, ip, int(port), own, float(patience_s))
     said: list[dict[str, Any]] = [{"capabilities": capabilities()}]
     for attacker.case in [*TCP, *OTHER]:
         try:

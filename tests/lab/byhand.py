@@ -15,7 +15,7 @@ import h2.connection
 import h2.errors
 import h2.events
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 
 def certificate(ca, root, token, identity, key):

@@ -9,6 +9,7 @@ from lab.cluster import Cluster
 from lab.documents import PodSpec
 from lab.layout import Layout
 from lab.watchdog import guarded
+from tests.lab import settle
 from tests.lab.mall import Mall
 
 LAST_WORDS = 12  # lines of a dead daemon's log
@@ -57,12 +58,10 @@ def version(request):
 
 @pytest.fixture
 def pods(mesh):
-    """The pods by name; before each test the configuration holds no policy."""
+    """The pods by name; before each test the configuration holds no policy, and no tunnel has one any more."""
     before = {path.name for path in mesh.layout.config.iterdir()}
     yield mesh.pods
-    for path in mesh.layout.config.iterdir():
-        if path.name not in before:
-            path.unlink()
+    settle.clean(mesh, before)
 
 
 @pytest.fixture(scope="session")

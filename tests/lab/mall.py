@@ -14,11 +14,11 @@ from lab import apps, asking, daemons, documents, proxies
 from lab.asking import Answer
 from lab.cluster import Cluster, Pod
 from lab.documents import PodSpec
-from lab.processes import wait_until
+from lab.processes import Process, wait_until
 from mesh.errors import OperatorError
 
 NAMESPACE = "mall"
-EFFECT_S = 5.0
+EFFECT_S = 60.0
 _PROVIDER = """
 apiVersion: v1
 kind: ConfigMap
@@ -53,6 +53,22 @@ def provider(name: str, what: str) -> str:
 def external(name: str, vip: str, address: str, port: int) -> str:
     """A host beyond the mesh, `NAME.example.com`, through the mall's waypoint."""
     return _EXTERNAL.format(name=name, vip=vip, address=address, port=port)
+
+
+class Series:
+    """A client that goes on asking while something is changed."""
+
+    def __init__(self, process: Process, log: Path) -> None:
+        self._process, self._log = process, log
+
+    def until(self, text: str) -> None:
+        """It has been answered so."""
+        wait_until(f"{self._process.name} has {text!r}", lambda: text in self._log.read_text(), EFFECT_S)
+
+    def end(self) -> list[str]:
+        """What it printed, in whole lines."""
+        self._process.kill()
+        return self._log.read_text().split("\n")[:-1]
 
 
 class Mall:
@@ -98,8 +114,11 @@ class Mall:
         pod = self.pod(name, node, app, version, account=app, **labels)
         self.mesh.start_in(pod, f"echo-{name}", apps.echo(name, version))
         url = f"127.0.0.1:{apps.HTTP_PORT}/seen"
-        wait_until(f"{name} answers", lambda: self.mesh.http_status(pod.netns, url) == 200, 20)
+        wait_until(f"{name} answers", lambda: self.mesh.http_status(pod.netns, url) == 200, EFFECT_S)
         return pod
+
+    def listens(self, pod: Pod, port: int) -> None:
+        wait_until(f"{pod.name} listens at {port}", lambda: self.mesh.listens(pod, port), EFFECT_S)
 
     def service(self, name: str, waypoint: str = "way", **ports: tuple[int, int]) -> str:
         """`ports`: name -> (port, pods' port)."""
@@ -177,6 +196,14 @@ class Mall:
 
     def counted(self, url: str, times: int, *options: str, client: Pod | None = None) -> Counter[str]:
         return asking.counted(self.ask_many(url, times, *options, client=client))
+
+    def series(self, name: str, *options: str) -> Series:
+        """Requests of alice to reviews, one after the other over one connection, until it is ended."""
+        log = self.mesh.layout.log(name)
+        log.unlink(missing_ok=True)
+        url = f"http://{self.vip('reviews')}/?[1-1000000]"
+        command = ["stdbuf", "-oL", "curl", "-sN", "-m", "60", "--rate", "100/s", *options, url]
+        return Series(self.mesh.start_in(self.alice, name, command), log)
 
     def admin(self, target: str, pod: Pod | None = None, method: str = "GET") -> str:
         """The waypoint's admin socket; `/envoy/…` is Envoy's own."""

@@ -13,7 +13,7 @@ from nodeagent.redirect.netns import Namespace
 
 POD = {4: "10.77.0.2", 6: "fd77::2"}
 NEIGHBOUR = {4: "10.77.0.1", 6: "fd77::1"}
-WAIT_S = 5.0
+WAIT_S = 30.0
 SO_ORIGINAL_DST = 80
 TRANSPARENT = {4: (socket.SOL_IP, 19), 6: (socket.IPPROTO_IPV6, 75)}
 

@@ -13,7 +13,7 @@ while True:
 """
 _CLIENT = """
 import socket, struct
-connection = socket.create_connection(({ip!r}, {port}), 5)
+connection = socket.create_connection(({ip!r}, {port}), 30)
 {body}
 """
 RESET = 'connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); connection.close()'
@@ -59,7 +59,7 @@ import json, socket
 family = socket.AF_INET6 if ":" in {server!r} else socket.AF_INET
 def ask(connected):
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(8)
+        sock.settimeout(30)
         if connected:
             sock.connect(({server!r}, 53))
             sock.send(bytes.fromhex({question!r}))

@@ -16,11 +16,11 @@ from lab.probes import Probe
 from lab.processes import wait_until
 from lab.watchdog import guarded
 from lab.wire import Capture
-from tests.lab import scripts
+from tests.lab import scripts, settle
 
 pytestmark = pytest.mark.lab
 
-SOON_S = 10.0
+SOON_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,7 @@ def all_of(bare):
     """By name; before each test the configuration holds no policy."""
     before = {path.name for path in bare.layout.config.iterdir()}
     yield bare.pods
-    for path in bare.layout.config.iterdir():
-        if path.name not in before:
-            path.unlink()
+    settle.clean(bare, before)
 
 
 def holding(bare, source, target, version):
@@ -143,7 +141,7 @@ import socket, struct
 name = b"".join(bytes([len(part)]) + part for part in b"web.shop.svc.cluster.local".split(b".")) + b"\\0"
 asked = struct.pack("!6H", 7, 0x0100, 1, 0, 0, 0) + name + struct.pack("!2H", {1 if version == 4 else 28}, 1)
 client = socket.socket(socket.{"AF_INET" if version == 4 else "AF_INET6"}, socket.SOCK_DGRAM)
-client.settimeout(5)
+client.settimeout(30)
 client.sendto(asked, ({"192.0.2.53" if version == 4 else "2001:db8::53"!r}, 53))
 print(client.recv(512).hex())
 """

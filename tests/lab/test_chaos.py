@@ -42,7 +42,7 @@ pytestmark = pytest.mark.lab
 STARTS = int(os.environ.get("CHAOS_STARTS", "16"))
 SEED = int(os.environ.get("CHAOS_SEED", "5"))
 LIVE, KUBELET_THREADS = 8, 3
-SOON_S, START_S, BACKOFF_S, MOST_PEACE_S, MOST_OUTAGE_S = 30.0, 120.0, 0.2, 0.1, 0.5
+SOON_S, START_S, BACKOFF_S, MOST_PEACE_S, MOST_OUTAGE_S = 120.0, 300.0, 0.2, 0.1, 0.5
 NODE, AGENT, TUNNEL = "node1", "nodeagent-node1", "ztunnel-node1"
 # A pod's number is added; below the ports that connections come from.
 EARLY, STARTED, ENROLLED, STEP = 20000, 24000, 28000, 4000

@@ -16,7 +16,7 @@ def test_the_demo_shows_the_main_job_and_leaves_nothing():
         [sys.executable, "-m", "meshctl.main", "lab", "demo"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         cwd=REPOSITORY,
     )
     failed = [line for line in done.stdout.splitlines() if line.startswith("  FAIL")]

@@ -26,7 +26,7 @@ from tests.lab.standin import StandIn
 
 pytestmark = pytest.mark.lab
 
-SOON_S = 10.0
+SOON_S = 60.0
 NAMESPACE = "shop"
 ADDRESSES = {4: "10.9.0.2/24", 6: "fd00:9::2/64"}
 GATEWAYS = {4: "10.9.0.1", 6: "fd00:9::1"}

@@ -11,7 +11,7 @@ from lab.wire import Capture
 
 pytestmark = pytest.mark.lab
 
-SOON_S = 10.0
+SOON_S = 60.0
 CALLS = 24
 
 

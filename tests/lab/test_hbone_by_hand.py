@@ -47,7 +47,7 @@ def byhand(mesh, space, command, **arguments):
         capture_output=True,
         text=True,
         env=env,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -16,7 +16,7 @@ from lab.watchdog import guarded
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(WHERE not in os.environ, reason="no real istiod is at hand")]
 
-SOON_S = 30.0
+SOON_S = 60.0
 DOCUMENTS = list(yaml.safe_load_all((Path(__file__).parent / "istio_documents.yaml").read_text()))
 WAYPOINT = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways/waypoint/status"
 ADDRESS = {"type": "Hostname", "value": "wp.shop.svc.cluster.local"}

@@ -24,7 +24,7 @@ with socket.socket(socket.{family}) as dial:
     dial.setsockopt(*{transparent}, 1)
     dial.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x539)
     dial.bind(({client!r}, 0))
-    dial.settimeout(5)
+    dial.settimeout(30)
     dial.connect(({pod!r}, 80))
     print(dial.getsockopt(socket.SOL_SOCKET, socket.SO_MARK))
 """
@@ -45,6 +45,6 @@ def test_what_a_tunnel_opens_for_a_client_finds_its_way_back_before_anything_is_
             bpf.meet(tunnel.pid)
             sandbox = Sandbox("pod", pod.namespace, None, Options(keep_connections=True))
             asyncio.run(bpf.release(sandbox))
-            said, _ = tunnel.communicate("now\n", timeout=20)
+            said, _ = tunnel.communicate("now\n", timeout=90)
             asyncio.run(bpf.take_out(sandbox))
     assert int(said) & MARK_MASK == CONNECTION_MARK

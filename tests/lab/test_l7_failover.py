@@ -15,7 +15,7 @@ from waypoint.envoy import LAST_RETRY_S
 
 pytestmark = pytest.mark.lab
 AT_ONCE = 20
-SLOW = "/delay/4"
+SLOW = "/delay/12"
 REFUSED = {"000", "503"}
 
 
@@ -29,7 +29,7 @@ def other(mall):
 
 def ask_at_once(mall, path):
     """Statuses as curl says them; a connection each."""
-    curl = f"curl -s -m 15 -o /dev/null -w '%{{http_code}}\\n' http://{mall.vip('reviews')}{path}"
+    curl = f"curl -s -m 60 -o /dev/null -w '%{{http_code}}\\n' http://{mall.vip('reviews')}{path}"
     script = f"for i in $(seq {AT_ONCE}); do {curl} & done; wait"
     return Counter(mall.mesh.exec(mall.alice, ["bash", "-c", script]).stdout.split())
 
@@ -53,7 +53,7 @@ def test_only_what_a_dead_waypoint_carried_is_lost_and_nothing_goes_round(mall, 
     with ThreadPoolExecutor(1) as pool:
         before = seen(mall, SLOW)
         in_flight = pool.submit(ask_at_once, mall, SLOW)
-        wait_until("all are in flight", lambda: seen(mall, SLOW) - before == AT_ONCE, 10)
+        wait_until("all are in flight", lambda: seen(mall, SLOW) - before == AT_ONCE, 60)
         stays = carried(mall, mall.way)
         proxies.process(mall.mesh, other).kill()
         assert ask_at_once(mall, "/") == {"200": AT_ONCE}
@@ -71,7 +71,7 @@ def test_only_what_a_dead_waypoint_carried_is_lost_and_nothing_goes_round(mall, 
         assert seen(mall, "/last") == before
     finally:
         last.signal(signal.SIGCONT)
-    wait_until("a dead Envoy is started again", lambda: mall.ask("/").status == 200, LAST_RETRY_S + 10)
+    wait_until("a dead Envoy is started again", lambda: mall.ask("/").status == 200, LAST_RETRY_S + 60)
 
 
 def envoy_of(process):

@@ -105,6 +105,8 @@ def parts(built_mall, files):
         mesh.start_in(mesh.pods[name], f"echo-{name}", [*apps.echo(name, name, 8443), *pair])
     listen = f"TCP6-LISTEN:{apps.ECHO_PORT},ipv6only=0,fork,reuseaddr"
     mesh.start_in(mesh.pods["gatedb"], "echo-gatedb", ["socat", listen, "EXEC:cat"])
+    for name, port in (("ext", 8443), ("secure", 8443), ("gatedb", apps.ECHO_PORT)):
+        mall.listens(mesh.pods[name], port)
     mall.service("secure", "", tls=(443, 8443))
     mall.service("gatedb", "", tcp=(5432, apps.ECHO_PORT))
     return mall
@@ -176,7 +178,7 @@ def test_tls_is_passed_through_by_its_server_name(edge, files):
 
 
 def test_tcp_goes_through(edge):
-    command = f"echo hello | socat -t 2 - TCP:{edge.gate.ip}:5432"
+    command = f"echo hello | socat -t 30 - TCP:{edge.gate.ip}:5432"
     assert edge.mesh.exec(edge.mesh.pods["visitor"], ["bash", "-c", command]).stdout.strip() == "hello"
 
 

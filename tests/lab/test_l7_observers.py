@@ -94,7 +94,7 @@ def visit(mall, front, path, *options):
 
 def test_prometheus_understands_everybody(mall, front, prometheus):
     everybody = {f"{host}:{STATS_PORT}": "" for host in hosts(mall, front)}
-    wait_until("everybody was scraped", lambda: observers.targets(mall.mesh, prometheus) == everybody, 30)
+    wait_until("everybody was scraped", lambda: observers.targets(mall.mesh, prometheus) == everybody, 90)
 
 
 def test_requests_have_all_of_istios_labels_from_waypoint_and_gateway(mall, front, prometheus):
@@ -106,7 +106,7 @@ def test_requests_have_all_of_istios_labels_from_waypoint_and_gateway(mall, fron
         return [each["metric"] for each in observers.query(mall.mesh, prometheus, name)]
 
     for reporter in ("waypoint", "source"):
-        wait_until(f"{reporter} counts", lambda r=reporter: bool(counted(r)), 20)
+        wait_until(f"{reporter} counts", lambda r=reporter: bool(counted(r)), 90)
         for series in counted(reporter):
             assert set(series) - FROM_PROMETHEUS == BY_REQUEST
             assert series.items() >= {**COUNTED, "connection_security_policy": SECURITY[reporter]}.items()
@@ -124,7 +124,7 @@ def test_a_quantile_of_the_durations_comes_out(mall, prometheus):
         found = observers.query(mall.mesh, prometheus, expression)
         return bool(found) and float(found[0]["value"][1]) > 0
 
-    wait_until("a quantile", quantile, 30)
+    wait_until("a quantile", quantile, 90)
 
 
 def test_connections_have_all_of_istios_labels_from_both_tunnels(mall, prometheus):
@@ -136,7 +136,7 @@ def test_connections_have_all_of_istios_labels_from_both_tunnels(mall, prometheu
         return observers.query(mall.mesh, prometheus, f"istio_tcp_connections_opened_total{{{of}}}")
 
     for reporter in ("source", "destination"):
-        wait_until(f"the tunnel at the {reporter} counts", lambda r=reporter: bool(series(r)), 20)
+        wait_until(f"the tunnel at the {reporter} counts", lambda r=reporter: bool(series(r)), 90)
         for found in series(reporter):
             assert set(found["metric"]) - FROM_PROMETHEUS == BY_CONNECTION
 
@@ -164,7 +164,7 @@ def test_zipkin_shows_one_trace_from_the_gateway_to_the_last_hop(mall, front):
             assert visit(mall, front, f"/via/{mall.vip('ratings')}/x", *context).status == 200
             return next((found for each in asked if len(found := hops(observers.trace(mesh, pod, each))) >= 6), None)
 
-        wait_until("the whole way is told", lambda told=told: told() == on_the_way, 30, step_s=0.5)
+        wait_until("the whole way is told", lambda told=told: told() == on_the_way, 120, step_s=0.5)
 
 
 def hops(spans):

@@ -33,7 +33,7 @@ def annex(built_mall):
     server = mesh.add_pod(PodSpec("store-1", "node2", ANNEX, app="store"), with_apps=False)
     mesh.start_in(server, "echo-store-1", apps.echo("store-1", "v1"))
     url = f"127.0.0.1:{apps.HTTP_PORT}/seen"
-    wait_until("store-1 answers", lambda: mesh.http_status(server.netns, url) == 200, 20)
+    wait_until("store-1 answers", lambda: mesh.http_status(server.netns, url) == 200, 60)
     vip = mesh.add_service("store", {80: apps.HTTP_PORT}, ANNEX)
     before = built_mall.version
     mesh.apply(f"service-{ANNEX}-store", documents.http_service(ANNEX, "store", [vip], {}))

@@ -47,13 +47,13 @@ def test_requests_are_counted_with_istios_labels(mall):
     }
     before = series(mall, **labels)
     mall.ask_many(f"http://{mall.vip('ratings')}/", 7, client=mall.bob)
-    wait_until("they are counted", lambda: series(mall, **labels) - before == 7, 10)
+    wait_until("they are counted", lambda: series(mall, **labels) - before == 7, 60)
     names = ("request_duration_milliseconds", "request_bytes", "response_bytes")
     # Envoy merges its workers' histograms every five seconds.
     wait_until(
         "durations and sizes are there",
         lambda: all(f"# TYPE istio_{n} histogram" in proxies.metrics(mall.mesh, mall.way) for n in names),
-        15,
+        60,
     )
 
 
@@ -70,7 +70,7 @@ spec:
       tagOverrides: {response_flags: {operation: REMOVE}, method: {value: request.method}}
 """)
     mall.until(lambda: mall.ask(f"http://{mall.vip('ratings')}/", "-X", "PUT").status == 200)
-    wait_until("counted by method", lambda: series(mall, method="PUT", destination_service_name="ratings") >= 1, 10)
+    wait_until("counted by method", lambda: series(mall, method="PUT", destination_service_name="ratings") >= 1, 60)
 
 
 def test_the_access_log_has_a_line_of_json_per_request(mall):
@@ -81,7 +81,7 @@ def test_the_access_log_has_a_line_of_json_per_request(mall):
         lines = (json.loads(each) for each in log.read_text().splitlines() if each.startswith('{"'))
         return next((each for each in lines if each.get("path") == "/status/404?x=1"), None)
 
-    wait_until("the line is there", lambda: line() is not None, 5)
+    wait_until("the line is there", lambda: line() is not None, 60)
     found = line()
     assert (found["method"], found["response_code"]) == ("GET", 404)
     assert found["source_principal"] == "spiffe://cluster.local/ns/mall/sa/alice"

@@ -19,6 +19,7 @@ from tests.lab.damage import damage
 
 pytestmark = pytest.mark.lab
 
+SOON_S = 60.0
 OWN = {"web-1", "web-2", "web-3", "web-4", "plain-1", "plain-2"}
 
 
@@ -46,15 +47,18 @@ def test_workloads_are_the_labs_pods_with_the_way_to_reach_them(mesh, meshctl):
             w["name"]: (w["workloadIps"], w["node"], w["protocol"]) for w in meshctl("workloads") if w["name"] in OWN
         }
 
-    wait_until("the tunnel knows the last pod", lambda: len(shown()) == len(OWN), 10.0)
+    wait_until("the tunnel knows the last pod", lambda: len(shown()) == len(OWN), SOON_S)
     assert shown() == expected
 
 
 def test_the_service_has_every_healthy_endpoint(mesh):
     where = ["--lab", mesh.layout.name, "--node", "node2"]
-    lines = CliRunner().invoke(cli, ["services", *where]).output.splitlines()
-    rows = [line.split() for line in lines[1:]]
-    assert ["shop", "web", f"{mesh.vips['web']},{mesh.vips6['web']}", "None", "4/4"] in rows
+    wanted = ["shop", "web", f"{mesh.vips['web']},{mesh.vips6['web']}", "None", "4/4"]
+
+    def rows():
+        return [line.split() for line in CliRunner().invoke(cli, ["services", *where]).output.splitlines()[1:]]
+
+    wait_until("it has four of four", lambda: wanted in rows(), SOON_S)
 
 
 def test_certificates_are_those_of_the_nodes_pods_and_valid(mesh, meshctl):
@@ -62,21 +66,27 @@ def test_certificates_are_those_of_the_nodes_pods_and_valid(mesh, meshctl):
         states = {c["identity"]: c["state"] for c in meshctl("certificates", node=pod.node)}
         assert states[pod.identity] == "Available"
     where = ["--lab", mesh.layout.name, "--node", "node1"]
-    rows = CliRunner().invoke(cli, ["certificates", *where]).output.splitlines()[1:]
-    leaves = [row.split() for row in rows if " Leaf " in row]
-    assert leaves
-    assert all(leaf[2:4] == ["Available", "true"] for leaf in leaves)
+
+    def leaves():
+        rows = CliRunner().invoke(cli, ["certificates", *where]).output.splitlines()[1:]
+        return {tuple(row.split()[2:4]) for row in rows if " Leaf " in row}
+
+    wait_until("all are there, and valid", lambda: leaves() == {("Available", "true")}, SOON_S)
 
 
 def test_an_open_connection_is_shown_on_both_sides(mesh, meshctl):
     client, server = mesh.pods["web-1"], mesh.pods["web-2"]
     with Probe(mesh, client, "hold", server.ip, ECHO_PORT, 0.01) as held:
         held.expect("open")
-        out = [c for c in meshctl("connections", "--direction", "outbound") if c["workload"] == "web-1.shop"]
+        wanted = [("web-2.shop:15008", f"web-2.shop:{ECHO_PORT}", "HBONE")]
+
+        def out():
+            """Without those of earlier tests that are about to end."""
+            shown = meshctl("connections", "--direction", "outbound")
+            return [(c["remote"], c["target"], c["protocol"]) for c in shown if c["workload"] == "web-1.shop"]
+
+        wait_until("it alone is shown", lambda: out() == wanted, SOON_S)
         into = meshctl("connections", "--direction", "inbound", "--raw", node="node2")
-        assert [(c["remote"], c["target"], c["protocol"]) for c in out] == [
-            ("web-2.shop:15008", f"web-2.shop:{ECHO_PORT}", "HBONE")
-        ]
         assert f"{server.ip}:{ECHO_PORT}" in [c["local"] for c in into if c["workload"] == "web-2.shop"]
 
 
@@ -104,11 +114,10 @@ def ours(mesh, *arguments, node="node1"):
 
 
 def test_check_is_content_with_a_working_node_and_finds_what_is_broken(mesh):
-    code, text = ours(mesh, "check")
-    assert code == 0, text
-    assert "rules in place and in order, our ports listening, all served" in text
-    wait_until("check finds what is broken", lambda: finds_damage(mesh), 20.0)
-    assert ours(mesh, "check")[0] == 0
+    wait_until("check is content", lambda: ours(mesh, "check")[0] == 0, SOON_S)
+    assert "rules in place and in order, our ports listening, all served" in ours(mesh, "check")[1]
+    wait_until("check finds what is broken", lambda: finds_damage(mesh), SOON_S)
+    wait_until("check is content again", lambda: ours(mesh, "check")[0] == 0, SOON_S)
 
 
 def finds_damage(mesh):
@@ -137,11 +146,14 @@ def test_top_shows_who_talks(mesh):
     client, server = mesh.pods["web-1"], mesh.pods["web-2"]
     with Probe(mesh, client, "loop", server.ip, ECHO_PORT, 0.01) as loop:
         loop.expect("open")
-        code, text = ours(mesh, "top", "--once", "--interval", "0.5", "-o", "json")
-    assert code == 0
-    rows = [row for row in json.loads(text)["items"] if row["reporter"] == "source" and row["new_per_s"] > 0]
-    assert rows
-    assert rows[0]["request_bytes_per_s"] > 0
+
+        def talks():
+            code, text = ours(mesh, "top", "--once", "--interval", "0.5", "-o", "json")
+            assert code == 0, text
+            rows = [row for row in json.loads(text)["items"] if row["reporter"] == "source" and row["new_per_s"] > 0]
+            return any(row["request_bytes_per_s"] > 0 for row in rows)
+
+        wait_until("it is shown", talks, SOON_S)
 
 
 def test_levels_are_changed_and_reset_while_it_runs(mesh):

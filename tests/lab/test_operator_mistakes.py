@@ -41,7 +41,7 @@ def run(module, *arguments, env=None, as_nobody=False):
         [*drop, sys.executable, "-m", module, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         cwd=REPOSITORY,
         env=base | (env or {}),
     )
@@ -133,7 +133,7 @@ def test_a_missing_program_is_named_with_its_package(monkeypatch, tmp_path, miss
 def test_a_container_that_may_not_make_namespaces_is_told_so():
     caps = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--"]
     command = [*caps, sys.executable, "-m", "meshctl.main", "lab", "up", "--name", "nocaps"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=180)
     assert done.returncode == 2
     assert one_sentence(done.stderr.strip())
     assert "does not allow network namespaces" in done.stderr
@@ -177,7 +177,7 @@ def test_an_occupied_port_of_the_tunnel_is_named(mesh, settings, tmp_path):
         "NODEMESH_STATE_DIR": str(tmp_path),
     }
     argv = [*daemons.inside(mesh.layout.node_netns("node1")), *daemons.command("ztunnel", "run")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env={"PATH": os.environ["PATH"], **mine})
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=180, env={"PATH": os.environ["PATH"], **mine})
     assert done.returncode == 2
     assert one_sentence(done.stderr.strip())
     assert "15000" in done.stderr

@@ -16,7 +16,7 @@ from tests.deploy.units import capabilities
 
 pytestmark = pytest.mark.lab
 
-SOON_S = 20.0
+SOON_S = 60.0
 USER = 65532
 ROOT = Path(__file__).parents[2]
 # Interpreter and checkout may be where only root may enter: in a mount namespace of its own they are where they were,

@@ -44,7 +44,7 @@ ln -s ../story.service etc/systemd/system/multi-user.target.wants/story.service
 mount -t tmpfs tmpfs /run
 tops=$(awk '$3 == "cgroup2" || $4 ~ /name=systemd/ { print $2 }' /proc/mounts)
 for top in $tops; do mkdir -p $top/nodemesh-lab-boot$$; echo $$ >$top/nodemesh-lab-boot$$/cgroup.procs; done
-timeout 120 systemd-nspawn --quiet --directory="$root/machine" --boot --register=no --keep-unit \\
+timeout 400 systemd-nspawn --quiet --directory="$root/machine" --boot --register=no --keep-unit \\
   --private-network --capability=all --machine=nodemesh-test \\
   --bind="$shared:/shared" --bind-ro="$repository:/nodemesh" || true
 for top in $tops; do
@@ -76,7 +76,7 @@ for name in web db; do
 done
 in_mesh() { curl -s --unix-socket /run/nodemesh/nodeagent.sock http://x/status | grep -c IN_MESH; }
 until [ "$(in_mesh)" = 2 ]; do sleep 0.1; done
-get="curl -s -o /dev/null -m 20 http://10.99.0.102:8080/"
+get="curl -s -o /dev/null -m 60 http://10.99.0.102:8080/"
 ask() { systemd-run -q --slice=web.slice --pipe --wait $get -w "$1 %{http_code}\\n"; }
 until ask trial | grep 200; do sleep 0.1; done
 ask open
@@ -109,7 +109,7 @@ def said(tmp_path_factory):
     packages = sysconfig.get_path("purelib").replace(str(ROOT), "/nodemesh")
     # In namespaces of its own: every mount ends with it.
     command = ["unshare", "--mount", "sh", "-c", MAKE, "sh", str(root), str(shared), str(ROOT), packages]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=160)
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=460)
     lines = (shared / "said").read_text().splitlines() if (shared / "said").exists() else []
     assert "told" in lines, "\n".join(lines[-40:]) + done.stdout[-2000:] + done.stderr[-2000:]
     return lines

@@ -129,5 +129,5 @@ def test_a_killed_pytest_leaves_nothing(layout, machine):
     user.kill()
     user.communicate()
     wait_until(
-        "the watchdog has taken the lab down", lambda: not layout.dir.exists() and machine() == [], 20.0, step_s=0.1
+        "the watchdog has taken the lab down", lambda: not layout.dir.exists() and machine() == [], 90.0, step_s=0.1
     )

@@ -9,7 +9,7 @@ import socket
 import sys
 
 MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, IPPROTO_MPTCP = 0x20000000, 30, 262
-WAIT_S = 5.0
+WAIT_S = 30.0
 HELLO = b"hello\n"
 
 
