@@ -25,7 +25,7 @@ class Hbone:
 
     def __init__(self, node: Node, client: Pod, address: str, place: Path) -> None:
         self._tls = _context(node, client, place).wrap_socket(client.connect(address, 15008))
-        self._tls.settimeout(20)  # only how long a broken tunnel keeps a test waiting
+        self._tls.settimeout(60)  # only how long a broken tunnel keeps a test waiting
         config = h2.config.H2Configuration(
             client_side=True,
             validate_outbound_headers=False,

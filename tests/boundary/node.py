@@ -22,7 +22,7 @@ from mesh.gen.workload_pb2 import HBONE, Address, Workload
 from tests.boundary.wire import Pod
 from tests.ztunnel.authority import Authority
 
-PATIENCE_S = 20
+PATIENCE_S = 60
 """Only how long a broken core keeps a test waiting."""
 
 

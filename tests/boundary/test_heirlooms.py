@@ -54,7 +54,7 @@ def tunnels(start_node, wire):
 def asks(pod, name="nobody.invalid"):
     """A datagram to the pod's DNS door."""
     asker = pod.inside(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    asker.settimeout(20)
+    asker.settimeout(60)
     labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
     asker.sendto(b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0" + labels + b"\0\0\x10\0\x01", ("127.0.0.1", 15053))
     return asker

@@ -24,7 +24,7 @@ def test_pods_reach_each_other_through_a_tunnel_and_the_application_sees_its_cli
     a, b, _ = wire.pods
     with Echo(b, PORT, "::" if family == "ip6" else "") as app:
         assert exchange(a.connect(getattr(b, family), PORT), b"x" * 300_000) == b"x" * 300_000
-        assert app.seen.get(timeout=5) == getattr(a, family)
+        assert app.seen.get(timeout=60) == getattr(a, family)
     for direction in ("inbound", "outbound"):
         line = mesh.line(is_line(direction))
         assert (line["message"], line["bytes_sent"], line["bytes_recv"]) == ("connection complete", 300_000, 300_000)
@@ -53,7 +53,7 @@ def test_plaintext_from_outside_is_delivered_until_a_policy_wants_identities(mes
     _, b, c = wire.pods
     with Echo(b, PORT) as app:
         assert exchange(c.connect(b.ip, PORT), b"hello") == b"hello"
-        assert app.seen.get(timeout=5) == c.ip
+        assert app.seen.get(timeout=60) == c.ip
         mesh.put_policy(strict())
         with pytest.raises(ConnectionResetError):
             exchange(c.connect(b.ip, PORT), b"hello")

@@ -92,7 +92,7 @@ def test_a_pod_reaches_itself_by_its_services_address_and_by_its_own(mesh, wire)
     with Echo(b, PORT) as app:
         for address, port in ((VIP, 80), (b.ip, PORT)):
             assert exchange(b.connect(address, port), b"myself") == b"myself"
-            assert app.seen.get(timeout=5) == b.ip
+            assert app.seen.get(timeout=60) == b.ip
 
 
 def test_registry_only_lets_nobody_out_but_to_what_the_mesh_knows(start_node, wire):

@@ -58,7 +58,7 @@ def call(plugin, command, stdin, **environment):
     """`environment` overrides; None takes a variable away."""
     variables = ENVIRONMENT | {"CNI_COMMAND": command} | environment
     given = {key: value for key, value in variables.items() if value is not None}
-    done = subprocess.run(plugin, input=stdin, env=given, capture_output=True, timeout=20)
+    done = subprocess.run(plugin, input=stdin, env=given, capture_output=True, timeout=120)
     return Said(done.returncode, done.stdout, done.stderr.decode())
 
 

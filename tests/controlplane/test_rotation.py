@@ -99,7 +99,7 @@ def test_tunnels_are_told_of_each_step_without_asking(tmp_path):
                 told.append(await stream.read())
             return [pem_of_der(message.bundles["spiffe://cluster.local"]) for message in told]
 
-    one, two, three, four = asyncio.run(asyncio.wait_for(story(), 20))
+    one, two, three, four = asyncio.run(asyncio.wait_for(story(), 60))
     assert [text.count("BEGIN") for text in (one, two, three, four)] == [1, 2, 2, 1]
     assert two.startswith(one)
     assert three == four + one
@@ -115,4 +115,4 @@ def test_who_does_not_ask_properly_is_told_nothing(tmp_path, token, header, code
             stream = SpiffeWorkloadAPIStub(channel).FetchX509Bundles(X509BundlesRequest(), metadata=metadata)
             return (await stream.code()).name
 
-    assert asyncio.run(asyncio.wait_for(story(), 20)) == code
+    assert asyncio.run(asyncio.wait_for(story(), 60)) == code

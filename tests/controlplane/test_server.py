@@ -85,7 +85,7 @@ async def certificate(control, identity=WEB, token=None, **more):
         sent.metadata.fields["ImpersonatedIdentity"].string_value = identity
     async with control.channel() as channel:
         stub = IstioCertificateServiceStub(channel)
-        return await stub.CreateCertificate(sent, metadata=control.metadata(token), timeout=5)
+        return await stub.CreateCertificate(sent, metadata=control.metadata(token), timeout=60)
 
 
 def test_a_tunnel_is_sent_the_world_and_then_what_changes(tmp_path):
@@ -201,7 +201,7 @@ def test_a_gateway_that_names_no_identity_as_istios_agent_does_is_issued_its_own
             sent.metadata.update(metadata)
             async with control.channel() as channel:
                 stub = IstioCertificateServiceStub(channel)
-                return await stub.CreateCertificate(sent, metadata=control.metadata(token), timeout=5)
+                return await stub.CreateCertificate(sent, metadata=control.metadata(token), timeout=60)
 
     leaf = x509.load_pem_x509_certificate(asyncio.run(play()).cert_chain[0].encode())
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -14,7 +14,7 @@ from lab.apiserver.kinds import BY_PATH
 from lab.apiserver.server import Server
 from lab.apiserver.store import Store
 
-SOON_S = 10.0
+SOON_S = 60.0
 PODS, NODES, NAMESPACES = (BY_PATH["", "v1", plural] for plural in ("pods", "nodes", "namespaces"))
 SERVICE_ACCOUNTS = BY_PATH["", "v1", "serviceaccounts"]
 POLICIES = BY_PATH["security.istio.io", "v1", "authorizationpolicies"]

@@ -49,7 +49,7 @@ class Beside:
         await self.synced(world.version)
 
     async def synced(self, version):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             while not (  # noqa: ASYNC110
                 self.conversation and self.conversation.synced_version == version and await self.runner.is_ready()
             ):

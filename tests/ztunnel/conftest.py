@@ -11,9 +11,9 @@ from ztunnel.settings import Settings
 
 
 async def until(condition, what="the expected state"):
-    """Lets the loop turn until it is so; five seconds are the end of a hung test, not part of its meaning."""
+    """Lets the loop turn until it is so; a minute is the end of a hung test, not part of its meaning."""
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - what is waited for is seen from outside only
                 await asyncio.sleep(0)
     except TimeoutError:

@@ -221,4 +221,4 @@ def test_bundles_of_a_ca_are_followed_and_a_ca_without_them_is_left_alone(settin
             await watching
             assert trust.own_roots() == pem(CA.root) + pem(PARTNER.root)
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), 60))

@@ -92,7 +92,7 @@ def test_what_is_no_address_is_refused(ip):
 
 def ask(path, method, target, body=b""):
     """(status, answer) as the plugin asks: one connection, one request."""
-    connection = http.client.HTTPConnection("nodemesh", timeout=5)
+    connection = http.client.HTTPConnection("nodemesh", timeout=60)
     connection.sock = socket.socket(socket.AF_UNIX)
     try:
         connection.sock.connect(str(path))
