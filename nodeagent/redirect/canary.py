@@ -19,6 +19,8 @@ ADDRESSES: Final = {4: "192.0.2.127", 6: "2001:db8::7f"}
 """Documentation ranges (RFC 5737, RFC 3849): no router has a way there, so only capture can answer."""
 PORT: Final = 1404
 DEADLINE_S: Final = 1.0
+START_S: Final = 10.0
+"""Until a program runs on a starved node; the connection itself needs nobody's turn."""
 PROGRAM: Final = Path(__file__).parent / "objects" / "canary"
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -76,7 +78,9 @@ def _connect_in(cgroup: Path, addresses: Sequence[str]) -> list[int]:
     with _group_in(cgroup) as procs:
         command = [str(PROGRAM), str(procs), str(int(DEADLINE_S * 1000)), str(PORT), *addresses]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_S * len(addresses))
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=START_S + DEADLINE_S * len(addresses)
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NotCaptured(f"the canary could not be run: {error}") from None
     numbers = [int(line) for line in done.stdout.split()]

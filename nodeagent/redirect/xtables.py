@@ -19,13 +19,13 @@ from typing import Final
 from mesh.errors import MeshError, OperatorError
 from nodeagent.redirect import iptables, netns, routes
 from nodeagent.redirect.backend import RedirectError, Sandbox
-from nodeagent.redirect.kernel import PATH
+from nodeagent.redirect.kernel import NFT_DEADLINE_S, PATH
 from nodeagent.redirect.plan import Options, Plan, make_plan
 
 KINDS: Final = ("nft", "legacy")
 """Of the programs; Istio's order and Istio's words."""
 FORCED_BY: Final = "FORCE_IPTABLES_BINARY"
-DEADLINE_S: Final = 5.0
+DEADLINE_S: Final = NFT_DEADLINE_S
 _PREFIX: Final = {4: "iptables", 6: "ip6tables"}
 _LEGACY_TABLES: Final = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
 

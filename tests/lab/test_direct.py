@@ -19,7 +19,7 @@ from tests.lab.damage import captured_by
 
 pytestmark = pytest.mark.lab
 
-SOON_S = 60.0
+SOON_S = 120.0
 PAUSE_S = 0.01
 DIRECT_MARK = 0x222
 
