@@ -14,7 +14,8 @@ from mesh.errors import OperatorError
 
 DEFAULT_RUN_DIR: Final = "/run/nodemesh"
 LABS: Final = Path("/run/nodemesh-lab")
-_TIMEOUT_S: Final = 5.0
+_TIMEOUT_S: Final = 30.0
+"""An agent looks at every pod of its node for `/verify`, one after the other; whoever has ended is known at once."""
 
 
 class Unreachable(OperatorError):

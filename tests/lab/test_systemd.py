@@ -52,6 +52,11 @@ for top in $tops; do
   find $top/nodemesh-lab-boot$$ -depth -type d -exec rmdir {} \\;
 done
 """
+# Hears the whole request first: a server that closes before is one that resets, and its answer may be lost.
+SERVE = """#!/bin/sh
+while read -r line && [ "${line%?}" ]; do :; done
+printf 'HTTP/1.0 200 OK\\r\\n\\r\\n'
+"""
 STORY = """
 exec >/shared/said 2>&1
 cd /
@@ -70,8 +75,7 @@ setup control | sed 's/^/again: /'
 setup node | sed 's/^/again: /'
 for name in web db; do
   address=10.99.0.10$([ $name = web ] && echo 1 || echo 2)
-  serve="TCP-LISTEN:8080,bind=$address,fork,reuseaddr"
-  systemd-run -q --slice=$name.slice socat $serve "SYSTEM:echo HTTP/1.0 200 OK; echo"
+  systemd-run -q --slice=$name.slice socat "TCP-LISTEN:8080,bind=$address,fork,reuseaddr" EXEC:/shared/serve.sh
   meshctl enroll --slice $name.slice --service-account $name -n shop --address $address
 done
 in_mesh() { curl -s --unix-socket /run/nodemesh/nodeagent.sock http://x/status | grep -c IN_MESH; }
@@ -106,6 +110,8 @@ def said(tmp_path_factory):
     (shared / "dist").mkdir()
     (shared / "dist/nodemesh-0-py3-none-any.whl").write_bytes(b"")
     (shared / "story.sh").write_text(STORY)
+    (shared / "serve.sh").write_text(SERVE)
+    (shared / "serve.sh").chmod(0o755)
     packages = sysconfig.get_path("purelib").replace(str(ROOT), "/nodemesh")
     # In namespaces of its own: every mount ends with it.
     command = ["unshare", "--mount", "sh", "-c", MAKE, "sh", str(root), str(shared), str(ROOT), packages]
