@@ -4,10 +4,18 @@ import subprocess
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.corpus import TOLD
 
 pytest_plugins = ["tests.again"]
+
+# How fast a busy machine is decides nothing, and a run that was green is green again.
+# --hypothesis-profile=explore: other examples each time.
+_ALWAYS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("explore", **_ALWAYS)
+settings.register_profile("same", derandomize=True, **_ALWAYS)
+settings.load_profile("same")
 
 _WHEN_PYTEST_IS_GONE = 'read -r _; rm -rf -- "$0"'
 
