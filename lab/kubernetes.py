@@ -71,10 +71,10 @@ class Api:
         self._socket, self._headers = path, headers or {}
 
     def ask(self, method: str, target: str, body: Any = None, media: str = "") -> Any:
-        connection = http.client.HTTPConnection("localhost", timeout=10.0)
+        connection = http.client.HTTPConnection("localhost", timeout=30.0)
         connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.sock.settimeout(10.0)
+            connection.sock.settimeout(30.0)
             connection.sock.connect(str(self._socket))
             kind = media or (_MERGE if method == "PATCH" else "application/json")
             text = json.dumps(body) if body is not None else None

@@ -57,7 +57,7 @@ def test_check_finds_everything_as_add_left_it(mesh, pods):
 
 
 def test_check_fails_when_a_rule_is_gone(mesh, pods):
-    wait_until("CHECK comes before the agent has mended it", lambda: is_refused(mesh), SOON_S)
+    wait_until("CHECK comes before the agent has mended it", lambda: is_refused(mesh), 4 * SOON_S)
 
 
 def is_refused(mesh):

@@ -43,7 +43,7 @@ class Labelled:
         wait_until(f"{self.pod.name} leaves", lambda: self.state in ("LEAVING", None), EFFECT_S)
 
     def gone(self):
-        wait_until(f"{self.pod.name} has left", lambda: self.state is None, 2 * EFFECT_S)
+        wait_until(f"{self.pod.name} has left", lambda: self.state is None, 4 * EFFECT_S)
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def ours(mesh, *arguments, node="node1"):
 
 def test_check_is_content_with_a_working_node_and_finds_what_is_broken(mesh):
     assert "rules in place and in order, our ports listening, all served" in content(mesh)
-    wait_until("check finds what is broken", lambda: finds_damage(mesh), SOON_S)
+    wait_until("check finds what is broken", lambda: finds_damage(mesh), 4 * SOON_S)
     content(mesh)
 
 
