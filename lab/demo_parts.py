@@ -95,7 +95,7 @@ def requests(stage: Stage) -> None:
     _by_vip(stage)
 
 
-def _by_vip(stage: Stage, times: int = 40) -> None:
+def _by_vip(stage: Stage, times: int = 80) -> None:
     answers = [stage.get(stage.client, stage.vip).split() or ["none", "nobody"] for _ in range(times)]
     clients, servers = {each[0] for each in answers}, sorted({each[1] for each in answers})
     seen = f"{', '.join(clients)}; answered by {', '.join(servers)}"
