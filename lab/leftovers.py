@@ -33,6 +33,7 @@ _OURS: Final = re.compile(r"nodemesh|ztunnel|nodeagent|istio|nginx|iperf3|/cni\b
 _OTHER_LAB: Final = re.compile(
     r"^/run/(nodemesh-lab/[a-z0-9]+|netns/[a-z][a-z0-9]*-(fabric|control|node\d+|pod-.*))(/|$)"
 )
+_OTHER_TESTS: Final = "/tmp/mesh-tests-"
 # A machine that lives goes on writing these by itself.
 _SERVICE_MANAGER: Final = re.compile(r"\.(scope|service|slice)(/|$)|^/run/(systemd|log|user|udev)/")
 
@@ -89,7 +90,7 @@ def _files(layout: Layout) -> Iterator[str]:
                 yield path
     yield from map(str, layout.keys.parent.glob(f"{layout.keys.name}-*"))
     for top in ("/var/lib", "/tmp", "/opt/cni"):
-        yield from (p for p in _tree(Path(top), depth=2) if _OURS.search(p))
+        yield from (p for p in _tree(Path(top), depth=2) if _OURS.search(p) and not p.startswith(_OTHER_TESTS))
 
 
 def _labs() -> list[Path]:
