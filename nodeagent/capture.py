@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 from mesh import log
 from mesh.errors import MeshError
 from nodeagent import cgroups
+from nodeagent.enrol.annotations import Exceptions
 from nodeagent.enrol.store import Member
 from nodeagent.libbpf import BpfError
 from nodeagent.redirect.backend import Backend, OpenNamespace, Sandbox
@@ -31,6 +33,9 @@ ROUND_S: Final = 4.0
 """How often rules are compared whose change nobody announces."""
 SILENT_S: Final = 300.0
 """How often those are whose change the kernel announces: for what we do not know."""
+
+_EXCEPTIONS: Final = [field.name for field in fields(Exceptions)]
+"""What annotations say has one name from there to the plan."""
 
 
 class Capture:
@@ -164,10 +169,7 @@ class Capture:
         return Options(
             ingress_mode=member.ingress_mode,
             dns_capture=member.dns_capture,
-            excluded_inbound_ports=member.excluded_inbound_ports,
-            excluded_outbound_ports=member.excluded_outbound_ports,
-            excluded_outbound_ranges=member.excluded_outbound_ranges,
-            virtual_interfaces=member.virtual_interfaces,
+            **{name: getattr(member, name) for name in _EXCEPTIONS},
             keep_connections=member.was_running,
             # The guard lets the mark out that only hooks on the control group keep the pod from giving itself.
             direct=self._direct and member.backend == "bpf" and not member.was_running,
