@@ -107,8 +107,8 @@ class Cluster:
         capture: str = daemons.AUTO,
         direct: bool = False,
     ) -> Cluster:
-        """A working mesh with pods `web-1`… spread over the nodes; its agents capture with `capture`. Raises
-        OperatorError; then nothing is left."""
+        """A working mesh with pods `web-1`… spread over the nodes; its agents capture with `capture`, or, of
+        several with commas between, each with the next of them. Raises OperatorError; then nothing is left."""
         needs.require_all()
         if not 1 <= nodes <= MOST_NODES or not 0 <= pods <= MOST_PODS:
             raise OperatorError(f"a lab has 1 to {MOST_NODES} nodes and 0 to {MOST_PODS} pods")
@@ -180,7 +180,7 @@ class Cluster:
 
     def _start_nodes(self) -> None:
         for node in self.nodes:
-            self._record(daemons.start_agent(self.layout, node, self.capture, self.direct))
+            self._record(daemons.start_agent(self.layout, node, self._capture_of(node), self.direct))
         for node in self.nodes:
             self._admit(node)
             self._record(daemons.start_tunnel(self.layout, node))
@@ -194,7 +194,11 @@ class Cluster:
         daemons.issue_token(self.layout, node)
 
     def start_agent(self, node: str) -> None:
-        self._started(daemons.start_agent(self.layout, node, self.capture, self.direct))
+        self._started(daemons.start_agent(self.layout, node, self._capture_of(node), self.direct))
+
+    def _capture_of(self, node: str) -> str:
+        ways = self.capture.split(",")
+        return ways[self.nodes.index(node) % len(ways)]
 
     def start_tunnel(self, node: str) -> None:
         self._started(daemons.start_tunnel(self.layout, node))
