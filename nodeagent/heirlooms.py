@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -34,10 +34,16 @@ def _none(netns_fd: int) -> list[int]:
 
 class Heirlooms:
     """`patience_s`: how long they outlive the last tunnel; 0: nothing is kept at all. `make`: those of a namespace that
-    has none yet, on a thread; [] when it cannot."""
+    has none yet, on a thread; [] when it cannot. `revive`: makes a socket listen again when it no longer
+    does, or is to because of its port; returns the port that it listens at, or 0."""
 
-    def __init__(self, patience_s: float = 0.0, make: Callable[[int], list[int]] = _none) -> None:
-        self._patience_s, self._make = patience_s, make
+    def __init__(
+        self,
+        patience_s: float = 0.0,
+        make: Callable[[int], list[int]] = _none,
+        revive: Callable[[int, Collection[int]], int] = lambda *_: 0,
+    ) -> None:
+        self._patience_s, self._make, self._revive = patience_s, make, revive
         self._kept: dict[str, _Kept] = {}
         self._end: asyncio.TimerHandle | None = None
 
@@ -77,6 +83,11 @@ class Heirlooms:
             return await asyncio.to_thread(self._make, copy)
         finally:
             os.close(copy)
+
+    def listen_again(self, uid: str, ports: Collection[int]) -> bool:
+        """At these ports of the pod, on the very sockets that tunnels accept from. False: not at all of them."""
+        kept = self._kept.get(uid)
+        return kept is not None and set(ports) <= {port for fd in kept.listeners if (port := self._revive(fd, ports))}
 
     def drop(self, uid: str) -> None:
         """Nobody will serve the pod again: who waits is refused."""

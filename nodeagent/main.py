@@ -34,7 +34,7 @@ from nodeagent.host_documents import HostDocuments, HostWorkload
 from nodeagent.host_workloads import Hosts
 from nodeagent.host_workloads import Namespace as HostNamespace
 from nodeagent.kubernetes import Cluster
-from nodeagent.opener import Opener
+from nodeagent.opener import Opener, revive
 from nodeagent.redirect import groups
 from nodeagent.settings import Settings
 
@@ -53,6 +53,12 @@ class TunnelOfNode:
     async def add(self, member: Member, namespace: Namespace) -> None:
         try:
             await self._server.add(_workload(member, namespace))
+        except zds.NotConnected as error:
+            raise NoTunnel(str(error)) from None
+
+    async def renew(self, member: Member, namespace: Namespace, ports: Sequence[int]) -> None:
+        try:
+            await self._server.renew(_workload(member, namespace), ports)
         except zds.NotConnected as error:
             raise NoTunnel(str(error)) from None
 
@@ -89,7 +95,7 @@ def _heirlooms(settings: Settings) -> tuple[Heirlooms, Opener]:
         )
         return Heirlooms(), Opener(None)
     opener = Opener(group)
-    return Heirlooms(settings.listeners_kept_s, opener.open), opener
+    return Heirlooms(settings.listeners_kept_s, opener.open, revive), opener
 
 
 def _workload(member: Member, namespace: Namespace) -> zds.Workload:

@@ -7,13 +7,14 @@ Owns what such a socket is like; the same as `ztunnel/crates/net/src/{netns,dns}
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -35,6 +36,7 @@ _IP_FREEBIND: Final = 15
 _NO_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _WHY_BYTES: Final = 256
 _MOST: Final = 16
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Opener:
@@ -78,6 +80,33 @@ class Opener:
             self._child = None
             connection.close()
             process.wait()
+
+
+def revive(descriptor: int, ports: Collection[int]) -> int:
+    """Makes a bound TCP socket listen that no longer does, or whose port is one of these: what looks at sockets that
+    begin to listen then sees it begin. Its copies are the same socket: who accepts from one of them goes on. Returns
+    the port that it listens at; 0: it is none for that, or cannot."""
+    with socket.socket(fileno=os.dup(descriptor)) as sock:
+        if sock.type != socket.SOCK_STREAM:
+            return 0
+        try:
+            port: int = sock.getsockname()[1]
+            if port in ports or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                _disconnect(sock)
+                sock.listen(_BACKLOG)
+        except OSError as error:
+            _log.warning("a socket does not listen again", why=str(error))
+            return 0
+        return port
+
+
+def _disconnect(sock: socket.socket) -> None:
+    """connect(2) to AF_UNSPEC, which also takes back the shutdown that a destroyed socket would pass on to those that
+    are accepted from it. Its port stays taken. Raises OSError."""
+    nowhere = bytes(16)
+    if _libc.connect(sock.fileno(), nowhere, len(nowhere)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "connect")
 
 
 def _start(group: Path | None) -> tuple[subprocess.Popen[bytes], socket.socket]:

@@ -10,7 +10,7 @@ import array
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -272,6 +272,13 @@ class ZdsServer:
             if why is not None:
                 raise Refused(f"the tunnel refused it: {why}")
             return
+
+    async def renew(self, workload: Workload, ports: Collection[int]) -> None:
+        """Somebody shall listen again at these ports. Where the sockets are the tunnel's alone it has to begin anew,
+        and the workload's connections end. Raises as `add`."""
+        if not self._heirlooms.listen_again(workload.uid, ports):
+            await self.remove(workload.uid)
+        await self.add(workload)
 
     async def remove(self, uid: str) -> None:
         """From every tunnel. Never fails: a tunnel that is gone serves nobody."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -45,6 +45,9 @@ class Redirect(Protocol):
     def forget(self, namespace: Any) -> None:
         """The pod has left."""
 
+    def deaf(self, member: Member, namespace: Any) -> list[int]:
+        """The tunnel's ports at which nobody listens. Raises OSError. Cost: tens of microseconds."""
+
     async def listening(self, namespace: Any) -> list[int]: ...
     async def prove(self, member: Member, namespace: Any) -> None: ...
 
@@ -56,6 +59,10 @@ class NoTunnel(MeshError):
 class Tunnel(Protocol):
     async def add(self, member: Member, namespace: Namespace) -> None:
         """Raises NoTunnel, or MeshError when the tunnel cannot serve it."""
+
+    async def renew(self, member: Member, namespace: Namespace, ports: Sequence[int]) -> None:
+        """As `add`, for a pod that is served: it is to listen again at these ports. Its connections go on where the
+        agent holds the sockets; they end where only the tunnel does."""
 
     async def remove(self, uid: Uid) -> None: ...
 
@@ -174,11 +181,10 @@ class Pod:
     async def _repair_rules(self, _: m.Command) -> m.Event:
         different = await self._hands.redirect.compare(self.member, self.namespace)
         if different:
-            self.repairs += 1
-            self.last_repair = "; ".join(different)
-            _log.warning("rules differ and are replaced", uid=self.member.uid, why=self.last_repair)
+            what = "; ".join(different)
+            _log.warning("rules differ and are replaced", uid=self.member.uid, why=what)
             await self._hands.redirect.put(self.member, self.namespace)
-            self._hands.register.mended(self, Kind.CAPTURE)
+            self._mended(what, Kind.CAPTURE)
         return m.RulesIn(self.member.uid)
 
     async def _release(self, _: m.Command) -> m.Event:
@@ -190,6 +196,18 @@ class Pod:
         if self.state is m.State.MENDING:
             self._hands.register.mended(self, Kind.TUNNEL)
         return m.Serving(self.member.uid)
+
+    async def _renew(self, _: m.Command) -> m.Event:
+        if ports := self._hands.redirect.deaf(self.member, self.namespace):
+            _log.warning("nobody listens for the pod any more", uid=self.member.uid, ports=ports)
+            await self._hands.tunnel.renew(self.member, self.namespace, ports)
+            self._mended(f"nobody listened at {', '.join(map(str, ports))}", Kind.LISTENERS)
+        return m.Serving(self.member.uid)
+
+    def _mended(self, what: str, kind: Kind) -> None:
+        self.repairs += 1
+        self.last_repair = what
+        self._hands.register.mended(self, kind)
 
     async def _prove(self, _: m.Command) -> m.Event:
         await self._hands.redirect.prove(self.member, self.namespace)
@@ -229,6 +247,7 @@ _DO: Final[dict[type[m.Command], Callable[[Pod, Any], Awaitable[m.Event | None]]
     m.RepairRules: Pod._repair_rules,
     m.Release: Pod._release,
     m.StartServing: Pod._start_serving,
+    m.Renew: Pod._renew,
     m.Prove: Pod._prove,
     m.StopServing: Pod._stop_serving,
     m.TakeRulesOut: Pod._take_rules_out,

@@ -1,8 +1,8 @@
 """Keeps the mesh as the documents say and the rules as the plan says, pod by pod, while everything runs.
 
 Four duties, none of which a runtime asks for: a running pod whose label says so joins or leaves; a pod that started
-without us joins; one that ended without us is withdrawn; rules that somebody changed are mended and capture is proven
-again. Decides who, never how: that is `machine.py`'s.
+without us joins; one that ended without us is withdrawn; rules that somebody changed, and listeners that ceased to
+listen, are mended and capture is proven again. Decides who, never how: that is `machine.py`'s.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _log: Final = log.get("keeper")
 ROUND_S: Final = 1.0
 LEAST_DRAIN_S: Final = 2.0
 """Until the other nodes know that a pod has left, they come by the tunnel."""
+LISTEN_S: Final = 2.0
+"""How often is asked whether somebody listens."""
 CUT_OFF_S: Final = 10.0
 """How often a pod that is cut off is tried again."""
 _LONGEST_WAIT_S: Final = 60.0
@@ -44,6 +46,9 @@ class Eyes(Protocol):
 
     def may_differ(self, member: Member, namespace: Any, looked_s_ago: float) -> bool: ...
     async def compare(self, member: Member, namespace: Any) -> list[str]: ...
+    def deaf(self, member: Member, namespace: Any) -> list[int]:
+        """The tunnel's ports at which nobody listens."""
+
     async def tunnelled(self, namespace: Any) -> int:
         """Open connections that the tunnel has there."""
 
@@ -67,6 +72,8 @@ class Keeper:
         self._registry, self._source, self._sandboxes, self._eyes = registry, source, sandboxes, eyes
         self._drain_s, self._round_s, self._now = drain_s, round_s, now
         self._looked: dict[Uid, float] = {}
+        self._listened: dict[Uid, tuple[float, bool]] = {}
+        """When somebody last asked who listens, and whether nobody did."""
         self._retry: dict[str, tuple[float, float]] = {}
         """Container -> not before, and the wait that was."""
         self._joining: dict[str, asyncio.Task[None]] = {}
@@ -158,6 +165,7 @@ class Keeper:
         await self._withdraw_the_gone()
         pods = [pod for pod in self._registry.pods if pod.state in m.RESTING_STATES]
         self._looked = {pod.member.uid: self._looked.get(pod.member.uid, self._now() - _LONGEST_WAIT_S) for pod in pods}
+        self._listened = {uid: asked for uid, asked in self._listened.items() if uid in self._looked}
         for pod in pods:
             try:
                 await (self._let_go if pod.state is m.State.LEAVING else self._inspect)(pod)
@@ -185,6 +193,9 @@ class Keeper:
 
     async def _inspect(self, pod: Pod) -> None:
         """A pod that is cut off is also tried again when nothing differs: what cut it off may be over."""
+        if self._is_deaf(pod):
+            pod.tell(m.Deaf(pod.member.uid))
+            return
         uid, looked_s_ago = pod.member.uid, self._now() - self._looked[pod.member.uid]
         is_due = pod.state is m.State.CUT_OFF and looked_s_ago > CUT_OFF_S
         if not self._eyes.may_differ(pod.member, pod.namespace, looked_s_ago) and not is_due:
@@ -193,6 +204,16 @@ class Keeper:
         different = await self._eyes.compare(pod.member, pod.namespace)
         if (different or is_due) and pod.state in m.RESTING_STATES:
             pod.tell(m.Drifted(uid))
+
+    def _is_deaf(self, pod: Pod) -> bool:
+        """Found twice, a round apart: between two tunnels a pod may be deaf for a moment."""
+        uid = pod.member.uid
+        asked, was_deaf = self._listened.get(uid, (0.0, False))
+        if pod.state is not m.State.IN_MESH or not (was_deaf or self._now() - asked >= LISTEN_S):
+            return False
+        is_deaf = bool(self._eyes.deaf(pod.member, pod.namespace))
+        self._listened[uid] = (self._now(), is_deaf and not was_deaf)
+        return is_deaf and was_deaf
 
 
 def _raise(task: asyncio.Task[None]) -> None:

@@ -45,6 +45,8 @@ class State(Enum):
     """Something failed. Rules are in, so nothing leaks; tried again when a tunnel acknowledges the pod."""
     MENDING = auto()
     """Tried again of our own accord: rules first, then the tunnel is asked, because only it knows why it refused."""
+    RENEWING = auto()
+    """The tunnel serves it and does not hear it: it is made to listen again."""
     # leaving, with connections that are still the tunnel's
     RELEASING = auto()
     LEAVING = auto()
@@ -91,6 +93,10 @@ class Drained(Event):
 
 class Drifted(Event):
     """Somebody changed its rules, or it is time to try again."""
+
+
+class Deaf(Event):
+    """A tunnel serves it, and at one of the tunnel's ports nobody listens any more."""
 
 
 class RulesIn(Event): ...
@@ -142,6 +148,10 @@ class Release(Command):
 
 class StartServing(Command):
     """Ends in Serving or Failed."""
+
+
+class Renew(Command):
+    """Of a pod that is served: somebody listens again where nobody did. Ends in Serving or Failed."""
 
 
 class Prove(Command):
@@ -228,6 +238,12 @@ TABLE: Final[dict[tuple[State, type[Event]], Step]] = {
     (S.MENDING, Failed): (S.CUT_OFF, _nothing),
     (S.WAITING, Drifted): (S.REJOINING, lambda e: [RepairRules(e.uid)]),
     #
+    (S.IN_MESH, Deaf): (S.RENEWING, lambda e: [Renew(e.uid)]),
+    (S.RENEWING, Serving): (S.RECHECKING, lambda e: [Prove(e.uid)]),
+    (S.RENEWING, Failed): (S.CUT_OFF, _nothing),
+    (S.WAITING, Deaf): (S.WAITING, _nothing),
+    (S.CUT_OFF, Deaf): (S.CUT_OFF, _nothing),
+    #
     # The way back of answers before the tunnel opens: peers may come by it at once, and an application's answer to the
     # client's own address must find the tunnel.
     (S.NEW, PodRunning): (S.ADMITTING, lambda e: [Remember(e.uid), Release(e.uid)]),
@@ -244,6 +260,7 @@ TABLE: Final[dict[tuple[State, type[Event]], Step]] = {
     (S.RELEASING, Failed): (S.GONE, _leave),
     (S.LEAVING, Dismissed): (S.LEAVING, _nothing),
     (S.LEAVING, Drifted): (S.LEAVING, _nothing),
+    (S.LEAVING, Deaf): (S.LEAVING, _nothing),
     (S.LEAVING, Serving): (S.LEAVING, _nothing),
     (S.LEAVING, TunnelLost): (S.LEAVING, _nothing),
     (S.LEAVING, Failed): (S.LEAVING, _nothing),

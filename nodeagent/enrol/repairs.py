@@ -16,6 +16,8 @@ _HEAD: Final = (
 class Kind(StrEnum):
     CAPTURE = "capture"
     """Rules, routes, hooks or the guard were not as planned."""
+    LISTENERS = "listeners"
+    """At one of the tunnel's ports nobody listened any more."""
     TUNNEL = "tunnel"
     """A pod was cut off; the tunnel was asked again and listens in it."""
 

@@ -34,7 +34,7 @@ from nodeagent.redirect.bpf_programs import (
 )
 from nodeagent.redirect.guard import Group
 from nodeagent.redirect.pins import DEFAULT_ROOT, Pins
-from nodeagent.redirect.plan import DNS_PORT
+from nodeagent.redirect.plan import DNS_PORT, INBOUND_PLAIN_PORT
 
 _log: Final = log.get("bpf")
 
@@ -91,6 +91,12 @@ class Bpf:
 
     async def take_out(self, sandbox: Sandbox) -> None:
         await sandbox.namespace.run(lambda: self._alone(lambda: self._take_out(_cookie(sandbox.namespace))))
+
+    def hears(self, namespace: OpenNamespace) -> bool:
+        """What arrives there finds a listener. Cost: one system call; on the caller's thread."""
+        if (programs := self._loaded) is None:
+            return True  # nothing was looked at yet
+        return programs.listeners.get(records.pack_listener(_cookie(namespace), INBOUND_PLAIN_PORT)) is not None
 
     @property
     def is_in_use(self) -> bool:

@@ -1,6 +1,7 @@
 """What only capture by BPF promises: every way to connect, names as if nothing had happened, no maker needed."""
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from lab.documents import PodSpec
 from lab.processes import wait_until
 from lab.wire import Capture
 from nodeagent import libbpf
-from nodeagent.redirect import bpf_programs
+from nodeagent.redirect import bpf_programs, bpf_records
 from tests import dnswire
 from tests.lab import scripts, ways_out
 from tests.lab.damage import captured_by
@@ -204,6 +205,22 @@ def test_a_link_that_somebody_took_is_missed_and_put_back(mesh, pods):
     wait_until("it is repaired", pin.exists, SOON_S)
     wait_until("its pods are back", lambda: _in_mesh(mesh, "node1"), SOON_S)
     assert mesh.reaches(pods["web-1"], pods["web-2"])
+
+
+def test_a_listener_that_is_not_in_the_map_any_more_files_itself_again(mesh, server):
+    """What arrives is refused until then."""
+    cookie = int(_pins(mesh, server).name.removeprefix("netns-"))
+    listeners = _pins(mesh, server).parents[1] / "maps/mesh_listeners"
+    fd = libbpf.open_pin(listeners)
+    try:
+        entries = libbpf.Map(fd, bpf_records.LISTENER_BYTES, bpf_records.COOKIE_BYTES)
+        key = bpf_records.pack_listener(cookie, 15006)
+        assert entries.get(key) is not None
+        entries.discard(key)
+        wait_until("it is filed again", lambda: entries.get(key) is not None, SOON_S)
+    finally:
+        os.close(fd)
+    wait_until("it is reached", lambda: mesh.reaches(mesh.pods["plain-1"], server), SOON_S)
 
 
 def test_a_gateways_pod_takes_plaintext_itself_and_tunnels_still(mesh, pods, version):

@@ -154,8 +154,37 @@ def test_rules_that_somebody_took_away_are_back_within_seconds_and_it_is_told(me
     print(f"repaired after {took * 1000:.0f} ms")
 
 
+@pytest.mark.parametrize("port", [15001, 15006, 15008])
+def test_a_listener_that_somebody_destroyed_listens_again_and_no_connection_ends_by_it(mesh, veteran, port):
+    """As `ss -K` does it, and whatever else has the right to destroy sockets."""
+    pod, far = veteran.pod, mesh.pods["web-2"]
+    with (
+        Probe(mesh, far, "hold", pod.ip, ECHO_PORT, PAUSE_S) as inward,
+        Probe(mesh, pod, "hold", far.ip, ECHO_PORT, PAUSE_S) as outward,
+    ):
+        for client in (inward, outward):
+            client.expect("open")
+        destroy(mesh, pod, port)
+        wait_until("it is counted", lambda: repairs(mesh, pod) == 1, EFFECT_S)
+        wait_until("it is proven", lambda: veteran.state == "IN_MESH", EFFECT_S)
+        assert told(mesh, pod)["last_repair"] == f"nobody listened at {port}"
+        assert 'nodemesh_agent_repairs_total{kind="listeners",backend=' in metrics(mesh, pod.node)
+        for source, target in ((far, pod), (pod, far), (mesh.pods["plain-2"], pod)):
+            wait_until(f"{source.name} reaches {target.name}", lambda a=source, b=target: mesh.reaches(a, b), EFFECT_S)
+        assert [client.stop()["event"] for client in (inward, outward)] == ["stopped", "stopped"]
+
+
+def destroy(mesh, pod, port):
+    assert mesh.exec(pod, ["ss", "-K", "-lnt", f"sport = :{port}"]).returncode == 0
+    assert f":{port} " not in mesh.exec(pod, ["ss", "-lnt"]).stdout
+
+
+def told(mesh, pod):
+    return next(p for p in mesh.ask(f"nodeagent-{pod.node}", "/pods") if p["name"] == pod.name)
+
+
 def repairs(mesh, pod):
-    return next(p["repairs"] for p in mesh.ask(f"nodeagent-{pod.node}", "/pods") if p["name"] == pod.name)
+    return told(mesh, pod)["repairs"]
 
 
 def metrics(mesh, node):

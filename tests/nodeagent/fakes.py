@@ -18,11 +18,12 @@ class FakeNamespace:
 
 
 class FakeKernel:
-    """`broken`: the names of what fails. `different`: what `compare` finds. `namespaces`: path -> identity."""
+    """`broken`: the names of what fails. `different`: what `compare` finds. `namespaces`: path -> identity. `unheard`:
+    ports that nobody listens at."""
 
     def __init__(self, said):
         self.said, self.broken, self.different, self.namespaces = said, set(), [], {}
-        self.opened, self.backend = [], "nft"
+        self.opened, self.backend, self.unheard = [], "nft", []
 
     def open(self, path):
         if path not in self.namespaces:
@@ -51,6 +52,9 @@ class FakeKernel:
     async def release(self, member, namespace):
         self._do("release")
 
+    def deaf(self, member, namespace):
+        return self.unheard
+
     def forget(self, namespace):
         pass
 
@@ -71,6 +75,11 @@ class FakeTunnel:
             raise NoTunnel("no tunnel is connected")
         if self.broken:
             raise MeshError("the tunnel refused it: port 15001 is taken")
+
+    async def renew(self, member, namespace, ports):
+        self.said.append(f"listen again at {ports}")
+        if not self.is_there:
+            raise NoTunnel("no tunnel is connected")
 
     async def remove(self, uid):
         self.said.append(f"stop serving {uid}")

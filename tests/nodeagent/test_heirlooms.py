@@ -8,13 +8,16 @@ import subprocess
 import pytest
 
 from nodeagent.heirlooms import Heirlooms
-from nodeagent.opener import Opener
+from nodeagent.opener import Opener, revive
 from tests.nodeagent.test_zds import Namespace, Stage, pod, until
 
+OURS = (".".join(map(str, (127, *os.getpid().to_bytes(3, "big")))), 15001)
+"""An address that no other test run has: like a pod's ports, this one is asked for by its number."""
 
-def play(path, story, *names, patience_s=3600.0, make=lambda fd: []):
+
+def play(path, story, *names, patience_s=3600.0, make=lambda fd: [], revive=lambda *_: 0):
     async def main():
-        async with Stage(path / "zds.sock", *names, patience_s=patience_s, make=make) as stage:
+        async with Stage(path / "zds.sock", *names, patience_s=patience_s, make=make, revive=revive) as stage:
             await story(stage)
 
     asyncio.run(main())
@@ -86,6 +89,55 @@ def test_nothing_is_asked_for_when_nothing_is_kept(tmp_path):
         assert tunnel.conversation[0] == "add uid-a netns of a"
 
     play(tmp_path, story, "a", patience_s=0, make=made_for)
+
+
+def test_a_pod_that_shall_listen_again_does_so_on_the_sockets_that_the_tunnel_has(tmp_path):
+    async def story(stage):
+        tunnel = await stage.tunnel(gives={"uid-a": ["15001", "15006"]})
+        await stage.server.renew(stage.pods[0], [15006])
+        assert tunnel.conversation[1:] == ["snapshot_sent", "add uid-a netns of a 15001 15006"]
+
+    play(tmp_path, story, "a", revive=lambda fd, _: int(os.pread(fd, 100, 0)))
+
+
+@pytest.mark.parametrize("revive", [lambda *_: 0, lambda *_: 15001], ids=["none can", "not that port"])
+def test_a_pod_whose_sockets_do_not_listen_again_is_served_anew(tmp_path, revive):
+    async def story(stage):
+        tunnel = await stage.tunnel(gives={"uid-a": ["15001", "15006"]})
+        await stage.server.renew(stage.pods[0], [15006])
+        assert tunnel.conversation[1:] == ["snapshot_sent", "del uid-a", "add uid-a netns of a"]
+
+    play(tmp_path, story, "a", revive=revive)
+
+
+def test_a_socket_that_ceased_to_listen_does_so_again_and_whoever_accepts_from_it_notices_nothing():
+    with socket.create_server(OURS) as listener, listener.dup() as kept:
+        listener.shutdown(socket.SHUT_RD)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(OURS)
+        assert revive(kept.fileno(), []) == OURS[1]
+        with socket.create_connection(OURS) as client:
+            accepted, _ = listener.accept()
+            with accepted:
+                client.sendall(b"hello")
+                assert accepted.recv(10) == b"hello"
+
+
+def test_one_that_listens_is_left_alone_unless_its_port_is_named():
+    with socket.create_server(OURS) as listener:
+        port = OURS[1]
+        with socket.create_connection(OURS) as waiting:
+            assert revive(listener.fileno(), [port + 1]) == port
+            waiting.sendall(b"still in the queue")
+            assert revive(listener.fileno(), [port]) == port
+            with pytest.raises(ConnectionResetError):
+                waiting.recv(1)
+
+
+def test_what_never_listens_is_not_made_to():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", 0))
+        assert revive(datagrams.fileno(), [datagrams.getsockname()[1]]) == 0
 
 
 def test_without_a_tunnel_they_are_kept_for_a_while_and_then_given_up():

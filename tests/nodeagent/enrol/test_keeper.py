@@ -51,6 +51,9 @@ class Kept:
     async def compare(self, member, namespace):
         return await self.node.kernel.compare(member, namespace)
 
+    def deaf(self, member, namespace):
+        return self.node.kernel.deaf(member, namespace)
+
     async def tunnelled(self, namespace):
         return self.open_connections
 
@@ -186,6 +189,60 @@ def test_rules_are_compared_only_on_suspicion_and_mended_and_proven(tmp_path):
         assert (pod.repairs, pod.last_repair) == (1, "chain nat-output lacks 1 of its 9 rules")
         assert mended(node) == [("capture", pod.member.backend, 1)]
         assert pod.state.name == "IN_MESH"
+
+    run(tmp_path, story)
+
+
+def test_a_pod_that_nobody_listens_for_is_renewed_when_that_was_seen_twice(tmp_path):
+    """Between two tunnels that is so for a moment."""
+
+    async def story(kept, node):
+        kept.label("ambient")
+        await node.registry.add(request())
+        node.claim(*JOINS)
+        node.kernel.unheard = [15001, 15006]
+        await kept.look()
+        node.claim()
+        kept.clock += 1
+        await kept.look()
+        node.claim("listen again at [15001, 15006]", "prove")
+        (pod,) = node.registry.pods
+        assert (pod.repairs, pod.last_repair) == (1, "nobody listened at 15001, 15006")
+        assert mended(node) == [("listeners", pod.member.backend, 1)]
+        assert pod.state.name == "IN_MESH"
+
+    run(tmp_path, story)
+
+
+def test_a_pod_that_was_deaf_for_a_moment_is_left_alone(tmp_path):
+    async def story(kept, node):
+        kept.label("ambient")
+        await node.registry.add(request())
+        node.claim(*JOINS)
+        for node.kernel.unheard in ([15001], [], [15006], []):
+            await kept.look()
+            kept.clock += 2
+        node.claim()
+
+    run(tmp_path, story)
+
+
+def test_a_pod_that_cannot_be_renewed_is_cut_off_and_tried_again(tmp_path):
+    async def story(kept, node):
+        kept.label("ambient")
+        await node.registry.add(request())
+        node.claim(*JOINS)
+        node.kernel.unheard, node.tunnel.is_there = [15001], False
+        await kept.look()
+        kept.clock += 1
+        await kept.look()
+        node.claim("listen again at [15001]")
+        assert node.states == {WEB: "CUT_OFF"}
+        node.kernel.unheard, node.tunnel.is_there = [], True
+        kept.clock += 11
+        await kept.look()
+        node.claim("compare", "compare", f"serve {WEB} as web", "prove")
+        assert node.states == {WEB: "IN_MESH"}
 
     run(tmp_path, story)
 

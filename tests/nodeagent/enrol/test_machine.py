@@ -78,7 +78,9 @@ def test_a_pod_found_again_is_repaired_and_proven_without_an_answer():
     )
 
 
-@pytest.mark.parametrize("state", [m.State.REJOINING, m.State.WAITING, m.State.RECHECKING, m.State.IN_MESH])
+@pytest.mark.parametrize(
+    "state", [m.State.REJOINING, m.State.WAITING, m.State.RECHECKING, m.State.RENEWING, m.State.IN_MESH]
+)
 def test_a_running_pod_keeps_its_rules_whatever_fails(state):
     enrolment = in_state(state)
     assert enrolment.handle(m.Failed(POD, "the kernel refused")) == []
@@ -143,6 +145,18 @@ def test_rules_that_somebody_changed_are_mended_and_the_capture_is_proven_again(
     )
 
 
+def test_a_pod_that_nobody_listens_for_is_renewed_and_the_capture_is_proven_again():
+    assert (
+        play(in_state(m.State.IN_MESH))
+        >> m.Deaf(POD)
+        << m.Renew(POD)
+        >> m.Serving(POD)
+        << m.Prove(POD)
+        >> m.Proved(POD)
+        << nothing
+    )
+
+
 EVENTS = [
     m.PodStarting(POD),
     m.PodRunning(POD),
@@ -150,6 +164,7 @@ EVENTS = [
     m.Released(POD),
     m.Drained(POD),
     m.Drifted(POD),
+    m.Deaf(POD),
     m.PodFound(POD),
     m.RulesIn(POD),
     m.Serving(POD),
@@ -158,7 +173,7 @@ EVENTS = [
     m.PodGone(POD),
     m.Failed(POD, "why"),
 ]
-FROM_OUTSIDE = (m.Serving, m.TunnelLost, m.PodGone, m.Failed, m.Drifted, m.Dismissed)
+FROM_OUTSIDE = (m.Serving, m.TunnelLost, m.PodGone, m.Failed, m.Drifted, m.Deaf, m.Dismissed)
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(m.State, EVENTS)), ids=str)

@@ -229,15 +229,8 @@ pub fn serve(
 /// Accepts until the task is aborted. One worker owns a listener, so an arriving connection wakes one thread; it goes to
 /// the worker with the fewest open connections, and stays where it is when that is no worse.
 async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, side: Side, listener: TcpListener) {
-    // SAFETY: the listener is moved in and keeps its one descriptor until the AsyncFd is dropped.
-    let listener = match unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) } {
-        Ok(listener) => listener,
-        Err(e) => {
-            return worker
-                .shared
-                .mailbox
-                .fault("accept", &format!("{}: {}", pod.uid, io::Error::from(e)));
-        }
+    let Some(mut listener) = watched(&worker, &pod, listener) else {
+        return;
     };
     let mut pause = FIRST_PAUSE;
     loop {
@@ -254,9 +247,24 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, side: Side, listener: TcpList
                 report(&worker, &pod, &e, pause == FIRST_PAUSE);
                 sleep(pause).await;
                 pause = LONGEST_PAUSE.min(pause * 2);
+                // One that somebody destroyed has hung up, which the runtime would believe for ever; it may listen again.
+                match watched(&worker, &pod, listener.into_inner()) {
+                    Some(again) => listener = again,
+                    None => return,
+                }
             }
         }
     }
+}
+
+fn watched(worker: &Worker, pod: &Pod, listener: TcpListener) -> Option<AsyncFd<TcpListener>> {
+    // SAFETY: the listener is moved in and keeps its one descriptor until the AsyncFd is dropped.
+    let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
+    let fault = |e| {
+        let why = format!("{}: {}", pod.uid, io::Error::from(e));
+        worker.shared.mailbox.fault("accept", &why);
+    };
+    watched.map_err(fault).ok()
 }
 
 /// accept(2): what went wrong with that one connection; the next one may be fine. Anything else (no descriptors, no memory)

@@ -114,7 +114,7 @@ async fn datagrams(server: Rc<Server>, socket: std::net::UdpSocket) {
 }
 
 async fn streams(server: Rc<Server>, listener: std::net::TcpListener) {
-    let Ok(listener) = TcpListener::from_std(listener) else {
+    let Ok(mut listener) = TcpListener::from_std(listener) else {
         return server.fault("DNS streams");
     };
     let mut open = JoinSet::new();
@@ -126,7 +126,14 @@ async fn streams(server: Rc<Server>, listener: std::net::TcpListener) {
                     // Err: the client went away, or was too slow.
                     open.spawn_local(async move { drop(server.converse(stream, client).await) });
                 }
-                Err(_) => sleep(PAUSE).await,
+                Err(_) => {
+                    sleep(PAUSE).await;
+                    // As in `pod`: one that was destroyed may listen again.
+                    let Ok(again) = listener.into_std().and_then(TcpListener::from_std) else {
+                        return server.fault("DNS streams");
+                    };
+                    listener = again;
+                }
             },
             Some(_) = open.join_next() => {}
         }
