@@ -14,6 +14,7 @@ from waypoint.settings import Settings
 
 Json = dict[str, Any]
 _ADS: Final[Json] = {"ads": {}, "resource_api_version": "V3"}
+_HEAP: Final = "fixed_heap"
 _OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 # Everything else is counted only to be looked at with the admin interface's own filter.
 _STATS: Final = (
@@ -34,11 +35,14 @@ _STATS_MORE: Final = (
     "rate_limit",
     "fault",
     "ssl.",
+    "overload.envoy",
+    "hbone.downstream_rq_overload_close",
+    "global_cx_overflow",
 )
 
 
-def bootstrap(settings: Settings, token: str, admin: Path, identity: Path) -> Json:
-    """`admin`, `identity`: paths of Unix sockets."""
+def bootstrap(settings: Settings, token: str, admin: Path, identity: Path, heap: int) -> Json:
+    """`admin`, `identity`: paths of Unix sockets. `heap`: bytes."""
     return {
         "node": {
             "id": f"{settings.proxy}@{settings.identity}",
@@ -58,7 +62,10 @@ def bootstrap(settings: Settings, token: str, admin: Path, identity: Path) -> Js
                 },
             }
         ],
-        "admin": {"address": {"pipe": {"path": str(admin), "mode": 0o600}}},
+        "admin": {
+            "address": {"pipe": {"path": str(admin), "mode": 0o600}},
+            "ignore_global_conn_limit": True,  # who looks why it refuses must get in
+        },
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC",
@@ -79,7 +86,7 @@ def bootstrap(settings: Settings, token: str, admin: Path, identity: Path) -> Js
         "stats_config": {
             "stats_matcher": {"inclusion_list": {"patterns": [{"contains": text} for text in (*_STATS, *_STATS_MORE)]}}
         },
-        "overload_manager": {"refresh_interval": "0.25s", "resource_monitors": [_CONNECTIONS]},
+        "overload_manager": _overload(settings.max_connections, heap),
     }
 
 
@@ -89,20 +96,40 @@ _STREAM: Final[Json] = {
     # By itself Envoy would wait for up to half a minute after the control plane is back.
     "retry_policy": {"retry_back_off": {"base_interval": "0.1s", "max_interval": "2s"}},
 }
-_CONNECTIONS: Final[Json] = {
-    "name": "envoy.resource_monitors.global_downstream_max_connections",
-    "typed_config": {
-        "@type": "type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3."
-        "DownstreamConnectionsConfig",
-        "max_active_downstream_connections": 50_000,
-    },
-}
 _RUNTIME: Final[Json] = {
     "tracing.zipkin.flush_interval_ms": 500,
     "tracing.zipkin.min_flush_spans": 10,
     "tracing.opentelemetry.flush_interval_ms": 500,
     "tracing.opentelemetry.min_flush_spans": 10,
 }
+
+
+def _overload(connections: int, heap: int) -> Json:
+    """Before memory ends: what is freed is given back, then new requests are answered 503; what is open goes on."""
+    actions = {"shrink_heap": 0.9, "stop_accepting_requests": 0.98}
+    return {
+        "refresh_interval": "0.25s",
+        "resource_monitors": [
+            _monitor(
+                "global_downstream_max_connections",
+                "downstream_connections.v3.DownstreamConnectionsConfig",
+                {"max_active_downstream_connections": connections},
+            ),
+            _monitor(_HEAP, "fixed_heap.v3.FixedHeapConfig", {"max_heap_size_bytes": heap}),
+        ],
+        "actions": [
+            {
+                "name": f"envoy.overload_actions.{name}",
+                "triggers": [{"name": f"envoy.resource_monitors.{_HEAP}", "threshold": {"value": share}}],
+            }
+            for name, share in actions.items()
+        ],
+    }
+
+
+def _monitor(name: str, kind: str, config: Json) -> Json:
+    typed = {"@type": f"type.googleapis.com/envoy.extensions.resource_monitors.{kind}", **config}
+    return {"name": f"envoy.resource_monitors.{name}", "typed_config": typed}
 
 
 def _controlplane(settings: Settings) -> Json:

@@ -19,7 +19,7 @@ import click
 
 from mesh import log
 from mesh.errors import OperatorError, PeerError
-from waypoint import admin, federation
+from waypoint import admin, federation, memory
 from waypoint.bootstrap import bootstrap
 from waypoint.envoy import Runner, binary
 from waypoint.identity import Held, channel, keep_bundles, keep_certificate
@@ -56,7 +56,9 @@ async def serve(settings: Settings) -> None:
     runner = Runner(
         program,
         private,
-        lambda path: bootstrap(settings, read_token(settings.token), path, identity),
+        lambda path: bootstrap(
+            settings, read_token(settings.token), path, identity, memory.heap(settings.max_heap_mib)
+        ),
         settings.concurrency,
         settings.drain_s,
         settings.envoy_log_level,

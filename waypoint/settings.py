@@ -15,7 +15,9 @@ from mesh.settings import Env
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`proxy`: `namespace/name` of the Gateway. `server`: the control plane's. `token`: a path or a literal."""
+    """`proxy`: `namespace/name` of the Gateway. `server`: the control plane's. `token`: a path or a literal.
+
+    `max_heap_mib` 0: by what the process may have (`memory.py`)."""
 
     proxy: str
     identity: SpiffeId
@@ -26,6 +28,8 @@ class Settings:
     run_dir: Path
     envoy: str
     concurrency: int
+    max_connections: int
+    max_heap_mib: int
     drain_s: float
     stats: tuple[str, int]
     readiness: tuple[str, int]
@@ -68,6 +72,8 @@ def load(variables: Mapping[str, str]) -> Settings:
         run_dir=env.path("NODEMESH_RUN_DIR", "/run/nodemesh"),
         envoy=env.text("ENVOY", " ").strip(),
         concurrency=env.number("CONCURRENCY", 2, low=1, high=256),
+        max_connections=env.number("MAX_CONNECTIONS", 50_000, low=1, high=10_000_000),
+        max_heap_mib=env.number("MAX_HEAP_MIB", 0, low=0, high=1 << 20),
         drain_s=env.duration("DRAIN_TIME", "5s"),
         stats=env.host_port("STATS_ADDR", "0.0.0.0:15020"),
         readiness=env.host_port("READINESS_ADDR", "0.0.0.0:15021"),

@@ -120,10 +120,12 @@ class Mall:
     def listens(self, pod: Pod, port: int) -> None:
         wait_until(f"{pod.name} listens at {port}", lambda: self.mesh.listens(pod, port), EFFECT_S)
 
-    def service(self, name: str, waypoint: str = "way", **ports: tuple[int, int]) -> str:
-        """`ports`: name -> (port, pods' port)."""
+    def service(self, name: str, waypoint: str = "way", app: str = "", **ports: tuple[int, int]) -> str:
+        """`ports`: name -> (port, pods' port). `app`: whose pods, its own without."""
         vip = self.mesh.add_service(name, {80: apps.HTTP_PORT}, NAMESPACE)
-        self.mesh.apply(f"service-{NAMESPACE}-{name}", self.service_document(name, vip, waypoint, **ports))
+        document = self.service_document(name, vip, waypoint, **ports)
+        document["spec"]["selector"] = {"app": app or name}
+        self.mesh.apply(f"service-{NAMESPACE}-{name}", document)
         return vip
 
     def service_document(self, name: str, vip: str, waypoint: str = "", **ports: tuple[int, int]) -> dict[str, Any]:

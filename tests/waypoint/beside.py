@@ -80,6 +80,8 @@ async def envoy_beside(directory: Path, world, l7, proxy: str):
         run_dir=directory,
         envoy="",
         concurrency=1,
+        max_connections=1000,
+        max_heap_mib=0,
         drain_s=1.0,
         stats=("127.0.0.1", 0),
         readiness=("127.0.0.1", 0),
@@ -93,7 +95,12 @@ async def envoy_beside(directory: Path, world, l7, proxy: str):
     served = Secrets()
     held = Held(lambda: served.publish(secrets(held)))
     runner = Runner(
-        binary(""), directory, lambda path: bootstrap(settings, settings.token, path, identity), 1, 0.0, "warning"
+        binary(""),
+        directory,
+        lambda path: bootstrap(settings, settings.token, path, identity, 1 << 30),
+        1,
+        0.0,
+        "warning",
     )
     sds = await served.serve(identity)
     tasks = [
