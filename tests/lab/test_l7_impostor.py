@@ -6,7 +6,7 @@ import pytest
 
 from lab.processes import wait_until
 from lab.proxies import LABELS
-from tests.lab.mall import NAMESPACE
+from tests.lab.mall import EFFECT_S, NAMESPACE
 from tests.lab.test_hbone_by_hand import ask_ca, new_key
 
 pytestmark = pytest.mark.lab
@@ -57,7 +57,7 @@ class Endpoint:
         pem.write_text(certificate(mesh, account))
         self.process = mesh.start_in(self.pod, log, [sys.executable, "-m", "tests.lab.impostor", str(pem)])
         self.log = mesh.layout.log(log)
-        wait_until(f"{log} listens", lambda: "listening" in self.log.read_text(), 20)
+        wait_until(f"{log} listens", lambda: "listening" in self.log.read_text(), EFFECT_S)
 
     @property
     def connects(self):
