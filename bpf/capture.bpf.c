@@ -9,6 +9,7 @@
 #include "sockets.h"
 
 #include "direct.h"
+#include "probes.h"
 #include "tunnel.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -43,14 +44,6 @@ static __always_inline struct mesh_workload *workload_of(struct bpf_sock_addr *c
 	}
 	*id = group;
 	return found;
-}
-
-static __always_inline void read_address6(struct bpf_sock_addr *ctx, struct mesh_address *a)
-{
-	a->word_be[0] = ctx->user_ip6[0];
-	a->word_be[1] = ctx->user_ip6[1];
-	a->word_be[2] = ctx->user_ip6[2];
-	a->word_be[3] = ctx->user_ip6[3];
 }
 
 static __always_inline void write_address6(struct bpf_sock_addr *ctx, const struct mesh_address *a)

@@ -48,7 +48,7 @@ enum mesh_flag {
 	MESH_INGRESS_MODE = 1 << 1, /* plaintext that comes in is left alone */
 	MESH_HAS_IPV4 = 1 << 2,	    /* the workload has an address of the family */
 	MESH_HAS_IPV6 = 1 << 3,
-	MESH_EXEMPT_PROBES = 1 << 4, /* the node translates the kubelet's address into one of two known ones */
+	MESH_EXEMPT_PROBES = 1 << 4, /* the kubelet's probes come from one of two known addresses */
 	MESH_EXCLUSIONS = 1 << 5,    /* some of mesh_left_ports, mesh_left_ranges is the workload's */
 	MESH_MORE_ADDRESSES = 1 << 6, /* it has others than `listen`: mesh_own has them all */
 	MESH_GOES_DIRECT = 1 << 7,    /* takes part in the direct path within the node: all hooks for it hang */
@@ -275,11 +275,22 @@ MESH_INLINE enum mesh_way mesh_inbound(const struct mesh_workload *who, __u32 pr
 	return MESH_ASK;
 }
 
-/* What a node translates the kubelet's address into: 169.254.7.127, fd16:9254:7127:1337:ffff:ffff:ffff:ffff. */
+/* Where the kubelet's probes come from, and nothing else can: 169.254.7.127, fd16:9254:7127:1337:ffff:ffff:ffff:ffff. */
+MESH_INLINE struct mesh_address mesh_probe_source4(void)
+{
+	return mesh_mapped(MESH_BE32(0xa9fe077f));
+}
+
+MESH_INLINE struct mesh_address mesh_probe_source6(void)
+{
+	const struct mesh_address a = { { MESH_BE32(0xfd169254), MESH_BE32(0x71271337), ~0u, ~0u } };
+
+	return a;
+}
+
 MESH_INLINE int mesh_is_probe(const struct mesh_workload *who, const struct mesh_address *from)
 {
-	const struct mesh_address four = mesh_mapped(MESH_BE32(0xa9fe077f));
-	const struct mesh_address six = { { MESH_BE32(0xfd169254), MESH_BE32(0x71271337), ~0u, ~0u } };
+	const struct mesh_address four = mesh_probe_source4(), six = mesh_probe_source6();
 
 	return who->flags & MESH_EXEMPT_PROBES && (mesh_same(from, &four) || mesh_same(from, &six));
 }

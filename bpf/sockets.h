@@ -32,6 +32,14 @@ struct {
 	__type(value, struct mesh_destination);
 } mesh_underway SEC(".maps");
 
+static __always_inline void read_address6(struct bpf_sock_addr *ctx, struct mesh_address *a)
+{
+	a->word_be[0] = ctx->user_ip6[0];
+	a->word_be[1] = ctx->user_ip6[1];
+	a->word_be[2] = ctx->user_ip6[2];
+	a->word_be[3] = ctx->user_ip6[3];
+}
+
 static __always_inline void read_ends(struct bpf_sock_ops *ops, struct mesh_address *here, struct mesh_address *there)
 {
 	if (ops->family == MESH_AF_INET) {

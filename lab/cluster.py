@@ -163,6 +163,7 @@ class Cluster:
         netns.create_host(self.layout, self.layout.control, "control", 0)
         for number, node in enumerate(self.nodes, 1):
             netns.create_host(self.layout, self.layout.node_netns(node), node, number)
+            cgroups.create(f"{self.layout.node_netns(node)}/{daemons.KUBELET}")
         for number, node in enumerate(self.nodes, 1):
             netns.route_between(self.layout, node, number, range(1, nodes + 1))
             for directory in (self.layout.run_dir(node), daemons.state_dir(self.layout, node)):

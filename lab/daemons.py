@@ -26,6 +26,8 @@ CONTROL: Final = "control"
 CAPTURES: Final = ("auto", "bpf", "nft", "iptables")
 """What the agents may be told to capture with."""
 AUTO: Final = CAPTURES[0]
+KUBELET: Final = "kubelet"
+"""The group, below its node's, from which a node's pods are probed."""
 _START_S: Final = 20.0
 
 
@@ -43,7 +45,9 @@ def control_settings(layout: Layout) -> dict[str, str]:
 
 
 def agent_settings(layout: Layout, node: str, capture: str, direct: bool = False) -> dict[str, str]:
+    group = cgroups.of(layout.node_netns(node)).relative_to(cgroups.mount())
     return {
+        "NODEMESH_KUBELET_GROUP": f"{group}/{KUBELET}",
         **_common(layout, node),
         "NODE_NAME": node,
         "NODEMESH_PODS_DIR": str(layout.config),
@@ -53,7 +57,7 @@ def agent_settings(layout: Layout, node: str, capture: str, direct: bool = False
         "NODEMESH_CAPTURE": capture,
         "NODEMESH_SAME_NODE_DIRECT": str(direct).lower(),
         "NODEMESH_CNI_CACHE_DIR": str(layout.node_dir(node) / "cni"),
-        "NODEMESH_LISTENER_GROUP": f"{cgroups.of(layout.node_netns(node)).relative_to(cgroups.mount())}/listeners",
+        "NODEMESH_LISTENER_GROUP": f"{group}/listeners",
     }
 
 

@@ -70,11 +70,14 @@ def _capture(report: dict[str, Any]) -> Iterator[str]:
     used = report["details"].get("captured_by") or {}
     if capture:
         setting, direct = capture.pop("setting", ""), capture.pop("direct", "off")
+        probes = capture.pop("probes", "off")
         ways = (f"{name} ({f'{used[name]} pods' if name in used else why})" for name, why in capture.items())
         yield f"{report['node']} captures with {', '.join(ways)}; NODEMESH_CAPTURE={setting}"
         if direct != "off":
             how = "where the tunnel grants it" if direct == "on" else f"but cannot: {direct}"
             yield f"{report['node']} lets pods talk directly within the node, {how}"
+        how = "lets the kubelet's probes pass" if probes == "pass" else f"captures the kubelet's probes: {probes}"
+        yield f"{report['node']} {how}"
 
 
 def _summary(details: dict[str, Any]) -> str:

@@ -42,7 +42,8 @@ class Admin:
         app.add_routes([web.get("/status", self._status), web.get("/pods", self._pods)])
         app.add_routes([web.get("/verify", self._verify), web.get("/healthz/ready", self._ready)])
         app.add_routes([web.get("/metrics", self._metrics)])
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        # Who has stopped waiting is not worked for: on a starving node one `/verify` after the other would pile up.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, handler_cancellation=True)
         await self._runner.setup()
         await web.SockSite(self._runner, listen_on(path, socket.SOCK_STREAM)).start()
 

@@ -25,6 +25,8 @@ from nodeagent.redirect.netns import Namespace
 from nodeagent.redirect.nftables import Nft
 from nodeagent.redirect.pins import DEFAULT_ROOT
 from nodeagent.redirect.plan import INBOUND_PLAIN_PORT, Options
+from nodeagent.redirect.probing import ROUND_S as PROBES_S
+from nodeagent.redirect.probing import Probing
 from nodeagent.redirect.redirection import TUNNEL_PORTS, Redirection
 from nodeagent.redirect.xtables import Iptables
 
@@ -53,6 +55,8 @@ class Capture:
         memory: Path,
         listeners: str,
         direct: bool = False,
+        probes: bool = False,
+        kubelet: str = "",
     ) -> None:
         """Raises OperatorError: this node cannot capture in the way that `setting` asks for."""
         self._bpf = Bpf(bpf_root, listeners)
@@ -60,6 +64,7 @@ class Capture:
         self.redirection = Redirection(backends, setting, prove_capture=prove_capture)
         self.guard = Guarding(memory, listeners)
         """Behind capture, whichever backend does it."""
+        self.probing = Probing(self._bpf, probes, kubelet)
         self._direct = direct
         self._changes: dict[str, Changes] = {}
         self._listeners: dict[str, Listeners] = {}
@@ -77,16 +82,19 @@ class Capture:
     async def put(self, member: Member, namespace: OpenNamespace) -> None:
         await self.redirection.put(member.backend, self._sandbox(member, namespace))
         await self.guard.put(namespace, options=self._options(member))
+        await asyncio.to_thread(self.probing.let, member.uid, member.ips)
 
     async def compare(self, member: Member, namespace: OpenNamespace) -> list[str]:
         different = await self.redirection.compare(member.backend, self._sandbox(member, namespace))
-        return different + await self.guard.compare(namespace, options=self._options(member))
+        different += await self.guard.compare(namespace, options=self._options(member))
+        return different + await asyncio.to_thread(self.probing.missing, member.ips)
 
     async def release(self, member: Member, namespace: OpenNamespace) -> None:
         await self.guard.take_out(namespace)
         await self.redirection.release(member.backend, self._sandbox(member, namespace))
 
     async def take_out(self, member: Member, namespace: OpenNamespace) -> None:
+        await asyncio.to_thread(self.probing.forget, member.uid)
         await self.guard.take_out(namespace)
         await self.redirection.take_out(member.backend, self._sandbox(member, namespace))
 
@@ -118,6 +126,21 @@ class Capture:
             changes.close()
         if (listeners := self._listeners.pop(namespace.identity, None)) is not None:
             listeners.close()
+
+    async def keep_probes(self) -> None:
+        """For ever."""
+        while True:
+            await asyncio.sleep(PROBES_S)
+            before = self.probing.exempt
+            await asyncio.to_thread(self.probing.keep)
+            if self.probing.exempt != before:
+                self._compare_all()
+
+    def _compare_all(self) -> None:
+        """What the plan says has changed."""
+        for changes in self._changes.values():
+            changes.close()
+        self._changes.clear()
 
     async def tunnelled(self, namespace: OpenNamespace) -> int:
         return await self.redirection.tunnelled(namespace)
@@ -170,6 +193,7 @@ class Capture:
             **usable,
             "guard": self.guard.trouble or "in force",
             "direct": (direct_trouble or "on") if self._direct else "off",
+            "probes": self.probing.trouble or "pass",
         }
 
     def close(self) -> None:
@@ -187,6 +211,7 @@ class Capture:
             dns_capture=member.dns_capture,
             **{name: getattr(member, name) for name in _EXCEPTIONS},
             keep_connections=member.was_running,
+            exempt_probes=self.probing.exempt,
             # The guard lets the mark out that only hooks on the control group keep the pod from giving itself.
             direct=self._direct and member.backend == "bpf" and not member.was_running,
         )

@@ -122,6 +122,8 @@ class Agent:
             memory=settings.state_dir / "tunnels.json",
             listeners=settings.listener_group,
             direct=settings.same_node_direct,
+            probes=settings.exempt_probes,
+            kubelet=settings.kubelet_group,
         )
         api = settings.api
         self._cluster = Cluster(api, settings.node, settings.taint_after_s) if api else None
@@ -172,6 +174,8 @@ class Agent:
             doors.push_async_callback(self.registry.stop)
             doors.callback(self._capture.close)
             self.registry.readopt()
+            found = [(pod.member.uid, pod.member.ips) for pod in self.registry.pods]
+            await asyncio.to_thread(self._capture.probing.begin, found)
             await self.hosts.adopt()
             doors.callback(self._opener.close)
             doors.callback(self._judged)
@@ -185,9 +189,10 @@ class Agent:
             await self._admin.start(self._settings.admin_socket)
             doors.push_async_callback(self._plugin.stop)
             await self._plugin.start(self._settings.plugin_socket)
-            keeping = asyncio.create_task(self.hosts.run(), name="host workloads")
-            keeping.add_done_callback(self._ended)
-            doors.push_async_callback(_cancelled, keeping)
+            for what, work in {"host workloads": self.hosts.run(), "probes": self._capture.keep_probes()}.items():
+                keeping = asyncio.create_task(work, name=what)
+                keeping.add_done_callback(self._ended)
+                doors.push_async_callback(_cancelled, keeping)
             doors.push_async_callback(self._keeper.stop)
             self._keeper.start()
             _log.info(log.READY, node=self._settings.node, pods=len(self.registry.pods))

@@ -39,6 +39,10 @@ class Settings:
     watch_s: float
     listeners_kept_s: float
     listener_group: str
+    exempt_probes: bool
+    """The kubelet's probes pass by the tunnel, whatever a policy says about plaintext."""
+    kubelet_group: str
+    """The kubelet's control group; "": to be found."""
     log_format: str
     log_level: str
 
@@ -69,7 +73,11 @@ class Settings:
             drain_s=env.duration("NODEMESH_DRAIN", "30s"),
             watch_s=env.duration("NODEMESH_WATCH_INTERVAL", "1s"),
             listeners_kept_s=env.duration("NODEMESH_LISTENERS_KEPT", "30s"),
-            listener_group=_group(env.text("NODEMESH_LISTENER_GROUP", "nodemesh-listeners")),
+            listener_group=_group("NODEMESH_LISTENER_GROUP", env.text("NODEMESH_LISTENER_GROUP", "nodemesh-listeners")),
+            exempt_probes=env.flag("NODEMESH_EXEMPT_PROBES", True),
+            kubelet_group=_group("NODEMESH_KUBELET_GROUP", path)
+            if (path := env.text("NODEMESH_KUBELET_GROUP", ""))
+            else "",
             log_format=env.choice("LOG_FORMAT", "console", log.FORMATS),
             log_level=env.choice("LOG_LEVEL", "info", log.LEVELS),
         )
@@ -92,9 +100,9 @@ def _uid(user: str) -> int:
         raise OperatorError(f"there is no user {user!r}", where="NODEMESH_TUNNEL_USER") from None
 
 
-def _group(name: str) -> str:
+def _group(setting: str, name: str) -> str:
     """From the root of the unified hierarchy, and not that root, where everybody may be. Raises OperatorError."""
     parts = name.strip("/").split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise OperatorError(f"{name!r} is no name of a control group", where="NODEMESH_LISTENER_GROUP")
+        raise OperatorError(f"{name!r} is no name of a control group", where=setting)
     return "/".join(parts)

@@ -22,6 +22,8 @@ from nodeagent.enrol.repairs import Kind, Repairs
 from nodeagent.enrol.requests import Attachment
 from nodeagent.enrol.store import Member, Store
 
+_AT_ONCE: Final = 8
+"""Namespaces that are looked at, when all are."""
 _log: Final = log.get("enrol")
 
 INVALID_ENVIRONMENT: Final = 4
@@ -175,7 +177,13 @@ class Registry:
 
     async def verify(self) -> list[dict[str, Any]]:
         """Every pod as its namespace is now: what differs from the plan, and who listens. Changes nothing."""
-        return [await self._verify(pod) for pod in self.pods if not pod.machine.is_over]
+        turns = asyncio.Semaphore(_AT_ONCE)
+
+        async def verified(pod: Pod) -> dict[str, Any]:
+            async with turns:
+                return await self._verify(pod)
+
+        return await asyncio.gather(*(verified(pod) for pod in self.pods if not pod.machine.is_over))
 
     async def _verify(self, pod: Pod) -> dict[str, Any]:
         found = {"uid": pod.member.uid, "namespace": pod.member.namespace, "name": pod.member.name}

@@ -25,6 +25,7 @@ from nodeagent.redirect import groups, orphans, routes
 from nodeagent.redirect.backend import OpenNamespace, RedirectError, Sandbox
 from nodeagent.redirect.bpf_programs import (
     DIRECT_HOOKS,
+    PROBE_HOOKS,
     SK_LOOKUP,
     TUNNEL_HOOKS,
     WORKLOAD_HOOKS,
@@ -146,6 +147,24 @@ class Bpf:
             _log.warning("tunnel not prepared for capture by BPF", why=str(error))
         else:
             self._tunnel_fault = None
+
+    def let_probe(self, kubelets: Sequence[Group]) -> None:
+        """Exactly these control groups' connections to pods in `probed` come from the probes' address. Blocks. Raises
+        MeshError."""
+        self._alone(lambda: self._let_probe(kubelets))
+
+    def _let_probe(self, kubelets: Sequence[Group]) -> None:
+        wanted = {self._pins.kubelet(group.number): group for group in kubelets}
+        for pins in self._pins.kubelets():
+            if pins not in wanted:
+                _unlink_all(pins, PROBE_HOOKS)
+        for pins, group in wanted.items():
+            self._hook(groups.TOP / group.path, pins, PROBE_HOOKS)
+
+    @property
+    def probed(self) -> Map:
+        """The addresses of pods that let probes pass. Raises BpfError."""
+        return self._alone(lambda: self._programs.probed)
 
     def _of_listeners(self) -> list[Group]:
         try:
@@ -303,7 +322,8 @@ class Bpf:
                 _unlink_all(pins, TUNNEL_HOOKS)
 
     def _upgrade(self, programs: Programs) -> None:
-        for pins, hooks in ((self._pins.workloads(), _ALL_HOOKS), (self._pins.tunnels(), TUNNEL_HOOKS)):
+        every = ((self._pins.workloads(), _ALL_HOOKS), (self._pins.tunnels(), TUNNEL_HOOKS))
+        for pins, hooks in (*every, (self._pins.kubelets(), PROBE_HOOKS)):
             for directory in pins:
                 for name, hook in hooks.items():
                     if (directory / name).exists():

@@ -15,6 +15,7 @@ from nodeagent import libbpf
 from nodeagent.libbpf import BpfError, Map
 from nodeagent.redirect import orphans
 from nodeagent.redirect.bpf_records import (
+    ADDRESS_BYTES,
     COOKIE_BYTES,
     ID_BYTES,
     LISTENER_BYTES,
@@ -64,6 +65,8 @@ TUNNEL_HOOKS: Final = {
     "connect4": Hook("mesh_tunnel_connect4", 10),
     "connect6": Hook("mesh_tunnel_connect6", 11),
 }
+PROBE_HOOKS: Final = {"connect4": Hook("mesh_probe_connect4", 10), "connect6": Hook("mesh_probe_connect6", 11)}
+"""On the kubelet's control group."""
 SK_LOOKUP: Final = Hook("mesh_arrives", 36)
 _MAPS: Final = {
     "mesh_workloads": (ID_BYTES, WORKLOAD_BYTES),
@@ -71,6 +74,7 @@ _MAPS: Final = {
     "mesh_left_ports": (PORT_BYTES, 1),
     "mesh_left_ranges": (RANGE_BYTES, 1),
     "mesh_listeners": (LISTENER_BYTES, COOKIE_BYTES),
+    "mesh_probed": (ADDRESS_BYTES, 1),
 }
 _DIRECT_MAPS: Final = ("mesh_passes", "mesh_issuers", "mesh_direct")
 """In the order in which the tunnel gets them."""
@@ -90,7 +94,7 @@ class Programs:
         self._map_fds = list(opened.values())
         self.direct_fds = [opened[name] for name in _DIRECT_MAPS]
         self.direct = Map(opened["mesh_direct"], orphans.KEY_BYTES, orphans.RECORD_BYTES)
-        self.workloads, self.own, self.left_ports, self.left_ranges, self.listeners = (
+        self.workloads, self.own, self.left_ports, self.left_ranges, self.listeners, self.probed = (
             Map(opened[name], *sizes) for name, sizes in _MAPS.items()
         )
 
@@ -118,8 +122,8 @@ def _digest() -> str:
 
 
 def _names() -> set[str]:
-    every = (*DIRECT_HOOKS.values(), *WORKLOAD_HOOKS.values(), *TUNNEL_HOOKS.values())
-    return {hook.program for hook in every}
+    every = (DIRECT_HOOKS, WORKLOAD_HOOKS, TUNNEL_HOOKS, PROBE_HOOKS)
+    return {hook.program for hooks in every for hook in hooks.values()}
 
 
 def _find(directory: Path) -> dict[str, int]:

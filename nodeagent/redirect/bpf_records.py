@@ -22,7 +22,7 @@ _LISTENER: Final = struct.Struct("=QII")
 _RANGE: Final = struct.Struct("=II16s16s")
 _BITS_BEFORE_ADDRESS: Final = 8 * (4 + 16)
 ID_BYTES, WORKLOAD_BYTES, LISTENER_BYTES, COOKIE_BYTES = _ID.size, _WORKLOAD.size, _LISTENER.size, 8
-OWN_BYTES, PORT_BYTES, RANGE_BYTES = ID_BYTES + 16, _PORT.size, _RANGE.size
+ADDRESS_BYTES, OWN_BYTES, PORT_BYTES, RANGE_BYTES = 16, ID_BYTES + 16, _PORT.size, _RANGE.size
 
 Address = IPv4Address | IPv6Address
 Range = IPv4Network | IPv6Network

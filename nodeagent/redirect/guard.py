@@ -136,7 +136,9 @@ def _replies(guard: Guard) -> Iterator[str]:
     for text in guard.options.excluded_outbound_ranges:
         yield f"{_AWAY} {'ip6' if ':' in text else 'ip'} daddr {text} accept"
     if guard.options.exempt_probes:
-        yield from (f"{_AWAY} {'ip6' if ':' in source else 'ip'} daddr {source} accept" for source in PROBE_SOURCES)
+        for source in PROBE_SOURCES:
+            to = f"{'ip6' if ':' in source else 'ip'} daddr {source}"
+            yield f"{_AWAY} {to} ct direction reply ct state established accept"
 
 
 def _frames(guard: Guard) -> Iterator[tuple[str, str, _Rules]]:

@@ -4,6 +4,7 @@
     ROOT/v1/programs/DIGEST/NAME      of the objects that this agent ships
     ROOT/v1/workloads/netns-COOKIE/   links on one workload's control group and namespace
     ROOT/v1/tunnels/cgroup-ID/        links on the control group of one life of the tunnel
+    ROOT/v1/kubelets/cgroup-ID/       links on the kubelet's control group
 
 What is pinned stays in force when its maker dies. Owns the paths and the mount; attaches nothing.
 """
@@ -52,6 +53,12 @@ class Pins:
         """Of a workload that is a control group of the host."""
         return self._here / "hosts" / f"cgroup-{cgroup}"
 
+    def kubelet(self, cgroup: int) -> Path:
+        return self._here / "kubelets" / f"cgroup-{cgroup}"
+
+    def kubelets(self) -> list[Path]:
+        return _entries(self._here / "kubelets")
+
     def hosts(self) -> list[Path]:
         return _entries(self._here / "hosts")
 
@@ -70,7 +77,7 @@ class Pins:
         """Idempotent; mounts bpffs where it is missing. Raises BpfError."""
         try:
             mount(self.root)
-            for name in ("maps", "programs", "workloads", "tunnels", "hosts"):
+            for name in ("maps", "programs", "workloads", "tunnels", "hosts", "kubelets"):
                 directory = self._here / name
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

@@ -1,9 +1,10 @@
 """Which of a pod's TCP and DNS goes to the tunnel, as one value: `nft.py` writes it, `verify.py` reads it back. Door 5.
 
 Istio ambient's in-pod rules, rule for rule (istio/istio cni/pkg/iptables, cni/pkg/nftables), so that either agent can
-take the other's pods over. Three deliberate differences: all of 127.0.0.0/8 counts as loopback; every rule that names
-an address stands twice, for IPv4 and IPv6, in one table, so that no family is ever captured without the other; and a
-pod that asks its own address for a name reaches itself, as with every other port.
+take the other's pods over. Four deliberate differences: all of 127.0.0.0/8 counts as loopback; every rule that names
+an address stands twice, for IPv4 and IPv6, in one table, so that no family is ever captured without the other; a pod
+that asks its own address for a name reaches itself, as with every other port; and what a pod opens towards the address
+that probes come from is captured: answers to probes need no rule.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ RULE_PREFERENCE: Final = 32764
 TABLE: Final = "nodemesh"
 
 PROBE_SOURCES: Final = ("169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff")
-"""What a node translates the kubelet's address into, IPv4 and IPv6; Istio's values."""
+"""Where the kubelet's probes come from, IPv4 and IPv6; Istio's values. In force only where they are the host's own."""
 
 
 class Chain(Enum):
@@ -103,7 +104,7 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Options:
     """A pod's variant. `ingress_mode`: plaintext that comes in is not captured, HBONE is (a gateway's pod).
-    `exempt_probes`: connections from PROBE_SOURCES pass by; only where the node translates the kubelet's address.
+    `exempt_probes`: connections from PROBE_SOURCES pass by; only where nobody but the kubelet can have them.
     `dns_capture`: the tunnel answers what the pod asks on port 53. `excluded_`: TCP that passes by the tunnel, ranges
     as CIDR. `virtual_interfaces`: what comes in there (from a virtual machine, a nested container) is outbound."""
 
@@ -142,10 +143,10 @@ _NOT_LOOPBACK: Final = (
 def make_plan(options: Options) -> Plan:
     if not options.captures:
         return Plan((*(_separate_queries() if options.dns_capture else ()), *_keep_replies()))
-    captured = () if options.ingress_mode else (*_probes(options, Chain.NAT_IN), *_capture_inbound(options))
+    captured = () if options.ingress_mode else (*_probes(options), *_capture_inbound(options))
     inbound = (*_capture_virtual(options), *captured)
     dns = _capture_dns() if options.dns_capture else ()
-    left = (*_probes(options, Chain.NAT_OUT), *_leave_outbound(), *_exclude_outbound(options))
+    left = (*_leave_outbound(), *_exclude_outbound(options))
     queries = _separate_queries() if options.dns_capture else ()
     return Plan((*queries, *_keep_replies(), *inbound, *left, *dns, *_capture_outbound()))
 
@@ -182,13 +183,11 @@ def _keep_replies() -> tuple[Rule, ...]:
     )
 
 
-def _probes(options: Options, chain: Chain) -> tuple[Rule, ...]:
+def _probes(options: Options) -> tuple[Rule, ...]:
     if not options.exempt_probes:
         return ()
-    fields = (Field.SOURCE_4, Field.SOURCE_6) if chain is Chain.NAT_IN else (Field.DESTINATION_4, Field.DESTINATION_6)
-    return tuple(
-        Rule(chain, (Match(f, source), _TCP), _ACCEPT) for f, source in zip(fields, PROBE_SOURCES, strict=True)
-    )
+    fields = zip((Field.SOURCE_4, Field.SOURCE_6), PROBE_SOURCES, strict=True)
+    return tuple(Rule(Chain.NAT_IN, (Match(field, source), _TCP), _ACCEPT) for field, source in fields)
 
 
 def _capture_virtual(options: Options) -> tuple[Rule, ...]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ _LO: Final = 1
 """Interface index of lo in every network namespace."""
 _RTN_LOCAL: Final = 2
 _RT_SCOPE_HOST: Final = 254
+_FOREVER: Final = 0xFFFFFFFF
 _ANYWHERE: Final = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
 _NAMES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ESRCH})
@@ -99,6 +101,41 @@ def addresses() -> list[str]:
     """Of the namespace's interfaces but lo, in their order. Raises RedirectError."""
     with _netlink() as ip:
         return [entry.get("address") for entry in ip.get_addr() if entry["index"] != _LO]
+
+
+def keep_on_lo(addresses: Iterable[str]) -> None:
+    """They are this namespace's: nobody outside can have a conversation from one. None is chosen as a source by itself:
+    for IPv4 their scope says so, for IPv6 that they are deprecated. Idempotent. Raises RedirectError."""
+    with _netlink() as ip:
+        for address in _of_families(addresses) - _on_lo(ip):
+            _tolerating(_PRESENT, ip.addr, "add", **_address(address))
+
+
+def are_on_lo(addresses: Iterable[str]) -> bool:
+    """Raises RedirectError."""
+    with _netlink() as ip:
+        return _of_families(addresses) <= _on_lo(ip)
+
+
+def take_from_lo(addresses: Iterable[str]) -> None:
+    """Idempotent. Raises RedirectError."""
+    with _netlink() as ip:
+        for address in _of_families(addresses) & _on_lo(ip):
+            ip.addr("del", index=_LO, address=address, prefixlen=ip_address(address).max_prefixlen)
+
+
+def _on_lo(ip: Any) -> set[str]:
+    return {entry.get("address") for entry in ip.get_addr(index=_LO)}
+
+
+def _of_families(addresses: Iterable[str]) -> set[str]:
+    families = _families()
+    return {a for a in addresses if (socket.AF_INET6 if ":" in a else socket.AF_INET) in families}
+
+
+def _address(address: str) -> dict[str, Any]:
+    place = {"index": _LO, "address": address, "prefixlen": ip_address(address).max_prefixlen}
+    return place | ({"preferred_lft": 0, "valid_lft": _FOREVER} if ":" in address else {"scope": _RT_SCOPE_HOST})
 
 
 def _families() -> list[socket.AddressFamily]:

@@ -25,7 +25,7 @@ from itertools import count
 
 import pytest
 
-from lab import cgroups, documents, netns, processes
+from lab import cgroups, daemons, documents, netns, processes
 from lab.documents import PodSpec
 from lab.kubernetes import KubernetesCluster
 from lab.layout import Layout, underlay_address
@@ -288,13 +288,20 @@ class Chaos:
 
     def _amiss(self):
         """In the agent's words."""
+        wanted = {pod.document["metadata"]["name"]: "IN_MESH" for pod in self.live.values()}
         try:
-            states = {each["name"]: each["state"] for each in self.mesh.ask(AGENT, "/pods")}
-            differences = [each for each in self.mesh.ask(AGENT, "/verify") if each["differences"]]
+            states = {each["name"]: each["state"] for each in self._ask("/pods")}
+            if states == wanted:
+                return [each for each in self._ask("/verify") if each["differences"] or each.get("error")]
         except PeerError as error:
             return [str(error)]
-        wanted = {pod.document["metadata"]["name"]: "IN_MESH" for pod in self.live.values()}
-        return [*sorted(wanted.items() ^ states.items()), *differences]
+        return sorted(wanted.items() ^ states.items())
+
+    def _ask(self, target):
+        _, said = daemons.ask(
+            daemons.admin_socket(self.mesh.layout, self.mesh.daemons[AGENT]), target, timeout_s=SOON_S
+        )
+        return said
 
     def shift(self, number, pod):
         """To the next port, and some knocks there."""

@@ -174,7 +174,7 @@ def test_in_ingress_mode_plaintext_reaches_the_application(pod, neighbour, captu
 
 @BOTH
 def test_what_the_node_sends_as_a_probe_passes_by_and_nothing_else_does(pod, neighbour, capture, version):
-    """PROBE_SOURCES is what a node translates the kubelet's address into."""
+    """PROBE_SOURCES is where the kubelet's probes come from."""
     capture.put(exempt_probes=True)
     probe = PROBE_SOURCES[0 if version == 4 else 1]
     neighbour.command("ip", "addr", "add", probe, "dev", "eth0", *(["nodad"] if version == 6 else []))

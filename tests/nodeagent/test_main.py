@@ -16,6 +16,8 @@ def test_the_defaults_are_those_of_the_architecture():
     assert str(settings.pods_dir) == "/etc/nodemesh/config"
     assert settings.canary
     assert settings.dns_capture
+    assert settings.exempt_probes
+    assert settings.kubelet_group == ""
     assert settings.cluster == "Kubernetes"
 
 
@@ -32,6 +34,11 @@ def test_a_node_without_a_name_is_refused():
             {"NODE_NAME": "n", "NODEMESH_CANARY": "maybe"},
             [],
             "nodeagent: NODEMESH_CANARY: 'maybe' is neither true nor false\n",
+        ),
+        (
+            {"NODE_NAME": "n", "NODEMESH_KUBELET_GROUP": "system.slice/../.."},
+            [],
+            "nodeagent: NODEMESH_KUBELET_GROUP: 'system.slice/../..' is no name of a control group\n",
         ),
         (
             {"NODE_NAME": "n"},
