@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from mesh import log
-from mesh.errors import MeshError
+from mesh.errors import MeshError, OperatorError
 from mesh.ids import Uid
 from nodeagent.host_documents import HostDocuments, HostWorkload, IPAddress
 from nodeagent.redirect import groups, host_rules, kernel, look, routes
@@ -236,6 +237,12 @@ def _say_enrolled(who: HostWorkload) -> None:
 async def _is_there() -> bool:
     """Of an agent before this one."""
     return bool(await asyncio.to_thread(lambda: kernel.listing(kernel.find_nft(), "inet", host_rules.TABLE)))
+
+
+def remove() -> None:
+    """What any agent put in the host's namespace; without nft, none did. Idempotent. Blocks. Raises MeshError."""
+    with suppress(OperatorError):
+        _load(_InForce())
 
 
 def _load(wanted: _InForce) -> None:

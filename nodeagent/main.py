@@ -37,6 +37,7 @@ from nodeagent.kubernetes import Cluster
 from nodeagent.opener import Opener, revive
 from nodeagent.redirect import groups
 from nodeagent.settings import Settings
+from nodeagent.uninstall import uninstall
 
 _log: Final = log.get("nodeagent")
 
@@ -264,17 +265,18 @@ async def serve(settings: Settings) -> None:
 
 
 def main(variables: Mapping[str, str] = os.environ, arguments: Sequence[str] | None = None) -> None:
-    """`nodeagent [run]`. Exit code 2: the operator has to help, one sentence says how."""
+    """`nodeagent [run]`, `nodeagent uninstall`. Exit code 2: the operator has to help, one sentence says how."""
     try:
-        if list(sys.argv[1:] if arguments is None else arguments) not in ([], ["run"]):
-            raise OperatorError("the only command is `nodeagent run`; its settings come from the environment")
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        if words not in ([], ["run"], ["uninstall"]):
+            raise OperatorError("the commands are `run` and `uninstall`; all settings come from the environment")
         settings = Settings.read(variables)
         log.configure(settings.log_format, settings.log_level)
         if settings.api is not None:
             settings.api.check()
         if os.geteuid() != 0:
             raise OperatorError("the node agent enters network namespaces and has to run as root")
-        asyncio.run(serve(settings))
+        asyncio.run(uninstall(settings) if words == ["uninstall"] else serve(settings))
     except OperatorError as error:
         log.refuse("nodeagent", error)
 

@@ -45,14 +45,20 @@ def _make_way(path: Path, kind: socket.SocketKind) -> None:
             raise OperatorError("is there and is no socket", where=str(path))
     except FileNotFoundError:
         return
+    if is_served(path, kind):
+        raise OperatorError("another process is already listening there", where=str(path))
+    path.unlink()
+
+
+def is_served(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> bool:
+    """Whether a living process listens there."""
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))
         except OSError:
-            path.unlink()
-            return
-    raise OperatorError("another process is already listening there", where=str(path))
+            return False
+    return True
 
 
 def peer_uid(peer: socket.socket) -> int:

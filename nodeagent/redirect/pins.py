@@ -15,6 +15,7 @@ import ctypes
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -84,8 +85,12 @@ class Pins:
             raise BpfError(f"{self.root} cannot be made on bpffs: {error.strerror}") from None
 
     def remove(self) -> None:
-        """All of it, links included."""
+        """All of it, links included, and the mount where it is ours alone."""
         shutil.rmtree(self.root, ignore_errors=True)
+        if self.root.is_mount():
+            _libc.umount2(os.fsencode(self.root), 0)
+            with suppress(OSError):
+                self.root.rmdir()
 
 
 def mount(root: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_node_without_a_name_is_refused():
         (
             {"NODE_NAME": "n"},
             ["fly"],
-            "nodeagent: the only command is `nodeagent run`; its settings come from the environment\n",
+            "nodeagent: the commands are `run` and `uninstall`; all settings come from the environment\n",
         ),
     ],
 )
