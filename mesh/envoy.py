@@ -6,7 +6,7 @@ of their own: no generated modules, nothing of the name `envoy` that could colli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
@@ -73,6 +73,27 @@ def _class(type_url: str) -> type[Message]:
 def message_class(name: str) -> type[Message]:
     """Of a message by its full name, for who speaks one of Envoy's services."""
     return _class(TYPE + name)
+
+
+def knows(name: str) -> bool:
+    """Whether a message is in the part of Envoy's API that we have."""
+    try:
+        _pool().FindMessageTypeByName(name)
+    except KeyError:
+        return False
+    return True
+
+
+def normal(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as JSON in its own field names. Raises ValueError: Envoy's schema says otherwise."""
+    try:
+        message = json_format.ParseDict(dict(tree), message_class(name)(), descriptor_pool=_pool())
+        found: dict[str, Any] = json_format.MessageToDict(
+            message, preserving_proto_field_name=True, descriptor_pool=_pool()
+        )
+    except (json_format.Error, TypeError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    return found
 
 
 def pack(type_url: str, resource: dict[str, Any]) -> Versioned:

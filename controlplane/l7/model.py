@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from controlplane.l7.patches import Patch
 from controlplane.l7.routes import HttpRoute, L4Route, Limit
 from controlplane.l7.security import Authorization, Authorizer, JwtRule
 from controlplane.l7.telemetry import Telemetry, Tracer
@@ -26,6 +27,7 @@ class Rules:
     jwt: tuple[JwtRule, ...] = ()
     limits: tuple[Limit, ...] = ()
     telemetry: Telemetry = field(default_factory=Telemetry)
+    patches: tuple[Patch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Rules of Istio's Gateway, WorkloadGroup, Sidecar, EnvoyFilter, RequestAuthentication, Telemetry; of our RateLimit."""
+"""Rules of Istio's Gateway, WorkloadGroup, Sidecar, RequestAuthentication, Telemetry; of our RateLimit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from typing import Final
 
 from controlplane.schema import jwks
-from controlplane.schema.decode import seconds
 from controlplane.schema.rules import Tree, exclude, rule, same
 from controlplane.schema.traffic import host
 from controlplane.validate import Field
@@ -14,10 +13,6 @@ from controlplane.validate import Field
 PROTOCOLS: Final = ("HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "TLS", "TCP", "MONGO", "MYSQL", "REDIS")
 CLEAR: Final = ("HTTP", "HTTP2", "GRPC", "GRPC-WEB")
 _TLS: Final = ("HTTPS", "TLS")
-_UNAPPLIED: Final = (
-    "is not applied: of EnvoyFilter only HTTP_FILTER patches that insert envoy.filters.http.local_ratelimit are; "
-    "see docs/traffic.md"
-)
 
 
 @rule("Gateway")
@@ -99,41 +94,6 @@ def _sidecar(field: Field, value: Tree) -> None:
 @rule("WorkloadGroup")
 def _workload_group(field: Field, value: Tree) -> None:
     field.warn("has no effect: workloads register by WorkloadEntry or by enrolment of their node (docs/bare-metal.md)")
-
-
-@rule("EnvoyFilter.configPatches")
-def _patch(field: Field, value: Tree) -> None:
-    if local_limit(value) is None:
-        field.warn(_UNAPPLIED)
-
-
-def local_limit(patch: Tree) -> tuple[int, float] | None:
-    """Tokens and seconds of the local rate limit that a patch inserts, if it is one of those."""
-    inserts = patch.get("patch", {}).get("operation", "").startswith("INSERT_")
-    config = patch.get("patch", {}).get("value")
-    if patch.get("applyTo") != "HTTP_FILTER" or not inserts or not isinstance(config, dict):
-        return None
-    if "local_ratelimit" not in str(config.get("name", "")):
-        return None
-    bucket = _inner(_inner(config, "typed_config", "value") or _inner(config, "typed_config"), "token_bucket")
-    tokens, every = str(bucket.get("tokens_per_fill", bucket.get("max_tokens", ""))), bucket.get("fill_interval", "1s")
-    duration = seconds(every) if isinstance(every, str) else None
-    return (int(tokens), duration) if tokens.isascii() and tokens.isdecimal() and duration else None
-
-
-def _inner(config: Tree, *path: str) -> Tree:
-    """{}: it is not there, or something else."""
-    for name in path:
-        found = config.get(name)
-        config = found if isinstance(found, dict) else {}
-    return config
-
-
-@rule("EnvoyFilter")
-def _envoy_filter(field: Field, value: Tree) -> None:
-    exclude(field, value, "targetRefs", "workloadSelector")
-    if not value.get("configPatches"):
-        field.warn("has no configPatches")
 
 
 @rule("EnvoyFilter", "RequestAuthentication", "Telemetry", "RateLimit")

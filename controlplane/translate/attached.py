@@ -17,7 +17,7 @@ from controlplane.l7.routes import Dimension, Limit, Per, Target
 from controlplane.l7.security import Authorization, JwtRule
 from controlplane.l7.telemetry import AccessLog, MetricOverride, Tag, Telemetry, Tracing
 from controlplane.objects import AuthorizationPolicy, Labels, Resource, TargetRef
-from controlplane.schema.edge import local_limit
+from controlplane.schema.envoy_filter import local_limit, patches
 from controlplane.translate import http_routes as parts
 from controlplane.translate.hosts import Hosts, by_age
 from controlplane.translate.inventory import Inventory, selects
@@ -78,6 +78,12 @@ class Attached:
             jwt=tuple(rule for each in self._tokens if self._is_on(each, spot) for rule in _jwt(each)),
             limits=tuple(limit for each in self._limits if self._is_on(each, spot) for limit in self._limit(each)),
             telemetry=self._told(spot),
+            patches=tuple(
+                patch
+                for each in self._limits
+                if each.kind == "EnvoyFilter" and self._is_on(each, spot)
+                for patch in patches(each.spec, each.key)
+            ),
         )
 
     def _authorizations(self, spot: Spot) -> Iterator[Authorization]:

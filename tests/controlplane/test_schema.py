@@ -206,7 +206,7 @@ def test_snake_case_is_taken_as_protobufs_json_mapping_does():
 
 WARNINGS = [
     (of("Sidecar", "egress: [{hosts: ['./*']}]"), "has no effect: there are no sidecars here (IST0167)"),
-    (of("EnvoyFilter", "configPatches: [{applyTo: CLUSTER}]"), "is not applied: of EnvoyFilter only"),
+    (of("EnvoyFilter", "configPatches: [{applyTo: CLUSTER}]"), "is not applied: HTTP_FILTER is inserted"),
     (
         of("HTTPRoute", "rules: [{sessionPersistence: {type: Cookie}}]"),
         "spec.rules[0].sessionPersistence: is not served",

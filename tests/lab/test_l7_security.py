@@ -6,6 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from lab import apps
+from lab.processes import wait_until
 from tests.lab.mall import provider
 from tests.lab.test_l7_routing import routes
 from tests.waypoint.certificates import jwks, token
@@ -254,6 +255,41 @@ def test_a_limit_of_connections_to_a_database(mall):
     mall.until(talks)
     mall.apply(LIMITS.format(service="db", limit="{name: db, requests: 3, per: 60s}"))
     assert [talks() for _ in range(6)] == [True] * 3 + [False] * 3
+
+
+LUA = """
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: lua}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: way}]
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match: {listener: {filterChain: {filter: {name: envoy.filters.network.http_connection_manager}}}}
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        name: lua
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+          default_source_code:
+            inline_string: |
+              function envoy_on_request(handle)
+                handle:headers():replace("x-role", "written by lua")
+              end
+  - applyTo: VIRTUAL_HOST
+    patch: {operation: MERGE, value: {response_headers_to_add: [{header: {key: x-merged, value: here}}]}}
+---
+"""
+
+
+def test_an_envoy_filter_is_asked_after_the_policies(mall):
+    """Lua changes the header that the policy asks for: the policy judges what the client sent."""
+    rule = 'rules: [{when: [{key: "request.headers[x-role]", values: ["written by lua"]}]}]'
+    mall.apply(LUA + policy("DENY", rule))
+    wait_until("the filter is felt", lambda: mall.ask("/").header("x-role") == "written by lua", 60)
+    assert mall.ask("/").headers["x-merged"] == "here"
+    assert mall.ask("/", "-H", "x-role: written by lua").status == 403
 
 
 CALL = """

@@ -70,6 +70,7 @@ from controlplane.l7.traffic import (
     Traffic,
     UpstreamTls,
 )
+from controlplane.schema.envoy_filter import patches
 from mesh.model import Action, AppProtocol, Locality, Port, Service, Vip, Workload, World
 from tests.waypoint.beside import envoy_beside, free_port
 from tests.waypoint.certificates import jwks, server_certificate
@@ -225,7 +226,27 @@ JWT = (
         "far", jwks_uri="https://keys.example.com/jwks", payload_header="x-payload", claim_headers=(("x-sub", "sub"),)
     ),
 )
-RULES = Rules(POLICIES, JWT, LIMITS, TELEMETRY)
+FILTERS = "type.googleapis.com/envoy.extensions.filters"
+CHANGES = [
+    ("HTTP_FILTER", "INSERT_FIRST", {"name": each, "typed_config": {"@type": f"{FILTERS}.http.{kind}", **config}})
+    for each, kind, config in (
+        ("a", "lua.v3.Lua", {"default_source_code": {"inline_string": "function envoy_on_request(handle) end"}}),
+        ("b", "header_mutation.v3.HeaderMutation", {"mutations": {"request_mutations": [{"remove": "x-secret"}]}}),
+        ("c", "buffer.v3.Buffer", {"max_request_bytes": 1000}),
+        ("d", "grpc_web.v3.GrpcWeb", {}),
+        ("e", "admission_control.v3.AdmissionControl", {"enabled": {"default_value": True}, "success_criteria": {
+            "http_criteria": {"http_success_status": [{"start": 200, "end": 400}]}}}),
+    )
+] + [
+    ("HTTP_ROUTE", "MERGE", {"route": {"idle_timeout": "9s"}, "response_headers_to_remove": ["x-inner"]}),
+    ("VIRTUAL_HOST", "MERGE", {"include_attempt_count_in_response": True}),
+    ("CLUSTER", "MERGE", {"upstream_connection_options": {"tcp_keepalive": {"keepalive_time": 30}}}),
+]  # fmt: skip
+PATCHES = patches(
+    {"configPatches": [{"applyTo": to, "patch": {"operation": how, "value": value}} for to, how, value in CHANGES]},
+    "shop/all",
+)
+RULES = Rules(POLICIES, JWT, LIMITS, TELEMETRY, tuple(PATCHES))
 
 
 def world():

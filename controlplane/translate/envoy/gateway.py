@@ -10,9 +10,9 @@ from itertools import groupby
 from typing import Final
 from urllib.parse import urlsplit
 
-from controlplane.l7.model import Rules, Server, ServerTlsMode, VirtualHost
+from controlplane.l7.model import Role, Rules, Server, ServerTlsMode, VirtualHost
 from controlplane.l7.routes import L4Route, Target
-from controlplane.translate.envoy import listeners, telemetry
+from controlplane.translate.envoy import listeners, patches, telemetry
 from controlplane.translate.envoy.common import HASHABLE, OWN, SOURCE, Json, extension, filter_state, unique
 from controlplane.translate.envoy.routes import TrafficOf, routes, targets_of
 from controlplane.translate.envoy.secrets import names_of, server_tls
@@ -51,7 +51,7 @@ def listener(name: str, servers: tuple[Server, ...], rules: Rules, said: telemet
     found: Json = {"name": name, "address": {"socket_address": address}, "filter_chains": chains}
     if any(server.tls for server in servers):
         found["listener_filters"] = [_INSPECTOR]
-    return found
+    return patches.listener(found, rules.patches, Role.GATEWAY, first.port)
 
 
 def _tls_chains(name: str, server: Server, rules: Rules, said: telemetry.Said) -> list[Json]:
@@ -149,12 +149,13 @@ def _routes(
             taken.update(domains)
             if domains:
                 hosts.append(_virtual_host(table, server, each, domains, rules, traffic_of, providers))
-    return {
+    found: Json = {
         "name": table,
         "virtual_hosts": hosts,
         "ignore_port_in_host_matching": True,
         "validate_clusters": False,
     }
+    return patches.table(found, rules.patches, Role.GATEWAY, servers[0].port)
 
 
 def _virtual_host(

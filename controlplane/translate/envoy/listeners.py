@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from controlplane.l7.model import Rules
+from controlplane.l7.model import Role, Rules
 from controlplane.l7.routes import Forward, HttpRoute, L4Route, Share, Target
-from controlplane.translate.envoy import limits, rbac, telemetry, tokens
+from controlplane.translate.envoy import limits, patches, rbac, telemetry, tokens
 from controlplane.translate.envoy.common import (
     ADS,
     HBONE_PORT,
@@ -81,20 +81,18 @@ def listener(
 ) -> Json:
     """The internal listener of one port."""
     found: Json = {"name": name, "internal_listener": {}, "listener_filters": [original_dst()]}
-    tcp = tcp_filters(name, shares(l4, target), rules, said, target.port)
-    if protocol in _LAYER7:
-        return {**found, "filter_chains": [{"filters": [manager(name, said)]}]}
+    tcp = {"filters": tcp_filters(name, shares(l4, target), rules, said, target.port)}
+    web: Json = {"filters": [manager(name, said)]} if protocol not in (AppProtocol.TCP, AppProtocol.TLS) else {}
     if protocol is AppProtocol.UNKNOWN:
         kind = "extensions.filters.listener.http_inspector.v3.HttpInspector"
         found["listener_filters"].append(extension("envoy.filters.listener.http_inspector", kind))
         # A server that speaks first must not wait for its client for ever.
         found |= {"listener_filters_timeout": "0.5s", "continue_on_listener_filters_timeout": True}
-        web = {
-            "filter_chain_match": {"application_protocols": ["http/1.0", "http/1.1", "h2c"]},
-            "filters": [manager(name, said)],
-        }
-        return {**found, "filter_chains": [web, {"filters": tcp}]}
-    return {**found, "filter_chains": [{"filters": tcp}]}
+        web = {"filter_chain_match": {"application_protocols": ["http/1.0", "http/1.1", "h2c"]}, **web}
+        found["filter_chains"] = [web, tcp]
+    else:
+        found["filter_chains"] = [web if protocol in _LAYER7 else tcp]
+    return patches.listener(found, rules.patches, Role.WAYPOINT, target.port)
 
 
 def any_port(name: str, workload: Workload, rules: Rules, said: telemetry.Said) -> Json:
@@ -179,7 +177,8 @@ def route_table(
         host["typed_per_filter_config"] = per_filter
     if wanted := limits.actions(rules.limits):
         host["rate_limits"] = wanted
-    return {"name": name, "virtual_hosts": [host], "validate_clusters": False}
+    found = {"name": name, "virtual_hosts": [host], "validate_clusters": False}
+    return patches.table(found, rules.patches, Role.WAYPOINT, target.port)
 
 
 def host_filters(name: str, rules: Rules, port: int, providers: Iterable[str]) -> Json:

@@ -11,9 +11,20 @@ from functools import partial
 from typing import Any, Final
 
 from controlplane.l7.model import L7, Proxy, Role, Served
+from controlplane.l7.patches import Patch
 from controlplane.l7.routes import Target
 from controlplane.l7.traffic import Destination, Traffic
-from controlplane.translate.envoy import clusters, gateway, listeners, ports, secrets, telemetry, tokens, tunnels
+from controlplane.translate.envoy import (
+    clusters,
+    gateway,
+    listeners,
+    patches,
+    ports,
+    secrets,
+    telemetry,
+    tokens,
+    tunnels,
+)
 from controlplane.translate.envoy.blocks import Block, Cache
 from controlplane.translate.envoy.clusters import Called
 from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served, unique
@@ -53,6 +64,7 @@ class _Round:
         self._used = tuple(name for name, _ in self._slots.values())
         # Without what it serves, or each service's listener would hang on all services.
         self._teller = Proxy(proxy.name, proxy.namespace, proxy.role, proxy.service_account)
+        self._patches = {each.service: each.rules.patches for each in proxy.services if each.rules.patches}
         self._claimed: set[tuple[str, int]] = set()
         self._hosts: list[Versioned] = []
         self._all = self._now = Block()
@@ -245,8 +257,12 @@ class _Round:
         through = called.service.waypoint if called.by_waypoint and called.service else None
         serving = tuple(self._view.waypoints(through)) if through else ()
         where = *self._here.parts, *map("=".join, self._here.labels)
-        parts = called, known, serving
+        parts = called, known, serving, self._changes(target)
         self._block(("out", outbound(target), *where), parts, partial(self._reached, called, known, serving, where))
+
+    def _changes(self, target: Target) -> tuple[Patch, ...]:
+        wanted = self._patches.get(target.service, self._proxy.rules.patches)
+        return patches.of_cluster(wanted, self._proxy.role, target) if wanted else ()
 
     def _reached(
         self, called: Called, known: tuple[Member, ...], serving: tuple[Serving, ...], where: tuple[str, ...]
@@ -254,8 +270,10 @@ class _Round:
         target, name = called.target, outbound(called.target)
         own: tuple[str, ...] = (self._proxy.role.value,) if called.by_waypoint else ()
         own += (self._proxy.key,) if target.service in self._proxy.destinations else ()
-        parts = (called, known if called.by_name else ())
-        self._put(CLUSTER, name, parts, lambda: clusters.cluster(called, self._view), *own)
+        changes = self._changes(target)
+        parts = (called, known if called.by_name else (), changes)
+        mine = (*own, self._proxy.key) if changes else own
+        self._put(CLUSTER, name, parts, lambda: patches.cluster(clusters.cluster(called, self._view), changes), *mine)
         if clusters.has_endpoints(called):
             members = (called, known, serving)
             make = partial(clusters.endpoints, called, self._view, self._here)
