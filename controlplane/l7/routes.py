@@ -171,6 +171,16 @@ class Cors:
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """A client stays with the endpoint that answered first, as long as that is healthy; it is told which by a cookie or
+    header. `ttl_s` 0: as long as the browser runs."""
+
+    name: str
+    header: bool = False
+    ttl_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class HttpRoute:
     """`matches`: any of them; none is always. `timeout_s` None: unlimited. `retries` None: never."""
 
@@ -187,6 +197,7 @@ class HttpRoute:
     mirrors: tuple[Mirror, ...] = ()
     cors: Cors | None = None
     limits: tuple[Limit, ...] = ()
+    session: Session | None = None
 
 
 @dataclass(frozen=True, slots=True)

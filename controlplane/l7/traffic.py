@@ -29,6 +29,7 @@ class Hash:
     cookie: str = ""
     cookie_path: str = ""
     cookie_ttl_s: float | None = None
+    cookie_attributes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

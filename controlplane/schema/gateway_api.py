@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Final
 
@@ -9,6 +10,7 @@ from controlplane.schema.decode import regex_problem
 from controlplane.schema.rules import Tree, exclude, rule, same
 from controlplane.validate import Field
 
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _MAX_MATCHES: Final = 128
 _BAD_IN_PATH: Final = ("//", "/./", "/../", "%2f", "%2F", "#")
 _BAD_AT_END: Final = ("/..", "/.")
@@ -52,11 +54,18 @@ def _filters(field: Field, value: Tree) -> None:
 
 @rule("HTTPRoute.rules", "GRPCRoute.rules")
 def _session(field: Field, value: Tree) -> None:
-    if "sessionPersistence" in value:
-        field.get("sessionPersistence").warn(
-            "is not served: requests go where the balancer says; a DestinationRule's consistentHash keeps clients at "
-            "their endpoints"
-        )
+    session: Tree = value.get("sessionPersistence", {})
+    place = field.get("sessionPersistence")
+    lasts = session.get("cookieConfig", {}).get("lifetimeType") == "Permanent"
+    if lasts and session.get("type", "Cookie") == "Header":
+        place.get("cookieConfig").fail("is not allowed for type Header")
+    elif lasts and not session.get("absoluteTimeout"):
+        place.get("absoluteTimeout").fail("is required for a permanent cookie")
+    elif session.get("absoluteTimeout") and not lasts:
+        place.get("absoluteTimeout").warn("has no effect: only a permanent cookie ends at a time")
+    name = session.get("sessionName", "")
+    if name and not _TOKEN.fullmatch(name):
+        place.get("sessionName").fail(f"{name!r} is not a cookie's or header's name")
 
 
 @rule("HTTPRoute.rules")

@@ -323,8 +323,6 @@ def _prime(number: int) -> bool:
 def _cookie(field: Field, value: Tree) -> None:
     if not value.get("name"):
         field.get("name").fail("is required")
-    if "attributes" in value:
-        field.get("attributes").warn("is not supported: the cookie has only a path and a time to live")
 
 
 @rule("LoadBalancer.localityLbSetting", "LoadBalancer.zoneAwareLbSetting")

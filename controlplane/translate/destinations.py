@@ -258,6 +258,7 @@ def _hash(hashed: Tree) -> Hash | None:
         cookie=cookie.get("name", ""),
         cookie_path=cookie.get("path", ""),
         cookie_ttl_s=cookie.get("ttl"),
+        cookie_attributes=tuple((each["name"], each.get("value", "")) for each in cookie.get("attributes", ())),
     )
 
 

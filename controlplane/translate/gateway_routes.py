@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, Final
 
 from controlplane.l7.routes import (
@@ -25,6 +26,7 @@ from controlplane.l7.routes import (
     Redirect,
     Retries,
     Rewrite,
+    Session,
     Share,
     Target,
     Text,
@@ -143,7 +145,16 @@ def _rule(each: Resource, rule: Tree, name: str, backends: Backends, mesh: Tree)
         retries=retry,
         mirrors=tuple(_mirrors(each, filters, backends)),
         cors=next((_cors(f["cors"]) for f in filters if "cors" in f), None),
+        session=_session(rule["sessionPersistence"], f"{each.key}/{name}") if "sessionPersistence" in rule else None,
     )
+
+
+def _session(given: Tree, route: str) -> Session:
+    """Without a name one that stays, and is another one for another route."""
+    name = given.get("sessionName") or f"session-{blake2b(route.encode(), digest_size=6).hexdigest()}"
+    lasts = given.get("cookieConfig", {}).get("lifetimeType") == "Permanent"
+    header = given.get("type", "Cookie") == "Header"
+    return Session(name.lower() if header else name, header, given.get("absoluteTimeout", 0.0) if lasts else 0.0)
 
 
 def _action(each: Resource, rule: Tree, backends: Backends) -> Forward | Redirect | DirectResponse:

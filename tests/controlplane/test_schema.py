@@ -57,6 +57,9 @@ def listener(rest):
 
 
 MISTAKES = [
+    (route("sessionPersistence: {sessionName: 'a b'}"), 10, "spec.rules[0].sessionPersistence.sessionName: 'a b' is not a cookie's or header's name"),
+    (route("sessionPersistence: {cookieConfig: {lifetimeType: Permanent}}"), 10, "spec.rules[0].sessionPersistence.absoluteTimeout: is required for a permanent cookie"),
+    (route("sessionPersistence: {type: Header, cookieConfig: {lifetimeType: Permanent}}"), 10, "spec.rules[0].sessionPersistence.cookieConfig: is not allowed for type Header"),
     (of("VirtualService", "host: web"), 7, "spec.host: unknown field; allowed: exportTo, gateways, hosts, http, tcp, tls"),
     (of("VirtualService", "hosts: [web]"), 6, "spec: needs http, tls or tcp routes"),
     (of("VirtualService", "hosts: ['*']\nhttp: [{redirect: {uri: /}}]"), 7, "spec.hosts[0]: '*' is not allowed for the mesh"),
@@ -208,8 +211,8 @@ WARNINGS = [
     (of("Sidecar", "egress: [{hosts: ['./*']}]"), "has no effect: there are no sidecars here (IST0167)"),
     (of("EnvoyFilter", "configPatches: [{applyTo: CLUSTER}]"), "is not applied: HTTP_FILTER is inserted"),
     (
-        of("HTTPRoute", "rules: [{sessionPersistence: {type: Cookie}}]"),
-        "spec.rules[0].sessionPersistence: is not served",
+        of("HTTPRoute", "rules: [{sessionPersistence: {absoluteTimeout: 1h}}]"),
+        "spec.rules[0].sessionPersistence.absoluteTimeout: has no effect",
     ),
     (policy("loadBalancer: {simple: LEAST_CONN}"), "LEAST_CONN is now called LEAST_REQUEST"),
     (policy("outlierDetection: {consecutiveErrors: 3}"), "is a field of an earlier version of this API"),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lab.processes import wait_until
 from tests.lab.test_l7_routing import SUBSETS, routes, to
 
 pytestmark = pytest.mark.lab
@@ -178,6 +179,29 @@ def test_a_cookie_is_made_and_is_sticky(mall):
     mall.until(lambda: "stay=" in mall.ask("/").headers.get("set-cookie", ""))
     cookie = mall.ask("/").headers["set-cookie"].partition(";")[0]
     assert len(mall.counted("/", 20, "-H", f"cookie: {cookie}")) == 1
+
+
+SESSION = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: stay}
+spec:
+  parentRefs: [{group: "", kind: Service, name: reviews}]
+  rules: [{sessionPersistence: {sessionName: stay}, backendRefs: [{name: reviews, port: 80}]}]
+"""
+
+
+def test_a_session_stays_with_the_endpoint_that_began_it(mall):
+    """For either endpoint there is a client that stays there."""
+    mall.apply(SESSION)
+    wait_until("a cookie is made", lambda: "stay=" in mall.ask("/").headers.get("set-cookie", ""), 60)
+    stayed = set()
+    for answer in mall.ask_many("/", 20):
+        cookie = answer.headers["set-cookie"].partition(";")[0]
+        if answer.version not in stayed:
+            assert mall.counted("/", 20, "-H", f"cookie: {cookie}") == {answer.version: 20}
+            stayed.add(answer.version)
+    assert stayed == {"v1", "v2"}
 
 
 @pytest.mark.parametrize("simple", ["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM"])

@@ -23,7 +23,7 @@ from controlplane.translate.envoy.common import (
     outbound,
     typed,
 )
-from controlplane.translate.envoy.routes import CORS, FAULT, TrafficOf, routes
+from controlplane.translate.envoy.routes import CORS, FAULT, SESSION, TrafficOf, routes
 from controlplane.translate.envoy.tunnels import DIRECT, original_dst
 from controlplane.translate.envoy.world import Serving
 from mesh.model import AppProtocol, Workload
@@ -54,6 +54,7 @@ def http_filters(first: Json | None = None) -> list[Json]:
         extension("envoy.filters.http.grpc_stats", f"{_HTTP}.grpc_stats.v3.FilterConfig", emit_filter_state=True),
         extension(FAULT, f"{_HTTP}.fault.v3.HTTPFault"),
         extension(CORS, f"{_HTTP}.cors.v3.Cors"),
+        extension(SESSION, f"{_HTTP}.stateful_session.v3.StatefulSession"),
         extension("envoy.filters.http.router", f"{_HTTP}.router.v3.Router"),
     ]
 

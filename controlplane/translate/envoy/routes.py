@@ -22,6 +22,7 @@ from controlplane.l7.routes import (
     Redirect,
     Retries,
     Rewrite,
+    Session,
     Share,
     Target,
     Text,
@@ -45,6 +46,7 @@ from controlplane.translate.envoy.common import (
 
 FAULT: Final = "envoy.filters.http.fault"
 CORS: Final = "envoy.filters.http.cors"
+SESSION: Final = "envoy.filters.http.stateful_session"
 JWT_METADATA: Final = "envoy.filters.http.jwt_authn"
 JWT_PAYLOAD: Final = "payload"
 TrafficOf = Callable[[Target], Traffic]
@@ -248,6 +250,8 @@ def hash_policy(wanted: Hash) -> Json:
         cookie["path"] = wanted.cookie_path
     if wanted.cookie_ttl_s is not None:
         cookie["ttl"] = seconds(wanted.cookie_ttl_s)
+    if wanted.cookie_attributes:
+        cookie["attributes"] = [{"name": name, "value": value} for name, value in wanted.cookie_attributes]
     return {"cookie": cookie}
 
 
@@ -260,6 +264,9 @@ def _filters(each: HttpRoute) -> Json:
         found[FAULT] = typed("extensions.filters.http.fault.v3.HTTPFault", **_fault(each))
     if each.cors:
         found[CORS] = typed("extensions.filters.http.cors.v3.CorsPolicy", **_cors(each.cors))
+    if each.session:
+        kind = "extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute"
+        found[SESSION] = typed(kind, stateful_session={"session_state": _session(each.session)})
     return found | limits.per_route(each.limits)
 
 
@@ -275,6 +282,18 @@ def _fault(each: HttpRoute) -> Json:
             abort["http_status"] = each.abort.http_status
         fault["abort"] = abort
     return fault
+
+
+def _session(session: Session) -> Json:
+    if session.header:
+        kind = "extensions.http.stateful_session.header.v3.HeaderBasedSessionState"
+        return {"name": "envoy.http.stateful_session.header", "typed_config": {**typed(kind), "name": session.name}}
+    # Without a time it ends with the browser. Not for scripts: nothing there is meant for them.
+    cookie: Json = {"name": session.name, "path": "/", "attributes": [{"name": "HttpOnly"}]}
+    if session.ttl_s:
+        cookie["ttl"] = seconds(session.ttl_s)
+    kind = "extensions.http.stateful_session.cookie.v3.CookieBasedSessionState"
+    return extension("envoy.http.stateful_session.cookie", kind, cookie=cookie)
 
 
 def _cors(cors: Cors) -> Json:
