@@ -51,72 +51,7 @@ static void interrupt(int number)
 	interrupted = 1;
 }
 
-/* The first part of a request run is not counted: a tenth of it, but no more than a fixed time. */
-static uint64_t warm_up_ns(uint64_t whole_ns)
-{
-	uint64_t share = whole_ns / 100 * WARM_UP_PERCENT, most = WARM_UP_MOST_MS * 1000000ull;
-	return share < most ? share : most;
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static double cpu_s(void)
-{
-	double total = 0;
-	for (int who = RUSAGE_CHILDREN; who <= RUSAGE_SELF; who++) { /* -1, 0 */
-		struct rusage r;
-		getrusage(who, &r);
-		total += (double)(r.ru_utime.tv_sec + r.ru_stime.tv_sec) + (double)(r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 1e6;
-	}
-	return total;
-}
-
-/* --- histogram: log-linear, 64 steps per power of two, hence within 1.6 % ------------------------------------------ */
-
-enum { STEPS = 64, STEP_BITS = 6 };
-static uint64_t bins[64 * STEPS], samples, largest;
-static uint64_t total; /* operations, also those that were too early to have a latency */
-static double sum;
-
-static void record(uint64_t ns)
-{
-	if (!ns)
-		ns = 1;
-	int power = 63 - __builtin_clzll(ns);
-	uint64_t step = power >= STEP_BITS ? ns >> (power - STEP_BITS) : ns << (STEP_BITS - power);
-	bins[power * STEPS + (step & (STEPS - 1))]++;
-	samples++;
-	sum += (double)ns;
-	if (ns > largest)
-		largest = ns;
-}
-
-static double quantile_us(double q)
-{
-	uint64_t rank = (uint64_t)(q * (double)samples), seen = 0;
-	for (int i = 0; i < 64 * STEPS; i++) {
-		seen += bins[i];
-		if (seen > rank) {
-			double step = STEPS + i % STEPS, scale = (double)(1ull << (i / STEPS));
-			return step * scale / STEPS / 1e3;
-		}
-	}
-	return (double)largest / 1e3;
-}
-
-static void report(const char *what, double seconds, uint64_t bytes, uint64_t errors)
-{
-	printf("{\"case\":\"%s\",\"ops\":%lu,\"total\":%lu,\"bytes\":%lu,\"seconds\":%.4f,\"mean_us\":%.2f,\"p50_us\":%.2f,\"p90_us\":%.2f,"
-	       "\"p99_us\":%.2f,\"p999_us\":%.2f,\"max_us\":%.1f,\"errors\":%lu,\"cpu_s\":%.3f}\n",
-	       what, samples, total, bytes, seconds, samples ? sum / (double)samples / 1e3 : 0, quantile_us(.5), quantile_us(.9),
-	       quantile_us(.99), quantile_us(.999), (double)largest / 1e3, errors, cpu_s());
-	fflush(stdout);
-}
+#include "load_report.h"
 
 /* --- sockets ------------------------------------------------------------------------------------------------------- */
 
@@ -156,77 +91,7 @@ static void exactly(int fd, size_t size, bool writing)
 	}
 }
 
-/* --- server -------------------------------------------------------------------------------------------------------- */
-
-/* A connection's role is its first byte: 'S' sink, 'D' source (fills us with data), anything else echo. */
-static char role[MAX_FD];
-
-static void forget(int fd)
-{
-	role[fd] = 0;
-	close(fd);
-}
-
-static void accept_all(int listener)
-{
-	for (int fd; (fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0;) {
-		int on = 1;
-		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-		watch(fd, EPOLLIN, EPOLL_CTL_ADD);
-	}
-}
-
-static void echo(int fd, ssize_t size)
-{
-	for (ssize_t done = 0; done < size;) {
-		ssize_t n = write(fd, buffer + done, (size_t)(size - done));
-		if (n < 0 && errno == EAGAIN)
-			continue; /* the client reads what it asked for: the queue empties soon */
-		if (n < 0) {
-			forget(fd);
-			return;
-		}
-		done += n;
-	}
-}
-
-static void serve_one(int fd)
-{
-	if (role[fd] == 'D') {
-		if (write(fd, buffer, sizeof buffer) < 0 && errno != EAGAIN)
-			forget(fd);
-		return;
-	}
-	ssize_t n = read(fd, buffer, sizeof buffer);
-	if (n < 0 && errno == EAGAIN)
-		return;
-	if (n <= 0) {
-		forget(fd);
-		return;
-	}
-	if (!role[fd]) {
-		role[fd] = *buffer == 'S' || *buffer == 'D' ? *buffer : 'E';
-		if (role[fd] == 'D')
-			watch(fd, EPOLLOUT, EPOLL_CTL_MOD);
-	}
-	if (role[fd] == 'E')
-		echo(fd, n);
-}
-
-static void serve(int port)
-{
-	int listener = new_socket(SOCK_NONBLOCK), on = 1;
-	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-	if (bind(listener, (struct sockaddr *)&any, sizeof any) || listen(listener, 8192))
-		die("listen");
-	watch(listener, EPOLLIN, EPOLL_CTL_ADD);
-	for (struct epoll_event ready[BATCH];;) {
-		int n = epoll_wait(poller, ready, BATCH, -1);
-		for (int i = 0; i < n; i++)
-			ready[i].data.fd == listener ? accept_all(listener) : serve_one(ready[i].data.fd);
-	}
-}
+#include "load_serve.h"
 
 /* --- clients ------------------------------------------------------------------------------------------------------- */
 
