@@ -46,7 +46,7 @@ check: setup ## lint, types, unit tests: the quick round
 .PHONY: bench
 bench: root setup ## the data path beside its peers: CASE=... QUICK=1
 	@tools/setup.sh bench
-	@$(PY) -m bench; status=$$?; [ -n "$(CASE)" ] || .venv/bin/meshctl lab layer7 || status=1; exit $$status
+	@$(PY) -m bench; status=$$?; [ -n "$(CASE)$(QUICK)" ] || .venv/bin/meshctl lab layer7 || status=1; exit $$status
 
 .PHONY: gen
 gen: setup ## regenerates mesh/gen and ztunnel/crates/core/src/gen from proto/

@@ -94,7 +94,9 @@ observers() {
 # What only `make bench` needs. Without strace or valgrind it leaves out what they count and says so.
 bench() {
 	(install_missing strace valgrind) || true
-	case ",${CASE:-instructions}," in *,instructions,*) ;; *) return 0 ;; esac
+	local wanted=${CASE:-}
+	[ -n "$wanted${QUICK:-}" ] || wanted=instructions
+	case ",$wanted," in *,instructions,*) ;; *) return 0 ;; esac
 	command -v cargo >/dev/null || fail "cargo is not installed: Rust 1.88 or newer is needed (https://rustup.rs)"
 	cargo build --release --locked -q -p ztunnel-net --example instructions >build/bench.log 2>&1 || {
 		tail -n 20 build/bench.log >&2
