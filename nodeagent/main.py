@@ -178,7 +178,7 @@ class Agent:
             found = [(pod.member.uid, pod.member.ips) for pod in self.registry.pods]
             await asyncio.to_thread(self._capture.probing.begin, found)
             await self.hosts.adopt()
-            doors.callback(self._opener.close)
+            doors.callback(self._close_opener)
             doors.callback(self._judged)
             doors.push_async_callback(self._zds.stop)
             self._zds.start(self._settings.zds_socket, self._settings.tunnel_user)
@@ -201,6 +201,12 @@ class Agent:
             _log.info(log.STOPPING)
         if self._bug is not None:
             raise self._bug
+
+    def _close_opener(self) -> None:
+        """With workloads in the mesh their sockets' group stays: the next agent and tunnel know them by it."""
+        self._opener.close()
+        if not self.registry.pods and not self.hosts.snapshot():
+            self._opener.leave_no_group()
 
     def _describe_cluster(self) -> dict[str, Any] | None:
         return self._cluster.describe() if self._cluster else None

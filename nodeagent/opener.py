@@ -62,6 +62,13 @@ class Opener:
         with self._turn:
             self._end()
 
+    def leave_no_group(self) -> None:
+        """After `close`, on a node without workloads in the mesh: no socket is left that the group tells from a pod's.
+        Nothing when somebody else is in it; who needs it later makes it again."""
+        if self._group is not None:
+            with suppress(OSError):
+                self._group.rmdir()
+
     def _ask(self, netns_fd: int) -> list[int]:
         if self._child is None:
             self._child = _start(self._group)
@@ -110,6 +117,9 @@ def _disconnect(sock: socket.socket) -> None:
 
 
 def _start(group: Path | None) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Raises OSError. The group is made here too: an agent that ended late may have taken it away."""
+    if group is not None:
+        group.mkdir(parents=True, exist_ok=True)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, "-m", "nodeagent.opener", str(theirs.fileno()), str(group or "")]

@@ -138,9 +138,10 @@ class _Talk:
 
     async def _answer(self, asked: h11.Request) -> Answer:
         target = urlsplit(asked.target.decode("ascii"))
-        method, handler = self._routes.get(unquote(target.path), ("", _nobody))
-        if not method:
+        route = self._routes.get(unquote(target.path))
+        if route is None:
             return text("404: Not Found", HTTPStatus.NOT_FOUND)
+        method, handler = route
         if asked.method.decode() not in (method, "HEAD" if method == "GET" else method):
             return text("405: Method Not Allowed", HTTPStatus.METHOD_NOT_ALLOWED)
         pairs = parse_qsl(target.query, keep_blank_values=True)
@@ -163,7 +164,3 @@ class _Talk:
         events = (head, h11.Data(data=body), h11.EndOfMessage())
         self._writer.write(b"".join(self._wire.send(event) or b"" for event in events))
         await self._writer.drain()
-
-
-async def _nobody(_: Mapping[str, str]) -> Answer:
-    raise NotImplementedError

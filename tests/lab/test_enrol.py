@@ -62,7 +62,7 @@ class Node:
     def write(self, name, document):
         (self.layout.config / f"{name}.yaml").write_text(json.dumps({"apiVersion": "v1"} | document))
 
-    def start(self):
+    def start(self, **others):
         run = self.layout.run_dir("node1")
         settings = {
             "NODE_NAME": "node1",
@@ -77,7 +77,7 @@ class Node:
             "NODEMESH_CNI_CACHE_DIR": str(self.layout.node_dir("node1") / "cni"),
             "NODEMESH_BPF_DIR": str(self.layout.bpf_dir("node1")),
             "NODEMESH_CGROUP_ROOT": str(cgroups.of(self.netns)),
-        }
+        } | others
         command = [sys.executable, "-m", "nodeagent.main", "run"]
         self.agent = processes.start(self.layout, "nodeagent-node1", self.netns, command, settings)
         processes.wait_until("the agent's socket is there", self.answers, SOON_S)
@@ -317,6 +317,29 @@ def test_an_agent_that_is_asked_to_stop_leaves_the_rules_in(node, tunnel):
     node.end(signal.SIGTERM)
     assert pod.rules() == rules
     assert pod.call("DEL").status == 0, "DEL never fails"
+    node.start()
+
+
+def test_the_listeners_group_stays_while_a_pod_is_in_the_mesh_and_goes_with_the_last(node):
+    cgroups.create(node.netns)
+    group = cgroups.of(node.netns) / "listeners"
+    kept = {
+        "NODEMESH_LISTENERS_KEPT": "30s",
+        "NODEMESH_LISTENER_GROUP": str(group.relative_to(cgroups.mount())),
+    }
+    node.end()
+    node.start(**kept)
+    assert group.is_dir()
+    node.connect_tunnel()
+    pod = node.pod("web-1")
+    pod.add()
+    node.end(signal.SIGTERM)
+    assert group.is_dir(), "the next agent's tunnels know their sockets by it"
+    node.start(**kept)
+    assert pod.call("DEL").status == 0
+    assert node.states() == {}
+    node.end(signal.SIGTERM)
+    assert not group.exists()
     node.start()
 
 
