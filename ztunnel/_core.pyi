@@ -48,6 +48,14 @@ class Core:
         istio.security.Authorization). Returns (name, why) of each refused one, whose old version stays in force.
         Open connections are then judged again. Raises ValueError: `type_url` is neither of the two."""
 
+    def restore(
+        self, bundles: list[tuple[str, bytes]]
+    ) -> tuple[list[tuple[list[str], list[str]]], list[tuple[str, str, str]]]:
+        """Everything that an earlier life kept, as one snapshot. `bundles`: (type URL, serialized
+        DeltaDiscoveryResponse with that type's resources, packed by zlib); no resource is in two. Returns the names and
+        versions of each bundle, and (type URL, name, why) of each refused resource. Raises ValueError: one is damaged
+        or of another type; nothing has changed."""
+
     def enrol(
         self,
         uid: str,

@@ -8,6 +8,11 @@ from typing import Protocol
 
 from mesh.errors import LocalError, OperatorError
 
+Bundle = tuple[str, bytes]
+"""Type URL, and resources of that type as `lastgood` packs them."""
+Names = tuple[list[str], list[str]]
+"""Of the resources of one bundle, and their versions."""
+
 
 class Native(Protocol):
     """What this package uses of `ztunnel._core.Core`; see `_core.pyi` for the contracts."""
@@ -15,6 +20,7 @@ class Native(Protocol):
     def fileno(self) -> int: ...
     def take(self) -> list[tuple[str, str, str]]: ...
     def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]: ...
+    def restore(self, bundles: list[Bundle]) -> tuple[list[Names], list[tuple[str, str, str]]]: ...
     def enrol(
         self,
         uid: str,
@@ -52,6 +58,10 @@ class PodGone(Exception):
     """The pod's network namespace no longer exists: forget the pod."""
 
 
+class Damaged(Exception):
+    """What was kept cannot be read."""
+
+
 class Dataplane:
     """The core as asyncio sees it: what builds, binds or signs runs in a thread, the rest is quick and called directly.
 
@@ -68,6 +78,13 @@ class Dataplane:
             return await asyncio.to_thread(self.core.apply, type_url, upserts, removed)
         except ValueError as error:
             raise LocalError(f"the core does not know the type {type_url}") from error
+
+    async def restore(self, bundles: list[Bundle]) -> tuple[list[Names], list[tuple[str, str, str]]]:
+        """The names in each bundle; (type URL, name, why) of each refused resource. Raises Damaged: nothing changed."""
+        try:
+            return await asyncio.to_thread(self.core.restore, bundles)
+        except ValueError as error:
+            raise Damaged(str(error)) from None
 
     async def enrol(
         self,

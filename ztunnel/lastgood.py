@@ -2,29 +2,33 @@
 
 One file for all types, replaced as a whole: addresses without the policies of the same moment would widen access.
 Holds no certificates and no keys. What is in force is mirrored in memory packed, batch by batch as it came: some 30
-bytes for each resource beside its name, where the resource itself would be 400.
+bytes for each resource beside its name, where the resource itself would be 400. The file holds the same bundles, which
+the core unpacks: between a start and the first connection nothing is parsed here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from mesh import log
-from mesh.delta import AUTHORIZATION_TYPE, REFUSED, Batch, Refusal, Versioned
+from mesh.delta import AUTHORIZATION_TYPE, REFUSED, Batch, Refusal
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
+from ztunnel.dataplane import Bundle, Names
 
+PACKED: Final = "zlib"
+"""The version of an entry that is a bundle, without a name: of a file, whose entries were once the resources."""
 _FASTEST: Final = 1
 _TOGETHER: Final = 4096
+_SMALL: Final = 512
 _SLACK: Final = 10_000
 _log: Final = log.get("lastgood")
 Item = tuple[str, str, bytes]
@@ -73,27 +77,56 @@ class Pile:
         for name, *_ in items:
             self.drop(name)
             self.where[name] = number
-        self._bundles[number] = len(items), zlib.compress(message.SerializeToString(), _FASTEST)
+        self._bundles[number] = len(items), _pack(message)
         self._live[number] = len(items)
         self._packed += len(items)
 
     def _repack(self) -> None:
         fresh = Pile(self._type_url)
-        for part in self.parts():
+        for part in self._parts(dict(self.where), list(self._bundles)):
             fresh.put((each.name, each.version, each.resource.value) for each in part.resources)
         self.__dict__.update(fresh.__dict__)
 
-    def parts(self) -> Iterator[DeltaDiscoveryResponse]:
-        """What is in it now, a bundle at a time; also on another thread, while more is put."""
-        where, bundles = dict(self.where), list(self._bundles.items())
+    def adopt(self, bundle: bytes, names: list[str]) -> None:
+        """As `bundles` gave it; none of the names is here yet."""
+        number, self._next = self._next, self._next + 1
+        self.where.update(dict.fromkeys(names, number))
+        self._bundles[number] = len(names), bundle
+        self._live[number] = len(names)
+        self._packed += len(names)
+
+    def bundles(self) -> Iterator[bytes]:
+        """What is in it now, nothing outdated and few; also on another thread, while more is put."""
+        all_of = self._bundles.items()
+        whole = {number: bundle for number, (count, bundle) in all_of if self._live[number] == count >= _SMALL}
+        rest = self._parts(dict(self.where), [number for number in self._bundles if number not in whole])
+        return chain(whole.values(), map(_pack, _joined(rest)))
+
+    def _parts(self, where: dict[str, int], numbers: Iterable[int]) -> Iterator[DeltaDiscoveryResponse]:
+        chosen = [(number, self._bundles[number][1]) for number in numbers]
 
         def unpacked() -> Iterator[DeltaDiscoveryResponse]:
-            for number, (_, bundle) in bundles:
+            for number, bundle in chosen:
                 message = DeltaDiscoveryResponse.FromString(zlib.decompress(bundle))
                 newest = [each for each in message.resources if where.get(each.name) == number]
                 yield DeltaDiscoveryResponse(resources=newest)
 
         return unpacked()
+
+
+def _joined(parts: Iterable[DeltaDiscoveryResponse]) -> Iterator[DeltaDiscoveryResponse]:
+    together = DeltaDiscoveryResponse()
+    for part in parts:
+        together.MergeFrom(part)
+        if len(together.resources) >= _TOGETHER:
+            yield together
+            together = DeltaDiscoveryResponse()
+    if together.resources:
+        yield together
+
+
+def _pack(message: DeltaDiscoveryResponse) -> bytes:
+    return zlib.compress(message.SerializeToString(), _FASTEST)
 
 
 class LastGood:
@@ -105,37 +138,34 @@ class LastGood:
         self._piles: dict[str, Pile] = {}
         self._refused: set[str] = set()
         """Policies that are kept only because they were refused."""
-        self._loaded: Mapping[str, dict[str, Versioned]] = {}
-        self._packing = threading.Lock()
         self._changed = asyncio.Event()
 
-    def load(self) -> Mapping[str, dict[str, Versioned]]:
-        """By type URL and name; empty when nothing usable is there. Raises OperatorError: it cannot be read."""
+    def load(self) -> list[Bundle]:
+        """Empty when nothing usable is there. Raises OperatorError: it cannot be read."""
         stored = DeltaDiscoveryResponse()
         try:
             stored.ParseFromString(self._path.read_bytes())
         except FileNotFoundError:
-            return {}
+            return []
         except OSError as error:
             raise OperatorError(f"{self._path}: {error.strerror}", where="NODEMESH_STATE_DIR") from None
         except DecodeError:
-            _log.warning("stored configuration is damaged and not used", path=str(self._path))
-            return {}
-        found: dict[str, dict[str, Versioned]] = {}
-        for entry in stored.resources:
-            item = Versioned(entry.version, entry.resource.type_url, entry.resource.value)
-            found.setdefault(item.type_url, {})[entry.name] = item
-        policies = found.get(AUTHORIZATION_TYPE, {})
-        self._refused = {name for name, item in policies.items() if item.version == REFUSED}
-        self._loaded = found
-        return found
+            self.damaged("not a message of this type")
+            return []
+        if any(entry.name for entry in stored.resources):
+            return _of_old(stored)
+        return [(entry.resource.type_url, entry.resource.value) for entry in stored.resources]
 
-    def _pack_loaded(self) -> None:
-        """Not before somebody needs it: a start has better things to do first. From any thread."""
-        with self._packing:
-            loaded, self._loaded = self._loaded, {}
-            for url, items in loaded.items():
-                self._pile(url).put((name, item.version, item.data) for name, item in items.items())
+    def damaged(self, why: str) -> None:
+        _log.warning("stored configuration is damaged and not used", path=str(self._path), why=why)
+
+    def adopt(self, bundles: Sequence[Bundle], names: Sequence[Names]) -> None:
+        """What `load` gave is in force."""
+        for (url, packed), (its_names, versions) in zip(bundles, names, strict=True):
+            self._pile(url).adopt(packed, its_names)
+            if url == AUTHORIZATION_TYPE:
+                of = zip(its_names, versions, strict=True)
+                self._refused.update(name for name, version in of if version == REFUSED)
 
     def _pile(self, type_url: str) -> Pile:
         return self._piles.setdefault(type_url, Pile(type_url))
@@ -145,7 +175,6 @@ class LastGood:
 
         A refused policy without an older version is kept as well, as `REFUSED`: what it closed stays closed.
         """
-        self._pack_loaded()
         pile, kept_out = self._pile(batch.type_url), {name for name, _ in refused}
         for name in batch.removed:
             pile.drop(name)
@@ -167,7 +196,6 @@ class LastGood:
 
     async def run(self) -> None:
         """Writes for ever; what waits when it is cancelled is written by `flush`."""
-        await asyncio.to_thread(self._pack_loaded)
         while True:
             await self._changed.wait()
             await asyncio.sleep(self._debounce_s)
@@ -176,17 +204,32 @@ class LastGood:
     async def flush(self) -> None:
         if self._changed.is_set():
             self._changed.clear()
-            self._pack_loaded()
-            await asyncio.to_thread(self._write, [pile.parts() for pile in self._piles.values()])
+            await asyncio.to_thread(self._write, [(url, pile.bundles()) for url, pile in self._piles.items()])
 
-    def _write(self, piles: list[Iterator[DeltaDiscoveryResponse]]) -> None:
+    def _write(self, piles: list[tuple[str, Iterator[bytes]]]) -> None:
         """A disk that fails costs the next start its head start, nothing else."""
-        parts = (part.SerializeToString() for pile in piles for part in pile)
+        parts = (_entry(url, bundle) for url, bundles in piles for bundle in bundles)
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self._path, parts)
         except OSError as error:
             _log.warning("configuration not stored", path=str(self._path), why=error.strerror)
+
+
+def _entry(type_url: str, bundle: bytes) -> bytes:
+    message = DeltaDiscoveryResponse()
+    entry = message.resources.add(version=PACKED)
+    entry.resource.type_url, entry.resource.value = type_url, bundle
+    return message.SerializeToString()
+
+
+def _of_old(stored: DeltaDiscoveryResponse) -> list[Bundle]:
+    piles: dict[str, Pile] = {}
+    for url in {entry.resource.type_url for entry in stored.resources}:
+        pile = piles.setdefault(url, Pile(url))
+        its = (each for each in stored.resources if each.resource.type_url == url)
+        pile.put((each.name, each.version, each.resource.value) for each in its)
+    return [(url, bundle) for url, pile in piles.items() for bundle in pile.bundles()]
 
 
 def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:

@@ -21,7 +21,7 @@ from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, REFUSED, Batch, Subscri
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
 from ztunnel.channel import call_metadata, open_channel
-from ztunnel.dataplane import Dataplane
+from ztunnel.dataplane import Damaged, Dataplane
 from ztunnel.lastgood import LastGood
 from ztunnel.metrics import Metrics
 from ztunnel.settings import Settings
@@ -33,6 +33,7 @@ _REFUSED_US: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSIO
 # What gRPC says of a call that ended while it was written to: it forgets why. The next one is not written to at once.
 _LOST: Final = "Internal error from Core"
 _ANSWER_S: Final = 0.5
+_IDLE, _CONNECTING = grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING
 _NORMAL: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 _log = log.get("xds")
@@ -76,18 +77,25 @@ class XdsClient:
         A policy that it no longer takes would be missing, so then nothing counts as in force yet; one that it never
         took closes what it closed before.
         """
-        stored = self._store.load() if self._store else {}
-        held: dict[str, dict[str, str]] = {}
+        bundles = self._store.load() if self._store else []
+        if not self._store or not bundles:
+            return
+        try:
+            names, refused = await self._dataplane.restore(bundles)
+        except Damaged as error:
+            self._store.damaged(str(error))
+            return
+        self._store.adopt(bundles, names)
+        held: dict[str, dict[str, str]] = {url: {} for url in TYPES}
+        for (url, _), (of, versions) in zip(bundles, names, strict=True):
+            held[url].update(zip(of, versions, strict=True))
         missing = False
-        for url in TYPES:
-            items = stored.get(url, {})
-            refused = dict(await self._dataplane.apply(url, [(name, item.data) for name, item in items.items()], []))
-            for name, why in refused.items():
-                _log.warning(log.CONFIG_REFUSED, type_url=url, name=name, why=why)
-            missing |= url == AUTHORIZATION_TYPE and any(items[name].version != REFUSED for name in refused)
-            held[url] = {name: REFUSED if name in refused else item.version for name, item in items.items()}
+        for url, name, why in refused:
+            _log.warning(log.CONFIG_REFUSED, type_url=url, name=name, why=why)
+            missing |= url == AUTHORIZATION_TYPE and held[url][name] != REFUSED
+            held[url][name] = REFUSED
         self._subscriber = Subscriber(make_node(self._settings), TYPES, held)
-        if stored and not missing:
+        if not missing:
             self.in_force.set()
             _log.info("last good configuration restored", resources=self.resources())
 
@@ -150,7 +158,9 @@ class XdsClient:
             call = method(metadata=metadata)
             if self._unheard:
                 await _ended(call)
-            for request in [] if call.done() else self._subscriber.start():
+            # With 100,000 resources held the first words are megabytes: not for nobody.
+            reached = not call.done() and await _reached(channel)
+            for request in self._subscriber.start() if reached else []:
                 await send(call, request)
             async for response in call:
                 self._heard(response)
@@ -204,6 +214,13 @@ async def _ended(call: Any) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(_ANSWER_S):
             await call.code()
+
+
+async def _reached(channel: grpc.aio.Channel) -> bool:
+    """Whether somebody is there; if not, the call says why."""
+    while (state := channel.get_state(try_to_connect=True)) in (_IDLE, _CONNECTING):
+        await channel.wait_for_state_change(state)
+    return state is grpc.ChannelConnectivity.READY
 
 
 async def send(call: Any, request: DeltaDiscoveryRequest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from typing import Any
 
 from cryptography import x509
@@ -14,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.gen.authorization_pb2 import Authorization
 from mesh.gen.workload_pb2 import Address
+from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
 from mesh.ids import SpiffeId
 
 MESSAGES: dict[str, type[Message]] = {ADDRESS_TYPE: Address, AUTHORIZATION_TYPE: Authorization}
@@ -107,6 +109,24 @@ class FakeCore:
             else:
                 table[name] = data
         return refused
+
+    def restore(
+        self, bundles: list[tuple[str, bytes]]
+    ) -> tuple[list[tuple[list[str], list[str]]], list[tuple[str, str, str]]]:
+        found = []
+        for url, packed in bundles:
+            try:
+                found.append((url, DeltaDiscoveryResponse.FromString(zlib.decompress(packed)).resources))
+            except (zlib.error, DecodeError) as error:
+                raise ValueError(str(error)) from None
+        if any(url not in MESSAGES for url, _ in bundles):
+            raise ValueError("unknown type")
+        names, refused = [], []
+        for url, resources in found:
+            names.append(([each.name for each in resources], [each.version for each in resources]))
+            said = self.apply(url, [(each.name, each.resource.value) for each in resources], [])
+            refused += [(url, name, why) for name, why in said]
+        return names, refused
 
     def enrol(
         self,

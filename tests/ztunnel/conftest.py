@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 
 import pytest
 
+from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
 from tests.fakes.core import FakeCore, NamespaceGone
 from tests.ztunnel.authority import Authority, pem
 from ztunnel.dataplane import Dataplane
+from ztunnel.lastgood import LastGood
 from ztunnel.settings import Settings
 
 
@@ -61,3 +64,17 @@ def settings_for(environment):
         return Settings.read(environment | {"XDS_ADDRESS": address, "CA_ADDRESS": address} | more)
 
     return settings
+
+
+def resources(bundle):
+    return DeltaDiscoveryResponse.FromString(zlib.decompress(bundle)).resources
+
+
+def kept(directory):
+    """By type and name: the version and the data."""
+    found = {}
+    for url, bundle in LastGood(directory).load():
+        for each in resources(bundle):
+            assert each.name not in found.setdefault(url, {})
+            found[url][each.name] = each.version, each.resource.value
+    return found

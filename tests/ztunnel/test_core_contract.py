@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import zlib
 
 import pytest
 from cryptography import x509
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
 from mesh.gen.workload_pb2 import Address, Workload
+from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
 from tests.fakes import core as fakes
 from tests.ztunnel.authority import Authority, pem
 
@@ -52,6 +54,29 @@ def test_resources_are_taken_or_refused_by_name(core):
     assert core.apply(AUTHORIZATION_TYPE, [], []) == []
     with pytest.raises(ValueError, match=r"."):
         core.apply("type/T", [], [])
+
+
+def bundle(**resources):
+    message = DeltaDiscoveryResponse()
+    for name, data in resources.items():
+        message.resources.add(name=name, version=f"of {name}").resource.value = data
+    return zlib.compress(message.SerializeToString())
+
+
+def test_what_was_kept_is_taken_at_once_and_told_by_bundle(core):
+    good, bad = (ADDRESS_TYPE, bundle(web=ADDRESS)), (ADDRESS_TYPE, bundle(bad=b"\xff\xff"))
+    names, refused = core.restore([(AUTHORIZATION_TYPE, bundle()), bad, good])
+    assert [tuple(map(list, each)) for each in names] == [([], []), (["bad"], ["of bad"]), (["web"], ["of web"])]
+    assert [each[:2] for each in refused] == [(ADDRESS_TYPE, "bad")]
+    assert core.restore([]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "damaged", [(ADDRESS_TYPE, b""), (ADDRESS_TYPE, bundle(web=ADDRESS)[:-3]), ("type/T", bundle())]
+)
+def test_of_what_was_kept_and_is_damaged_nothing_is_taken(core, damaged):
+    with pytest.raises(ValueError, match=r"."):
+        core.restore([(ADDRESS_TYPE, bundle(web=ADDRESS)), damaged])
 
 
 def test_a_key_is_asked_for_with_a_request_that_names_the_identity_and_nothing_else(core):

@@ -5,7 +5,9 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.delta import ADDRESS_TYPE, Batch
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Batch
+from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
+from tests.ztunnel.conftest import kept, resources
 from ztunnel.lastgood import LastGood, Pile
 
 names = st.sampled_from("abcdefgh")
@@ -14,7 +16,17 @@ steps = st.lists(st.one_of(st.dictionaries(names, states, min_size=1), names), m
 
 
 def content(pile):
-    return {each.name: (each.version, each.resource.value) for part in pile.parts() for each in part.resources}
+    found = [(each.name, (each.version, each.resource.value)) for part in pile.bundles() for each in resources(part)]
+    assert len(found) == len(dict(found)), "nothing is in two bundles"
+    return dict(found)
+
+
+def restored(directory):
+    """A tunnel's second life, as far as this file goes."""
+    store = LastGood(directory)
+    bundles = store.load()
+    store.adopt(bundles, [([e.name for e in resources(b)], [e.version for e in resources(b)]) for _, b in bundles])
+    return store
 
 
 @settings(deadline=None)
@@ -35,9 +47,9 @@ def test_a_pile_holds_what_a_mapping_would(steps):
 def test_what_is_put_while_a_pile_is_written_is_not_mixed_in():
     pile = Pile(ADDRESS_TYPE)
     pile.put([("a", "1", b"old")])
-    parts = pile.parts()
+    parts = pile.bundles()
     pile.put([("a", "2", b"new"), ("b", "1", b"")])
-    assert [each.version for part in parts for each in part.resources] == ["1"]
+    assert [each.version for part in parts for each in resources(part)] == ["1"]
 
 
 def test_a_thousand_changes_of_a_thousand_resources_do_not_pile_up():
@@ -61,15 +73,36 @@ def test_ten_thousand_resources_are_read_back(tmp_path):
         await store.flush()
 
     async def written_again():
-        store = LastGood(tmp_path)
-        store.load()
+        store = restored(tmp_path)
         store.record(Batch(ADDRESS_TYPE, "3", [("n-2", "3", b"z")], []), [])
         store.changed()
         await store.flush()
 
     asyncio.run(written())
     asyncio.run(written_again())
-    found = LastGood(tmp_path).load()[ADDRESS_TYPE]
-    assert found["n-2"].version == "3"
+    found = kept(tmp_path)[ADDRESS_TYPE]
     assert len(found) == 9_999
-    assert (found["n-0"].version, found["n-0"].data) == ("2", b"y")
+    assert (found["n-0"], found["n-2"]) == (("2", b"y"), ("3", b"z"))
+
+
+def test_bundles_are_written_as_they_are_and_few(tmp_path):
+    pile = Pile(ADDRESS_TYPE)
+    pile.put((f"n-{n}", "1", b"") for n in range(9000))
+    whole = list(pile.bundles())
+    for n in range(0, 1000, 10):
+        pile.put([(f"n-{n}", "2", b"")])
+    now = list(pile.bundles())
+    assert len(now) == 3, "what is outdated in a bundle, and all small ones, are packed anew"
+    assert now[:2] == whole[1:]
+
+
+def test_what_an_older_tunnel_kept_is_read_too(tmp_path):
+    old = DeltaDiscoveryResponse()
+    for name, url in [("web", ADDRESS_TYPE), ("deny", AUTHORIZATION_TYPE), ("api", ADDRESS_TYPE)]:
+        entry = old.resources.add(name=name, version="7")
+        entry.resource.type_url, entry.resource.value = url, name.encode()
+    (tmp_path / "ztunnel-resources.binpb").write_bytes(old.SerializeToString())
+    assert kept(tmp_path) == {
+        ADDRESS_TYPE: {"web": ("7", b"web"), "api": ("7", b"api")},
+        AUTHORIZATION_TYPE: {"deny": ("7", b"deny")},
+    }

@@ -11,7 +11,7 @@ from mesh.gen import xds_pb2_grpc
 from mesh.gen.authorization_pb2 import Authorization
 from mesh.gen.workload_pb2 import Address, Workload
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
-from tests.ztunnel.conftest import until
+from tests.ztunnel.conftest import kept, until
 from tests.ztunnel.control_plane import ControlPlane, listening
 from ztunnel.channel import open_channel
 from ztunnel.identity import CaClient
@@ -223,10 +223,10 @@ def test_what_is_not_yet_complete_is_not_stored(make, core, tmp_path):
         client = make(1, store)
         await client.take(_response(ADDRESS_TYPE, web=WEB))
         await store.flush()
-        assert LastGood(tmp_path).load() == {}, "addresses without their policies would widen access"
+        assert kept(tmp_path) == {}, "addresses without their policies would widen access"
         await client.take(_response(AUTHORIZATION_TYPE, deny=DENY))
         await store.flush()
-        assert LastGood(tmp_path).load().keys() == {ADDRESS_TYPE, AUTHORIZATION_TYPE}
+        assert kept(tmp_path).keys() == {ADDRESS_TYPE, AUTHORIZATION_TYPE}
 
     asyncio.run(main())
 
@@ -267,11 +267,7 @@ def test_a_policy_that_was_refused_is_refused_again_after_a_restart_and_the_rest
         await client.take(_response(AUTHORIZATION_TYPE, deny=DENY))
         await client.take(_response(AUTHORIZATION_TYPE, bad=GARBAGE, deny=GARBAGE))
         await store.flush()
-        stored = LastGood(tmp_path).load()[AUTHORIZATION_TYPE]
-        assert {name: (of.version, of.data) for name, of in stored.items()} == {
-            "deny": ("1", DENY),
-            "bad": ("", GARBAGE),
-        }
+        assert kept(tmp_path)[AUTHORIZATION_TYPE] == {"deny": ("1", DENY), "bad": ("", GARBAGE)}
         again = make(1, LastGood(tmp_path))
         await again.restore()
         assert again.in_force.is_set()

@@ -8,16 +8,18 @@ mod decode;
 mod decode_policy;
 mod endpoints;
 mod index;
+mod kept;
 mod model;
 mod share;
 mod tree;
 
 pub use endpoints::{Endpoint, Lane, Shape, Stretch};
+pub use kept::{Kept, Names};
 pub use model::*;
 
 use bytes::Bytes;
-use decode::{Address, Unusable};
 use index::Index;
+use kept::Decoded;
 use share::Pool;
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -76,35 +78,40 @@ impl Tables {
         }
         let (mut refused, mut pool) = (Vec::new(), Pool::default());
         for (name, bytes) in upserts {
-            if let Err(why) = next.upsert(kind, name, bytes, &mut pool) {
-                if kind == Kind::Authorization {
-                    let closes = decode_policy::refused(bytes, &why);
-                    next.index.refuse_policy(name, closes);
+            let decoded = Decoded::of(kind, name, bytes, &mut pool);
+            refused.extend(next.take(name, decoded).map(|why| (name.clone(), why)));
+        }
+        (next, refused)
+    }
+
+    /// The same for what was kept and decoded already; says of each refused one of which kind it was. In any order.
+    pub fn with_kept(
+        &self,
+        kept: impl Iterator<Item = Kept>,
+    ) -> (Self, Vec<(Kind, String, String)>) {
+        let (mut next, mut refused) = (self.clone(), Vec::new());
+        for part in kept {
+            for (name, decoded) in part.resources {
+                if let Some(why) = next.take(&name, decoded) {
+                    refused.push((part.kind, name, why));
                 }
-                refused.push((name.clone(), why.to_string()));
             }
         }
         (next, refused)
     }
 
-    fn upsert(
-        &mut self,
-        kind: Kind,
-        name: &str,
-        bytes: &Bytes,
-        pool: &mut Pool,
-    ) -> Result<(), Unusable> {
-        match kind {
-            Kind::Address => {
-                let mut address = decode::address(name, bytes)?;
-                if let Address::Workload(workload) = &mut address {
-                    pool.share(workload);
-                }
-                self.index.put_address(address);
+    /// Why not; `None`: it is in.
+    fn take(&mut self, name: &str, decoded: Decoded) -> Option<String> {
+        match decoded {
+            Decoded::Address(address) => self.index.put_address(address),
+            Decoded::Policy(policy) => self.index.put_policy(policy),
+            Decoded::BadAddress(why) => return Some(why.to_string()),
+            Decoded::BadPolicy(why, closes) => {
+                self.index.refuse_policy(name, closes);
+                return Some(why.to_string());
             }
-            Kind::Authorization => self.index.put_policy(decode_policy::policy(name, bytes)?),
         }
-        Ok(())
+        None
     }
 
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {

@@ -10,6 +10,7 @@ use crate::drain;
 use crate::handshakes::{Allowed, Handshakes};
 use crate::hits::Hits;
 use crate::identity::Identities;
+use crate::kept::{self, Restored};
 use crate::log::{Level, Line, Log};
 use crate::mailbox::Mailbox;
 use crate::meter::{MOST_SERIES, Totals, TurnedAway};
@@ -123,6 +124,19 @@ impl Dataplane {
     ) -> Vec<(String, String)> {
         let one_writer = lock(&self.one_writer);
         let (next, refused) = self.shared.tables.load().with(kind, upserts, removed);
+        self.put_into_force(next, one_writer);
+        refused
+    }
+
+    /// What an earlier life kept. Err: a bundle is damaged, and nothing has changed.
+    pub fn restore(&self, bundles: &[(Kind, &[u8])]) -> Result<Restored, String> {
+        let one_writer = lock(&self.one_writer);
+        let (next, restored) = kept::read(&self.shared.tables.load(), bundles)?;
+        self.put_into_force(next, one_writer);
+        Ok(restored)
+    }
+
+    fn put_into_force(&self, next: Tables, one_writer: MutexGuard<'_, ()>) {
         // A worker asks for a certificate as soon as it sees a record: by then its identity must be known to be here.
         self.learn_identities(&mut lock(&self.pods), &next);
         self.shared.tables.store(Arc::new(next));
@@ -131,7 +145,6 @@ impl Dataplane {
         drop(one_writer);
         // Again, for a pod that came in between and knew the old tables only.
         self.learn_identities(&mut lock(&self.pods), &self.shared.tables.load());
-        refused
     }
 
     /// See door 4. Returns when the listeners listen.

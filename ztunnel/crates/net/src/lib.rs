@@ -19,6 +19,7 @@ pub mod handshakes;
 pub mod hits;
 pub mod identity;
 pub mod inbound;
+pub mod kept;
 mod key;
 pub mod labels;
 pub mod log;

@@ -26,6 +26,12 @@ create_exception!(ztunnel._core, AddressTaken, PyException);
 const LONGEST_DRAIN_S: f64 = 86_400.0;
 const LONGEST_PROFILE_S: f64 = 600.0;
 
+/// Of each bundle its names and versions; (type URL, name, why) of each refused resource.
+type Kept = (
+    Vec<(Vec<String>, Vec<String>)>,
+    Vec<(&'static str, String, String)>,
+);
+
 /// `None` after `close()`.
 #[pyclass(frozen, module = "ztunnel._core")]
 struct Core(RwLock<Option<Dataplane>>);
@@ -90,6 +96,26 @@ impl Core {
             .map(|(name, bytes)| (name, bytes.to_vec().into()))
             .collect();
         self.with(py, |core| Ok(core.apply(kind, &upserts, &removed)))
+    }
+
+    fn restore(&self, py: Python<'_>, bundles: Vec<(String, PyBackedBytes)>) -> PyResult<Kept> {
+        let kinds = bundles.iter().map(|(url, _)| kind_of(url));
+        let kinds = kinds.collect::<PyResult<Vec<_>>>()?;
+        let packed: Vec<_> = kinds
+            .into_iter()
+            .zip(bundles.iter().map(|(_, packed)| &packed[..]))
+            .collect();
+        let restored = self.with(py, |core| {
+            core.restore(&packed).map_err(PyValueError::new_err)
+        })?;
+        let names = restored.names.into_iter().map(|of| of.into_iter().unzip());
+        let refused = restored.refused.into_iter();
+        Ok((
+            names.collect(),
+            refused
+                .map(|(kind, name, why)| (url_of(kind), name, why))
+                .collect(),
+        ))
     }
 
     #[pyo3(signature = (uid, name, namespace, service_account, netns_fd, search=Vec::new(), addresses=Vec::new(), inherited=None))]
@@ -305,10 +331,20 @@ fn copies(descriptors: Vec<RawFd>) -> PyResult<Vec<OwnedFd>> {
     descriptors.into_iter().map(copy).collect()
 }
 
+const ADDRESS_URL: &str = "type.googleapis.com/istio.workload.Address";
+const AUTHORIZATION_URL: &str = "type.googleapis.com/istio.security.Authorization";
+
+fn url_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Address => ADDRESS_URL,
+        Kind::Authorization => AUTHORIZATION_URL,
+    }
+}
+
 fn kind_of(type_url: &str) -> PyResult<Kind> {
     match type_url {
-        "type.googleapis.com/istio.workload.Address" => Ok(Kind::Address),
-        "type.googleapis.com/istio.security.Authorization" => Ok(Kind::Authorization),
+        ADDRESS_URL => Ok(Kind::Address),
+        AUTHORIZATION_URL => Ok(Kind::Authorization),
         other => Err(PyValueError::new_err(format!(
             "{other:?} is no type of resource that the core takes"
         ))),
