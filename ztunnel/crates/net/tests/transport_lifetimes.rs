@@ -19,7 +19,7 @@ fn trust(bundles: serde_json::Value) -> Vec<u8> {
 
 /// Runs until the application's connection ends; the test's own patience is not its meaning.
 async fn ends(app: &mut tokio::net::TcpStream) {
-    let waited = tokio::time::timeout(Duration::from_secs(20), app.read(&mut [0; 64])).await;
+    let waited = tokio::time::timeout(Duration::from_secs(60), app.read(&mut [0; 64])).await;
     match waited.expect("it ends") {
         Ok(0) | Err(_) => {}
         Ok(read) => panic!("{read} bytes instead of the end"),
@@ -34,7 +34,7 @@ fn open_streams_end_with_the_certificate_of_either_side() {
             let with = |identity: &str| {
                 ca.identities_with(identity, |params| {
                     if identity == short {
-                        params.not_after = OffsetDateTime::now_utc() + time::Duration::seconds(2);
+                        params.not_after = OffsetDateTime::now_utc() + time::Duration::seconds(5);
                     }
                 })
                 .expect("an orderly certificate")
