@@ -113,7 +113,7 @@ def test_the_control_plane_may_go_away(mall):
         mall.mesh.start_controlplane()
     wait_until("everybody is back", lambda: nodes(mall) >= everybody, Backoff().cap_s + 60)
     mall.apply(routes("- directResponse: {status: 418}"))
-    assert mall.ask("/").status == 418
+    mall.until(lambda: mall.ask("/").status == 418)
 
 
 def test_an_invalid_document_is_refused_and_traffic_goes_on(mall):
