@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,21 @@ def process_cpu_s(pid: int) -> float:
     own = time.clock_gettime((~pid << 3) | 2)
     with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
         fields = stat.read().rsplit(")", 1)[1].split()
-    return own + (int(fields[13]) + int(fields[14])) * TICK_S + sum(process_cpu_s(child) for child in _children(pid))
+    return own + (int(fields[13]) + int(fields[14])) * TICK_S + sum(map(_child_cpu_s, _children(pid)))
+
+
+def _child_cpu_s(pid: int) -> float:
+    """Nothing of one that has ended meanwhile: its parent's counters have it from then on."""
+    with suppress(OSError):
+        return process_cpu_s(pid)
+    return 0.0
 
 
 def _children(pid: int) -> list[int]:
     found: list[int] = []
     for thread in os.listdir(f"/proc/{pid}/task"):
-        found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+        with suppress(OSError):  # it has ended meanwhile
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
     return found
 
 

@@ -23,7 +23,7 @@ TRAFFIC = BY_NAME["request-open-1000"]
 """An open loop: a stall shows in every request that was due in it."""
 IDLE_S, LONGEST_S = 3.0, 60.0
 READ_S, CONNECT_S = 180.0, 40.0
-LOOK_S, IDLE_SHARE = 0.5, 0.1
+LOOK_S, IDLE_SHARE = 0.5, 0.4
 ADDRESS = "type.googleapis.com/istio.workload.Address"
 CUT = """
 table inet bench {
