@@ -6,8 +6,6 @@ nothing is written twice. Other people's conditions stay.
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -20,8 +18,8 @@ from kube.client import Client, Patch
 from kube.errors import Conflict, NotFound
 from kube.objects import Object
 from kube.objects import Resource as Kind
+from kube.reconcile import Reconciler
 from mesh import log
-from mesh.backoff import Backoff
 from mesh.errors import MeshError
 
 OWNER: Final = "nodemesh-controlplane"
@@ -52,23 +50,19 @@ class Statuses:
         judge: Callable[[], Judge],
     ) -> None:
         self._client, self._source, self._told, self._judge = client, source, told, judge
-        self._dirty = asyncio.Event()
-        self._backoff = Backoff(0.5, 30.0)
+        self._reconciler = Reconciler(self._write_all, 0.5)
         self._written: dict[str, tuple[str, str]] = {}
 
+    @property
+    def settled(self) -> bool:
+        return self._reconciler.settled
+
     def touch(self) -> None:
-        self._dirty.set()
+        self._reconciler.touch()
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            if await self._write_all():
-                self._backoff.worked()
-            else:
-                await asyncio.sleep(self._backoff.failed() * (0.5 + random.random() / 2))
-                self._dirty.set()
+        await self._reconciler.run()
 
     async def _write_all(self) -> bool:
         done, written, judge = True, {}, self._judge()

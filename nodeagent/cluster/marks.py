@@ -7,7 +7,6 @@ lost over a restart of ours or of the API server. istiod, and our control plane,
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -17,8 +16,8 @@ from typing import Any, Final
 from kube.client import Client, Patch
 from kube.errors import NotFound
 from kube.objects import EVENTS, PODS, Key, Pod
+from kube.reconcile import Reconciler
 from mesh import log
-from mesh.backoff import Backoff
 from mesh.errors import MeshError
 
 ANNOTATION: Final = "ambient.istio.io/redirection"
@@ -57,25 +56,17 @@ class Marks:
         wanted: Callable[[], Mapping[Key, Mark | None]],
     ) -> None:
         self._client, self._node, self._pods, self._wanted = client, node, pods, wanted
-        self._dirty = asyncio.Event()
-        self._backoff = Backoff(0.2, 30.0)
+        self._reconciler = Reconciler(self._write_all, 0.2)
         self._said: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def touch(self) -> None:
         """A pod, or what should be on it, may have changed."""
-        self._dirty.set()
+        self._reconciler.touch()
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            if await self._write_all():
-                self._backoff.worked()
-            else:
-                await asyncio.sleep(self._backoff.failed() * (0.5 + random.random() / 2))
-                self._dirty.set()
+        await self._reconciler.run()
 
     async def _write_all(self) -> bool:
         """Whether nothing is left to do. One at a time: a node has few pods, and the server many nodes."""

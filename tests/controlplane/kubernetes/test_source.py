@@ -239,7 +239,7 @@ def test_conditions_and_roots_are_written_and_stay(tmp_path):
             assert pem.encode() == authority.root_pem
             version = api.store.version
             made.statuses.touch()
-            await until(lambda: not made.statuses._dirty.is_set())
+            await until(lambda: made.statuses.settled)
             assert api.store.version == version, "what stands there already is not written again"
         await made.stop()
 
