@@ -73,14 +73,20 @@ class Runtime:
     def __init__(self, layout: Layout, node: str) -> None:
         self._node_netns = layout.node_netns(node)
         self._dir = layout.node_dir(node) / "cni"
+        self._installed = layout.node_dir(node) / "plugins"
         self._lab = layout.name
 
-    def install(self, number: int, agent_run_dir: Path) -> None:
-        """Writes the conflist: the real ptp and host-local, then ours."""
+    def install(self, number: int, agent_run_dir: Path | None) -> None:
+        """Writes the conflist: the real ptp and host-local, then ours, if its agent is named."""
         self._dir.mkdir(parents=True, exist_ok=True)
-        plugins = [primary(number, self._dir / "ipam"), ours(agent_run_dir)]
+        plugins = [primary(number, self._dir / "ipam"), *([ours(agent_run_dir)] if agent_run_dir else [])]
         conflist = {"cniVersion": VERSION, "name": NAME, "plugins": plugins}
         self._conflist.write_text(json.dumps(conflist, indent=1))
+
+    @property
+    def types(self) -> list[str]:
+        """Of the plugins on the list, in their order."""
+        return [str(plugin["type"]) for plugin in json.loads(self._conflist.read_text())["plugins"]]
 
     @property
     def _conflist(self) -> Path:
@@ -122,7 +128,7 @@ class Runtime:
         """The list on disk, for a pod of one family without what concerns the other."""
         plugins = json.loads(self._conflist.read_text())["plugins"]
         assert isinstance(plugins, list)
-        for ipam in (plugin["ipam"] for plugin in plugins if "ipam" in plugin):
+        for ipam in (plugin["ipam"] for plugin in plugins if plugin.get("ipam")):
             ipam["ranges"] = [own for own in ipam["ranges"] if _version(own[0]["subnet"]) in sandbox.versions]
             ipam["routes"] = [way for way in ipam["routes"] if _version(way["dst"]) in sandbox.versions]
         return plugins
@@ -152,7 +158,7 @@ class Runtime:
             config["prevResult"] = previous
         kind = str(plugin["type"])
         done = subprocess.run(
-            [*inside(self._node_netns), str(needs.plugin_path(kind))],
+            [*inside(self._node_netns), str(self._program(kind))],
             input=json.dumps(config),
             env=self._environment(command, sandbox),
             capture_output=True,
@@ -162,6 +168,11 @@ class Runtime:
         if done.returncode:
             raise _refusal(kind, done.stdout, done.stderr)
         return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+
+    def _program(self, kind: str) -> Path:
+        """What an agent has installed on the node, else the machine's."""
+        installed = self._installed / kind
+        return installed if installed.exists() else needs.plugin_path(kind)
 
     def _environment(self, command: str, sandbox: Sandbox) -> dict[str, str]:
         return {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Builds a real API server, its etcd and istiod for `NODEMESH_REAL_KUBERNETES=DIRECTORY` (docs/kubernetes.md), from the
-# Go module proxy. Idempotent; needs Go 1.26, 2 GiB and patience.
+# Builds a real API server, its etcd, istiod and Istio's node agent for `NODEMESH_REAL_KUBERNETES=DIRECTORY` and
+# `NODEMESH_REAL_ISTIO_CNI=DIRECTORY` (docs/kubernetes.md), from the Go module proxy; `DIRECTORY istio-cni`: the last
+# alone. Idempotent; needs Go 1.26, 2 GiB and patience.
 set -euo pipefail
-directory=$(realpath -m "${1:?usage: tools/real.sh DIRECTORY}")
+directory=$(realpath -m "${1:?usage: tools/real.sh DIRECTORY [istio-cni]}")
 kubernetes=1.37.2 etcd=3.7.3 gateway_api=1.6.0
 istio=v0.0.0-20260827124520-eed52ebb66ad
 export GOWORK=off GOFLAGS="-mod=mod -buildvcs=false" CGO_ENABLED=0
@@ -20,6 +21,14 @@ build() { # SOURCE PACKAGE [FLAGS]
 	echo "$2" && cd "$1" && go build -p 2 -ldflags="-s -w ${3:-}" -o "$directory/bin/" "$2" && cd ..
 }
 
+copy "istio.io/istio@$istio" istio
+build istio ./cni/cmd/install-cni
+build istio ./cni/cmd/istio-cni
+if [ "${2:-}" = istio-cni ]; then
+	echo "ready: NODEMESH_REAL_ISTIO_CNI=$directory"
+	exit
+fi
+
 mkdir -p etcd
 printf 'module main\n\ngo 1.26.0\n\nrequire go.etcd.io/etcd/server/v3 v%s\n' "$etcd" >etcd/go.mod
 printf 'package main\n\nimport (\n"os"\n"go.etcd.io/etcd/server/v3/etcdmain"\n)\n\nfunc main() { etcdmain.Main(os.Args) }\n' >etcd/main.go
@@ -33,7 +42,6 @@ sed -i -E "s#(k8s.io/[a-z-]+) => ./staging/.*#\1 => \1 v0.${kubernetes#1.}#" kub
 version=k8s.io/component-base/version
 build kubernetes ./cmd/kube-apiserver "-X $version.gitVersion=v$kubernetes -X $version.gitMajor=1 -X $version.gitMinor=${kubernetes:2:2}"
 
-copy "istio.io/istio@$istio" istio
 build istio ./pilot/cmd/pilot-discovery
 install -m 644 istio/manifests/charts/base/files/crd-all.gen.yaml "$directory/crds/istio.yaml"
 copy "sigs.k8s.io/gateway-api@v$gateway_api" gateway-api

@@ -250,7 +250,7 @@ class Server:
         )
 
     async def _watch(self, place: Place, request: web.Request) -> web.StreamResponse:
-        matches = _matches(request)
+        matches, listing = _matches(request), _wants_initial(request.query)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         await response.prepare(request)
@@ -259,7 +259,7 @@ class Server:
         self.watches.add(transport)
         try:
             async with asyncio.timeout(float(request.query.get("timeoutSeconds", "1800"))):
-                async for kind, item in self._events(place, request.query, matches):
+                async for kind, item in self._events(place, request.query, matches, listing):
                     await response.write(json.dumps({"type": kind, "object": item}).encode() + b"\n")
         except (TimeoutError, ConnectionError):
             pass
@@ -272,13 +272,17 @@ class Server:
             await response.write_eof()
         return response
 
-    async def _events(self, place: Place, query: Any, matches: Matches) -> AsyncIterator[tuple[str, Item]]:
+    async def _events(
+        self, place: Place, query: Any, matches: Matches, listing: bool
+    ) -> AsyncIterator[tuple[str, Item]]:
         kind, bookmarks = place.kind, query.get("allowWatchBookmarks") == "true"
         seen = int(query.get("resourceVersion") or "0")
-        if not seen:
+        if not seen or listing:
             seen = self._store.version
             for item in filter(matches, self._store.all(kind, place.namespace)):
                 yield "ADDED", item
+        if listing:
+            yield "BOOKMARK", _bookmark(kind, seen, {"k8s.io/initial-events-end": "true"})
         while True:
             changed = self._changed
             for event in self._written(kind, place.namespace, seen, matches):
@@ -291,8 +295,7 @@ class Server:
                 await asyncio.wait_for(changed.wait(), self._bookmark_s)
             except TimeoutError:
                 if bookmarks:
-                    about = {"resourceVersion": str(seen), "creationTimestamp": None}
-                    yield "BOOKMARK", {"kind": kind.name, "apiVersion": kind.api_version, "metadata": about}
+                    yield "BOOKMARK", _bookmark(kind, seen)
 
     def _written(self, kind: Kind, namespace: str, seen: int, matches: Matches) -> Iterator[tuple[str, Item]]:
         for each in self._store.since(kind, seen):
@@ -319,6 +322,22 @@ class Server:
         """The store has changed."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _wants_initial(query: Any) -> bool:
+    """Whether the watch is a list, too (KEP-3157), as client-go asks for since 1.35. Raises Refused: not so."""
+    if query.get("sendInitialEvents") != "true":
+        return False
+    if query.get("resourceVersionMatch") != "NotOlderThan" or query.get("allowWatchBookmarks") != "true":
+        why = "sendInitialEvents requires resourceVersionMatch NotOlderThan and allowWatchBookmarks"
+        raise Refused(422, "Invalid", f"ListOptions.meta.k8s.io is invalid: {why}")
+    return True
+
+
+def _bookmark(kind: Kind, version: int, annotations: dict[str, str] | None = None) -> Item:
+    about: Item = {"resourceVersion": str(version), "creationTimestamp": None}
+    about |= {"annotations": annotations} if annotations else {}
+    return {"kind": kind.name, "apiVersion": kind.api_version, "metadata": about}
 
 
 def _matches(request: web.Request) -> Matches:

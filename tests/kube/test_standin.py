@@ -176,6 +176,22 @@ def test_a_version_that_is_still_to_come_is_not_waited_for_by_a_list_and_for_eve
     play(tmp_path, main)
 
 
+def test_a_watch_that_lists_first_says_where_the_list_ends(tmp_path):
+    async def main(api):
+        client = api.connect()
+        api.create(cluster.PODS, "shop", pod("a"))
+        listing = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        async with client.watch(PODS, "0", listing) as events:
+            first, end = await anext(events), await anext(events)
+            assert (first.kind, first.item.metadata.name, end.kind) == ("ADDED", "a", "BOOKMARK")
+            assert end.item.metadata.annotations == {"k8s.io/initial-events-end": "true"}
+        with pytest.raises(ApiError, match="422: .*sendInitialEvents requires resourceVersionMatch"):
+            async with client.watch(PODS, "0", {"sendInitialEvents": "true"}) as events:
+                await anext(events)
+
+    play(tmp_path, main)
+
+
 def test_errors_are_statuses(tmp_path):
     async def main(api):
         client = api.connect()
