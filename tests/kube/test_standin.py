@@ -185,7 +185,7 @@ def test_a_watch_that_lists_first_says_where_the_list_ends(tmp_path):
             first, end = await anext(events), await anext(events)
             assert (first.kind, first.item.metadata.name, end.kind) == ("ADDED", "a", "BOOKMARK")
             assert end.item.metadata.annotations == {"k8s.io/initial-events-end": "true"}
-        with pytest.raises(ApiError, match="422: .*sendInitialEvents requires resourceVersionMatch"):
+        with pytest.raises(ApiError, match=r"422: .*sendInitialEvents requires resourceVersionMatch"):
             async with client.watch(PODS, "0", {"sendInitialEvents": "true"}) as events:
                 await anext(events)
 
