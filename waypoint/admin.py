@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,6 +80,22 @@ def metrics(runner: Runner) -> Handler:
     return answer
 
 
+def hystrix(runner: Runner) -> Handler:
+    """Envoy's stream for a Hystrix dashboard, until either side has enough."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if runner.current is None:
+            return web.Response(status=503, text="Envoy is not running\n")
+        told = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        await told.prepare(request)
+        with suppress(PeerError, ConnectionResetError):
+            async for part in runner.current.stream("/hystrix_event_stream"):
+                await told.write(part)
+        return told
+
+    return answer
+
+
 def readiness(runner: Runner) -> Handler:
     async def answer(_: web.Request) -> web.StreamResponse:
         ready = await runner.is_ready()
@@ -87,10 +104,10 @@ def readiness(runner: Runner) -> Handler:
     return answer
 
 
-def machines(path: str, handler: Handler) -> web.Application:
-    """One path and nothing else, for everybody."""
+def machines(handlers: Mapping[str, Handler]) -> web.Application:
+    """These paths and nothing else, for everybody."""
     app = web.Application()
-    app.add_routes([web.get(path, handler)])
+    app.add_routes([web.get(path, handler) for path, handler in handlers.items()])
     return app
 
 

@@ -6,16 +6,16 @@ by SDS from the process beside it, over a socket that only we may open.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
+from waypoint import sinks
+from waypoint.clusters import cluster, is_address, socket_address
 from waypoint.settings import Settings
 
 Json = dict[str, Any]
 _ADS: Final[Json] = {"ads": {}, "resource_api_version": "V3"}
 _HEAP: Final = "fixed_heap"
-_OPTIONS: Final = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 # Everything else is counted only to be looked at with the admin interface's own filter.
 _STATS: Final = (
     "istio",
@@ -81,13 +81,19 @@ def bootstrap(settings: Settings, token: str, admin: Path, identity: Path, heap:
             "cds_config": _ADS,
             "lds_config": _ADS,
         },
-        "static_resources": {"clusters": [_controlplane(settings), _identity(identity)]},
-        "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
-        "stats_config": {
-            "stats_matcher": {"inclusion_list": {"patterns": [{"contains": text} for text in (*_STATS, *_STATS_MORE)]}}
+        "static_resources": {
+            "clusters": [_controlplane(settings), _identity(identity), *sinks.clusters_of(settings.sinks)]
         },
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
+        "stats_config": {"stats_matcher": {"inclusion_list": {"patterns": _counted(settings)}}},
+        "stats_sinks": sinks.sinks_of(settings.sinks, settings.proxy),
+        "stats_flush_interval": f"{settings.flush_s}s",
         "overload_manager": _overload(settings.max_connections, heap),
     }
+
+
+def _counted(settings: Settings) -> list[Json]:
+    return sinks.patterns(settings.sinks) or [{"contains": text} for text in (*_STATS, *_STATS_MORE)]
 
 
 _STREAM: Final[Json] = {
@@ -134,54 +140,23 @@ def _monitor(name: str, kind: str, config: Json) -> Json:
 
 def _controlplane(settings: Settings) -> Json:
     host, port = settings.server
-    address = {"socket_address": {"address": host, "port_value": port}}
-    name: Json = {"san_type": "DNS", "matcher": {"exact": host}}
-    kind = "STRICT_DNS"
-    if _is_address(host):
-        kind, name = "STATIC", {"san_type": "IP_ADDRESS", "matcher": {"exact": host}}
+    kind = "IP_ADDRESS" if is_address(host) else "DNS"
     tls = {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         "common_tls_context": {
             "alpn_protocols": ["h2"],
             "validation_context": {
                 "trusted_ca": {"filename": str(settings.roots)},
-                "match_typed_subject_alt_names": [name],
+                "match_typed_subject_alt_names": [{"san_type": kind, "matcher": {"exact": host}}],
             },
         },
-        **({} if _is_address(host) else {"sni": host}),
+        **({} if is_address(host) else {"sni": host}),
     }
     return {
-        **_cluster("controlplane", kind, address),
+        **cluster("controlplane", socket_address(host, port)),
         "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
     }
 
 
 def _identity(path: Path) -> Json:
-    return _cluster("identity", "STATIC", {"pipe": {"path": str(path)}})
-
-
-def _cluster(name: str, kind: str, address: Json) -> Json:
-    http2 = {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
-    return {
-        "name": name,
-        "type": kind,
-        "connect_timeout": "2s",
-        "typed_extension_protocol_options": {
-            _OPTIONS: {
-                "@type": f"type.googleapis.com/{_OPTIONS}",
-                "explicit_http_config": {"http2_protocol_options": http2},
-            }
-        },
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-        },
-    }
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return cluster("identity", {"pipe": {"path": str(path)}})

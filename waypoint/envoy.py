@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -67,6 +67,21 @@ class Epoch:
             ):
                 return response.status, await response.read()
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
+            raise PeerError(f"Envoy does not answer: {error}") from error
+
+    async def stream(self, target: str) -> AsyncIterator[bytes]:
+        """An answer without an end, as it comes. Raises PeerError: no answer, or its end."""
+        connector = aiohttp.UnixConnector(path=str(self.admin))
+        try:
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout()) as session,
+                session.get(f"http://envoy{target}") as response,
+            ):
+                if response.status != 200:
+                    raise PeerError(f"Envoy answers {target} with status {response.status}")
+                async for part in response.content.iter_any():
+                    yield part
+        except (OSError, aiohttp.ClientError) as error:
             raise PeerError(f"Envoy does not answer: {error}") from error
 
     async def ready(self) -> bool:

@@ -25,6 +25,7 @@ from waypoint.envoy import Runner, binary
 from waypoint.identity import Held, channel, keep_bundles, keep_certificate
 from waypoint.sds import Secrets, secrets
 from waypoint.settings import Settings, load, read_token
+from waypoint.sinks import has_hystrix
 
 SOCKET: Final = "waypoint.sock"
 _log: Final = log.get("waypoint")
@@ -81,11 +82,14 @@ async def _doors(settings: Settings, runner: Runner, held: Held, stack: AsyncExi
     app = admin.application(runner, lambda: status(settings, runner, held))
     stack.push_async_callback((await admin.serve_unix(app, socket)).cleanup)
     stack.callback(socket.unlink, missing_ok=True)
-    for path, handler, address, where in (
-        ("/metrics", admin.metrics(runner), settings.stats, "STATS_ADDR"),
-        ("/healthz/ready", admin.readiness(runner), settings.readiness, "READINESS_ADDR"),
+    told = {"/metrics": admin.metrics(runner)}
+    if has_hystrix(settings.sinks):
+        told["/hystrix.stream"] = admin.hystrix(runner)
+    for handlers, address, where in (
+        (told, settings.stats, "STATS_ADDR"),
+        ({"/healthz/ready": admin.readiness(runner)}, settings.readiness, "READINESS_ADDR"),
     ):
-        site = await admin.serve_tcp(admin.machines(path, handler), address, where)
+        site = await admin.serve_tcp(admin.machines(handlers), address, where)
         stack.push_async_callback(site.cleanup)
 
 

@@ -11,6 +11,7 @@ from mesh import log
 from mesh.errors import OperatorError
 from mesh.ids import SpiffeId
 from mesh.settings import Env
+from waypoint.sinks import VARIABLE, Sink, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Settings:
     drain_s: float
     stats: tuple[str, int]
     readiness: tuple[str, int]
+    sinks: tuple[Sink, ...]
+    flush_s: float
     cluster_id: str
     place: Mapping[str, str]
     envoy_log_level: str
@@ -77,6 +80,8 @@ def load(variables: Mapping[str, str]) -> Settings:
         drain_s=env.duration("DRAIN_TIME", "5s"),
         stats=env.host_port("STATS_ADDR", "0.0.0.0:15020"),
         readiness=env.host_port("READINESS_ADDR", "0.0.0.0:15021"),
+        sinks=parse(env.text(VARIABLE, " ")),
+        flush_s=_flush(env),
         cluster_id=env.text("CLUSTER_ID", "Kubernetes"),
         place={name: env.text(name, " ").strip() for name in ("REGION", "ZONE", "SUBZONE")},
         envoy_log_level=env.choice("ENVOY_LOG_LEVEL", "warning", ("trace", "debug", "info", "warning", "error")),
@@ -87,6 +92,14 @@ def load(variables: Mapping[str, str]) -> Settings:
 
 def _optional(text: str) -> Path | None:
     return Path(text) if text else None
+
+
+def _flush(env: Env) -> float:
+    """Envoy takes no longer one."""
+    seconds = env.duration("STATS_FLUSH_INTERVAL", "5s")
+    if not 0.1 <= seconds < 300:
+        raise OperatorError(f"{seconds:g}s is not between 100ms and 5m", where="STATS_FLUSH_INTERVAL")
+    return seconds
 
 
 def _server(text: str) -> tuple[str, int]:

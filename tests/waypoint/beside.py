@@ -57,7 +57,7 @@ class Beside:
 
 
 @asynccontextmanager
-async def envoy_beside(directory: Path, world, l7, proxy: str):
+async def envoy_beside(directory: Path, world, l7, proxy: str, sinks=()):
     authority = load_authority(directory / "state", "cluster.local")
     tokens, envoys = Tokens(directory / "state"), Envoys(world, l7)
     board = Board(world)
@@ -85,6 +85,8 @@ async def envoy_beside(directory: Path, world, l7, proxy: str):
         drain_s=1.0,
         stats=("127.0.0.1", 0),
         readiness=("127.0.0.1", 0),
+        sinks=sinks,
+        flush_s=0.1 if sinks else 5.0,
         cluster_id="Kubernetes",
         place={"REGION": "", "ZONE": "", "SUBZONE": ""},
         envoy_log_level="warning",
