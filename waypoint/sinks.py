@@ -70,7 +70,7 @@ def parse(text: str) -> tuple[Sink, ...]:
 
 
 def _sink(word: str) -> Sink:
-    kinds = [each for each in Kind if each is not Kind.HYSTRIX]
+    kinds: list[Kind] = [each for each in Kind if each is not Kind.HYSTRIX]
     try:
         parts = urlsplit(word)
         kind, port = kinds[kinds.index(Kind(parts.scheme))], parts.port
