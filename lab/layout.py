@@ -7,7 +7,7 @@ namespaces; the machine's own namespace gets neither an address nor a route.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from itertools import islice
@@ -82,6 +82,9 @@ class Layout:
     def run_dir(self, owner: str) -> Path:
         """NODEMESH_RUN_DIR of a node's daemons, or of `control`."""
         return self.node_dir(owner) / "run"
+
+    def run_dirs(self, owners: Iterable[str]) -> dict[str, str]:
+        return {owner: str(self.run_dir(owner)) for owner in owners}
 
     def bpf_dir(self, node: str) -> Path:
         """Where the node's agent pins, on a bpffs of its own."""

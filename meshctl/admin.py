@@ -52,6 +52,10 @@ class Place:
             raise OperatorError(f"lab {self.lab} has no node {self.node}; there are: {', '.join(directories)}")
         return {self.node: directories[self.node]}
 
+    def proxies(self) -> dict[str, Path]:
+        """Run directories of a lab's waypoints and gateways, which are pods. Raises OperatorError."""
+        return _lab_directories(self.lab, "proxies") if self.lab else {}
+
     def config_dump(self) -> dict[str, Any]:
         """A tunnel's whole state. Raises OperatorError."""
         found = _from_file(self.file) if self.file else get(next(iter(self.run_dirs().values())) / "ztunnel.sock")
@@ -105,11 +109,11 @@ def _parse(body: bytes, where: str) -> Any:
         raise OperatorError(f"this is not JSON: {error}", where=where) from None
 
 
-def _lab_directories(lab: str) -> dict[str, Path]:
+def _lab_directories(lab: str, key: str = "run_dirs") -> dict[str, Path]:
     try:
         state = json.loads((LABS / lab / "state.json").read_text())
     except PermissionError:
         raise NotPermitted("a lab belongs to root: run with sudo", where=str(LABS / lab)) from None
     except (OSError, ValueError):
         raise Unreachable(f"lab {lab} is not up: `meshctl lab up --name {lab}`") from None
-    return {owner: Path(path) for owner, path in state["run_dirs"].items()}
+    return {owner: Path(path) for owner, path in state.get(key, {}).items()}

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "connections": ("meshctl.tunnel", "Open connections of this node's pods."),
     "enroll": ("meshctl.enroll", "A control group of this host joins the mesh."),
     "explain": ("meshctl.explain", "What would become of a connection, and who decides."),
+    "graph": ("meshctl.graph", "Who calls what, how often, with which result."),
     "lab": ("lab.main", "A cluster in one kernel: up, status, exec, demo, down."),
     "log": ("meshctl.logs", "Log levels of a running tunnel."),
     "policies": ("meshctl.tunnel", "Layer-4 policies in force."),
