@@ -56,6 +56,11 @@ gen: setup ## regenerates mesh/gen and ztunnel/crates/core/src/gen from proto/
 	$(PY) -m grpc_tools.protoc -Iproto --include_imports --descriptor_set_out=build/resources.binpb workload.proto authorization.proto
 	cargo run -q -p ztunnel-gen -- build/resources.binpb ztunnel/crates/core/src/gen
 
+.PHONY: dashboards
+dashboards: setup ## writes dashboards/: Grafana's from tools/dashboards.py, Prometheus' rules from tools/slo.py
+	$(PY) -m tools.dashboards
+	$(PY) -m tools.slo
+
 .PHONY: envoy-schema
 envoy-schema: ## cuts the part of Envoy's API that we use into mesh/gen/envoy.binpb
 	python3 -m venv build/xds && build/xds/bin/pip install -q xds-protos==1.85.0

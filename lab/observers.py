@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -23,16 +25,17 @@ _READY_S = 240.0  # a Java server on a busy machine
 _PROMETHEUS = "127.0.0.1:9090"
 
 
-def start_prometheus(cluster: Cluster, pod: Pod, targets: list[str]) -> None:
-    """Scrapes `targets` (HOST:PORT) at `/metrics` every second, until the lab ends. Raises OperatorError."""
+def start_prometheus(cluster: Cluster, pod: Pod, targets: list[str], rules: Sequence[Path] = ()) -> None:
+    """Scrapes `targets` (HOST:PORT) at `/metrics` every second and evaluates `rules` as often, until the lab ends.
+    Raises OperatorError."""
     _require("prometheus", "apt-get install prometheus")
     directory = cluster.layout.dir / "prometheus"
     directory.mkdir(mode=0o700, exist_ok=True)
     config = directory / "prometheus.yml"
     job = {"job_name": "mesh", "static_configs": [{"targets": targets}]}
-    config.write_text(
-        yaml.safe_dump({"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [job]})
-    )
+    often = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    said = {"global": often, "scrape_configs": [job], "rule_files": [str(each) for each in rules]}
+    config.write_text(yaml.safe_dump(said))
     options = {"config.file": config, "storage.tsdb.path": directory / "data", "web.listen-address": _PROMETHEUS}
     argv = ["prometheus", *(f"--{name}={value}" for name, value in options.items()), "--log.level=warn"]
     cluster.start_in(pod, "prometheus", argv)

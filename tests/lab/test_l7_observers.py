@@ -8,8 +8,10 @@ from lab import observers, proxies
 from lab.documents import OUT_OF_MESH, PodSpec
 from lab.layout import underlay_address
 from lab.processes import wait_until
+from mesh.errors import OperatorError
 from tests.lab.mall import NAMESPACE, provider
 from tests.lab.test_l7_telemetry import TRACED
+from tools import dashboards, slo
 
 pytestmark = pytest.mark.lab
 
@@ -81,9 +83,9 @@ def hosts(mall, front):
 
 @pytest.fixture(scope="module")
 def prometheus(built_mall, front):
-    """In a pod outside the mesh; scrapes the waypoint, the gateway and both tunnels."""
+    """In a pod outside the mesh; scrapes the waypoint, the gateway and both tunnels; has the rules of objectives."""
     mesh, pod = built_mall.mesh, outside(built_mall.mesh, "prometheus")
-    observers.start_prometheus(mesh, pod, [f"{host}:{STATS_PORT}" for host in hosts(built_mall, front)])
+    observers.start_prometheus(mesh, pod, [f"{host}:{STATS_PORT}" for host in hosts(built_mall, front)], [slo.TARGET])
     return pod
 
 
@@ -139,6 +141,45 @@ def test_connections_have_all_of_istios_labels_from_both_tunnels(mall, prometheu
         wait_until(f"the tunnel at the {reporter} counts", lambda r=reporter: bool(series(r)), 90)
         for found in series(reporter):
             assert set(found["metric"]) - FROM_PROMETHEUS == BY_CONNECTION
+
+
+def test_every_panel_of_every_dashboard_is_understood_and_shows_something(mall, front, prometheus):
+    mall.apply(FRONT)
+    mall.until(lambda: visit(mall, front, "/").status == 200)
+    mall.ask(f"http://{mall.mesh.pods['web-2'].ip}:8080/", client=mall.mesh.pods["web-1"])
+    for path in ("/status/404", "/status/503"):
+        mall.ask(path)
+    asking = mall.series("asking")
+    wanted = {(board, panel, query.expr): query.always for board, panel, query in dashboards.queries()}
+    everything = {(board.name, name, f"count by ({label}) ({metric})"): True
+                  for board in dashboards.ALL for name, metric, label in board.variables} | wanted  # fmt: skip
+
+    left = set(everything)
+
+    def shown():
+        for key in sorted(left):
+            answer = observers.query(mall.mesh, prometheus, concrete(key[2]))
+            if not everything[key] or any(map(is_number, answer)):
+                left.remove(key)
+        return not left
+
+    try:
+        wait_until("every panel shows something", shown, 120, step_s=1)
+    except OperatorError:
+        raise AssertionError(f"nothing to show in {left}") from None
+    finally:
+        asking.end()
+
+
+def concrete(expression):
+    """As Grafana asks it, with everything chosen."""
+    for name in ("service", "namespace", "workload", "instance"):
+        expression = expression.replace(f"${name}", ".*")
+    return expression.replace("$__rate_interval", "1m")
+
+
+def is_number(series):
+    return series["value"][1] != "NaN"
 
 
 def test_zipkin_shows_one_trace_from_the_gateway_to_the_last_hop(mall, front):
