@@ -2,7 +2,8 @@
 
 The same call is counted by several: a request by the gateway that sent it and by the waypoint, a connection at both its
 ends and below every request. An edge is told once, by whoever knows most of it: requests before connections, the
-waypoint before the gateway, the destination's tunnel before the source's.
+waypoint before the gateway, the destination's tunnel before the source's. What a proxy connects to, as its tunnels tell
+it, is the second half of what the proxy tells by itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 _SERIES: Final = re.compile(r"^(istio_(?:requests|tcp_\w+)_total)\{(.*)\} (\d+)$", re.MULTILINE)
 _LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_PROXY: Final = re.compile(r'^nodemesh_proxy_info\{.*principal="([^"]*)"\} 1$', re.MULTILINE)
 _ESCAPED: Final = re.compile(r"\\(.)")
 # Who is believed, of several that tell of one edge; an unknown one is the last.
 _REPORTERS: Final = ("waypoint", "destination", "source")
@@ -32,6 +34,23 @@ Series = tuple[str, str]
 Counts = dict[Series, int]
 Key = tuple[str, str, str, str]
 """Source, destination, version, protocol (http, grpc, tcp)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """By one daemon. `proxy`: the identity of a waypoint or gateway, "" of a tunnel."""
+
+    counts: Counts
+    proxy: str = ""
+
+    def since(self, before: Told) -> Told:
+        """What is new; a counter that began anew counts from zero."""
+        old = {key: before.counts.get(key, 0) for key in self.counts}
+        new = {key: value - old[key] if value >= old[key] else value for key, value in self.counts.items()}
+        return Told(new, self.proxy)
+
+
+NOTHING: Final = Told({})
 
 
 @dataclass(slots=True)
@@ -61,29 +80,28 @@ class Edge:
         return found | {"requests": self.count, "failed": self.failed, "statuses": dict(sorted(self.statuses.items()))}
 
 
-def counts(text: str) -> Counts:
+def told(text: str) -> Told:
     """What a daemon's /metrics says of requests and connections."""
-    return {(name, labels): int(value) for name, labels, value in _SERIES.findall(text)}
+    proxy = _PROXY.search(text)
+    return Told({(n, labels): int(value) for n, labels, value in _SERIES.findall(text)}, proxy[1] if proxy else "")
 
 
-def growth(before: Counts, after: Counts) -> Counts:
-    """Of one daemon, between two looks; a counter that began anew counts from zero."""
-    return {key: value - before.get(key, 0) if value >= before.get(key, 0) else value for key, value in after.items()}
-
-
-def edges(told: Iterable[Counts]) -> list[Edge]:
-    """By source, destination and version. `told`: of each daemon."""
+def edges(everybody: Iterable[Told]) -> list[Edge]:
+    """By source, destination and version."""
+    daemons = list(everybody)
+    proxies = {each.proxy for each in daemons if each.proxy}
     by_reporter: dict[str, dict[Key, Edge]] = {each: {} for each in _REPORTERS}
-    for name, labels, value in _samples(told):
-        if value:
-            _add(by_reporter.setdefault(labels.get("reporter", ""), {}), name, labels, value)
+    for daemon in daemons:
+        for name, labels, value in _samples(daemon):
+            halves = not daemon.proxy and labels.get("source_principal") in proxies
+            if value and not halves:
+                _add(by_reporter.setdefault(labels.get("reporter", ""), {}), name, labels, value)
     return sorted(_once(by_reporter), key=lambda edge: (edge.source, edge.destination, edge.version))
 
 
-def _samples(told: Iterable[Counts]) -> Iterator[tuple[str, dict[str, str], int]]:
-    for daemon in told:
-        for (name, written), value in daemon.items():
-            yield name, {key: _ESCAPED.sub(r"\1", text) for key, text in _LABEL.findall(written)}, value
+def _samples(daemon: Told) -> Iterator[tuple[str, dict[str, str], int]]:
+    for (name, written), value in daemon.counts.items():
+        yield name, {key: _ESCAPED.sub(r"\1", text) for key, text in _LABEL.findall(written)}, value
 
 
 def _add(found: dict[Key, Edge], name: str, labels: Mapping[str, str], value: int) -> None:
@@ -105,8 +123,8 @@ def _once(by_reporter: Mapping[str, Mapping[Key, Edge]]) -> Iterator[Edge]:
     everything = [edge for found in by_reporter.values() for edge in found.values() if edge.count]
     for requests in (True, False):
         for reporter in by_reporter:
-            told = [e for e in everything if e.reporter == reporter and (e.protocol != "tcp") == requests]
-            fresh = [edge for edge in told if (edge.source, edge.destination) not in taken]
+            its = [e for e in everything if e.reporter == reporter and (e.protocol != "tcp") == requests]
+            fresh = [edge for edge in its if (edge.source, edge.destination) not in taken]
             taken |= {(edge.source, edge.destination) for edge in fresh}
             yield from fresh
 

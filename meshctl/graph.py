@@ -13,7 +13,7 @@ from mesh.errors import OperatorError
 from mesh.settings import parse_host_port
 from meshctl import columns
 from meshctl.admin import Place, Unreachable, ask
-from meshctl.edges import Counts, Edge, counts, dot, edges, growth
+from meshctl.edges import NOTHING, Edge, Told, dot, edges, told
 
 HEADER: Final = ("SOURCE", "DESTINATION", "VERSION", "PROTOCOL", "COUNT", "FAILED", "RESULT", "TOLD BY")
 SOCKETS: Final = ("ztunnel.sock", "waypoint.sock")
@@ -41,12 +41,12 @@ def graph(
     """
     if scrape and (run_dir or lab):
         raise click.UsageError("--scrape goes without --run-dir and --lab")
-    told = _look(run_dir, lab, scrape)
+    everybody = _look(run_dir, lab, scrape)
     if interval:
         time.sleep(interval)
         later = _look(run_dir, lab, scrape)
-        told = {name: growth(told.get(name, {}), found) for name, found in later.items()}
-    found = [edge for edge in edges(told.values()) if _of(edge, namespace)]
+        everybody = {name: each.since(everybody.get(name, NOTHING)) for name, each in later.items()}
+    found = [edge for edge in edges(everybody.values()) if _of(edge, namespace)]
     if output == "dot":
         click.echo(dot(found))
     elif output == "short":
@@ -55,10 +55,10 @@ def graph(
         click.echo(columns.document("ServiceGraph", [edge.document() for edge in found], output))
 
 
-def _look(run_dir: Path | None, lab: str, scrape: tuple[str, ...]) -> dict[str, Counts]:
+def _look(run_dir: Path | None, lab: str, scrape: tuple[str, ...]) -> dict[str, Told]:
     """By daemon. Raises OperatorError: nobody is there, or one that was named does not answer."""
     if scrape:
-        return {address: counts(_scraped(address)) for address in scrape}
+        return {address: told(_scraped(address)) for address in scrape}
     place = Place(run_dir, lab)
     directories = [*place.run_dirs().values(), *place.proxies().values()]
     sockets = [each / name for each in directories for name in SOCKETS if (each / name).exists()]
@@ -67,7 +67,7 @@ def _look(run_dir: Path | None, lab: str, scrape: tuple[str, ...]) -> dict[str, 
         raise Unreachable(
             f"neither a tunnel nor a waypoint runs here: {' and '.join(SOCKETS)} are missing", where=where
         )
-    return {str(each): counts(ask(each, "/metrics").decode()) for each in sockets}
+    return {str(each): told(ask(each, "/metrics").decode()) for each in sockets}
 
 
 def _scraped(address: str) -> str:

@@ -149,9 +149,7 @@ MESH: Final = Dashboard(
             "source_workload, response_code",
             always=False,
         ),
-        graph(
-            "Agents and proxies by version", "short", "count by (component, tag) (istio_build)", "{{component}} {{tag}}"
-        ),
+        graph("Tunnels by version", "short", "count by (component, tag) (istio_build)", "{{component}} {{tag}}"),
     ),
 )
 OF_SERVICE: Final = Dashboard(

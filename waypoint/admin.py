@@ -26,7 +26,7 @@ METRICS: Final = "/stats/prometheus?usedonly&filter=istio"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(runner: Runner, status: Callable[[], dict[str, Any]]) -> web.Application:
+def application(runner: Runner, status: Callable[[], dict[str, Any]], about: str) -> web.Application:
     async def show(_: web.Request) -> web.Response:
         return web.json_response({**status(), "ready": await runner.is_ready()})
 
@@ -51,7 +51,7 @@ def application(runner: Runner, status: Callable[[], dict[str, Any]]) -> web.App
             web.get("/status", show),
             web.post("/restart", restart),
             web.post("/drain", drain),
-            web.get("/metrics", metrics(runner)),
+            web.get("/metrics", metrics(runner, about)),
             web.route("*", "/envoy/{rest:.*}", pass_on),
         ]
     )
@@ -69,12 +69,16 @@ async def _envoy(runner: Runner, target: str, method: str = "GET") -> web.Respon
     return web.Response(status=status, body=body, content_type=kind)
 
 
-def metrics(runner: Runner) -> Handler:
+def metrics(runner: Runner, about: str) -> Handler:
+    """Envoy's under Istio's names, and `about`, which is ours."""
+
     async def answer(request: web.Request) -> web.StreamResponse:
         target = "/stats/prometheus?usedonly" if "all" in request.query else METRICS
         found = await _envoy(runner, target)
         body = found.body if isinstance(found.body, bytes) else b""
         body = NOTHING.sub(rb'\1"unknown"', body.replace(PREFIX, b"istio_"))
+        if found.status == 200:
+            body += about.encode()
         return web.Response(status=found.status, body=body, content_type="text/plain")
 
     return answer

@@ -79,10 +79,10 @@ async def serve(settings: Settings) -> None:
 
 async def _doors(settings: Settings, runner: Runner, held: Held, stack: AsyncExitStack) -> None:
     socket = settings.run_dir / SOCKET
-    app = admin.application(runner, lambda: status(settings, runner, held))
+    app = admin.application(runner, lambda: status(settings, runner, held), _about(settings))
     stack.push_async_callback((await admin.serve_unix(app, socket)).cleanup)
     stack.callback(socket.unlink, missing_ok=True)
-    told = {"/metrics": admin.metrics(runner)}
+    told = {"/metrics": admin.metrics(runner, _about(settings))}
     if has_hystrix(settings.sinks):
         told["/hystrix.stream"] = admin.hystrix(runner)
     for handlers, address, where in (
@@ -91,6 +91,12 @@ async def _doors(settings: Settings, runner: Runner, held: Held, stack: AsyncExi
     ):
         site = await admin.serve_tcp(admin.machines(handlers), address, where)
         stack.push_async_callback(site.cleanup)
+
+
+def _about(settings: Settings) -> str:
+    """By which a reader of several daemons' metrics knows whose connections are a proxy's (`meshctl graph`)."""
+    name, labels = "nodemesh_proxy_info", f'proxy="{settings.proxy}",principal="{settings.identity}"'
+    return f"# HELP {name} The waypoint or gateway that tells.\n# TYPE {name} gauge\n{name}{{{labels}}} 1\n"
 
 
 async def _until_stopped(settings: Settings, held: Held, runner: Runner, more: Coroutine[Any, Any, None]) -> None:

@@ -34,6 +34,19 @@ LABELS = {
 }
 
 
+# What has a colon ends a name of plain statsd and of Graphite too early.
+WITHOUT_PRINCIPALS = """
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: no-colons}
+spec:
+  targetRefs: [{kind: Service, group: "", name: told}]
+  metrics:
+  - overrides:
+    - tagOverrides: {source_principal: {operation: REMOVE}, destination_principal: {operation: REMOVE}}
+"""
+
+
 class Backend:
     """The samples that came, in their order."""
 
@@ -112,6 +125,17 @@ def test_only_what_an_operator_watches_goes_out(mall, backend, teller):
     assert families - watched == {"cluster"}, "for the Hystrix stream, which is on here"
     clusters = [name for name, *_ in backend.samples("otlp") if name.startswith("cluster.")]
     assert not [name for name in clusters if "upstream_rq" not in name and "membership_total" not in name]
+
+
+def test_without_principals_no_name_has_a_colon(mall, backend, teller):
+    mall.apply(WITHOUT_PRINCIPALS)
+
+    def clean():
+        mall.ask(f"http://{mall.vip('told')}/")
+        names = [name for name, *_ in backend.samples("statsd") if "requests_total" in name]
+        return any(":" not in name and ".destination_service_name.told." in name for name in names)
+
+    wait_until("a name without a colon comes", clean, 60)
 
 
 def test_a_hystrix_dashboard_is_served_a_stream_of_what_was_asked(mall, teller):

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from mesh.errors import OperatorError
+from meshctl import edges as pure
 from meshctl.admin import Unreachable
-from meshctl.edges import counts, dot, edges, growth
+from meshctl.edges import dot, edges
 from meshctl.main import cli
 
 WAYPOINT = """\
@@ -47,7 +48,7 @@ def tunnel(reporter, opened=1, failed=0, service="unknown", source="bob"):
 def told(*texts):
     return [
         (each.source, each.destination, each.version, each.protocol, each.count, each.failed, each.reporter)
-        for each in edges(map(counts, texts))
+        for each in edges(map(pure.told, texts))
     ]
 
 
@@ -58,7 +59,7 @@ RPC = ("shop/bob", "shop/rpc", "v1", "grpc", 5, 5, "waypoint")
 
 def test_requests_are_counted_by_source_service_and_version():
     assert told(WAYPOINT) == [RPC, WEB_NONE, WEB_V1]
-    [_, _, web] = edges([counts(WAYPOINT)])
+    [_, _, web] = edges([pure.told(WAYPOINT)])
     assert web.document() == {
         "source": "shop/bob",
         "destination": "shop/web",
@@ -85,22 +86,32 @@ def test_a_connection_is_counted_at_its_destination_or_where_only_the_source_kno
     ]
 
 
+def test_what_a_proxy_connects_to_is_told_by_the_proxy_itself():
+    """A gateway's connections to a database: its own word, not also that of its tunnel."""
+    info = 'nodemesh_proxy_info{proxy="shop/edge",principal="spiffe://td/ns/shop/sa/edge"} 1\n'
+    own = tunnel("source", service="db", source="edge").replace('reporter="source"', 'reporter="source",PRINCIPAL')
+    leg = tunnel("destination", opened=9, source="edge-1").replace('="destination"', '="destination",PRINCIPAL')
+    texts = [each.replace("PRINCIPAL", 'source_principal="spiffe://td/ns/shop/sa/edge"') for each in (info + own, leg)]
+    assert told(*texts) == [("shop/edge", "shop/db", "v2", "tcp", 1, 0, "source")]
+    assert len(told(texts[1])) == 1
+
+
 def test_who_is_not_known_is_called_so():
     text = 'istio_tcp_connections_opened_total{reporter="destination",source_workload="unknown",other="a\\"b,c"} 1\n'
     assert told(text) == [("unknown", "unknown", "", "tcp", 1, 0, "destination")]
 
 
 def test_between_two_looks_only_what_is_new_counts():
-    before, after = counts(tunnel("source", opened=5)), counts(tunnel("source", opened=7))
-    [edge] = edges([growth(before, after)])
+    before, after = (pure.told(tunnel("source", opened=opened)) for opened in (5, 7))
+    [edge] = edges([after.since(before)])
     assert (edge.connections, edge.request_bytes) == (2, 0)
-    assert edges([growth(after, after)]) == []
-    [begun_anew] = edges([growth(after, counts(tunnel("source", opened=1)))])
-    assert begun_anew.connections == 1
+    assert edges([after.since(after)]) == []
+    [begun_anew] = edges([before.since(after)])
+    assert begun_anew.connections == 5
 
 
 def test_graphviz_gets_an_arrow_per_edge_and_failures_are_red():
-    text = dot(edges([counts(WAYPOINT)]))
+    text = dot(edges([pure.told(WAYPOINT)]))
     assert '"shop/bob" -> "shop/web" [label="42 requests, 2 failed\\nv1", color=red];' in text
     assert text.startswith("digraph mesh {")
     assert text.endswith("}")
