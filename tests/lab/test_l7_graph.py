@@ -68,6 +68,9 @@ def test_what_no_waypoint_sees_is_told_by_the_tunnels(mall):
         ]  # fmt: skip
 
     wait_until("a tunnel tells", lambda: told() == ["destination"], 60)
+    run_dir = str(mall.mesh.layout.run_dir("node1"))
+    own = CliRunner().invoke(cli, ["graph", "--run-dir", run_dir], catch_exceptions=False).output
+    assert [line.split()[-1] for line in own.splitlines() if line.startswith("shop/web-1 ")] == ["source"]
 
 
 def test_only_what_happens_from_now_on_and_only_of_a_namespace(mall):

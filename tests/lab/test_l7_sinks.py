@@ -112,6 +112,17 @@ def test_every_kind_of_backend_counts_what_was_sent(mall, backend, teller):
         )
 
 
+def test_a_hot_restart_neither_loses_nor_repeats_a_request(mall, backend, teller):
+    """For those who are told of growth; totals begin anew, as for Prometheus."""
+    url = f"http://{mall.vip('told')}/"
+    before = counted_here(mall, teller)
+    mall.ask_many(url, SENT)
+    assert "epoch" in json.loads(mall.admin("/restart", teller, "POST"))
+    mall.ask_many(url, SENT)
+    for kind in ("statsd", "dogstatsd"):
+        mall.until(lambda kind=kind: backend.counted(kind) == before + 2 * SENT, f"{kind} counts {before + 2 * SENT}")
+
+
 def counted_here(mall, teller):
     lines = proxies.metrics(mall.mesh, teller).splitlines()
     ours = [each for each in lines if each.startswith("istio_requests_total") and 'response_code="200"' in each]
