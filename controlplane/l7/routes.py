@@ -202,11 +202,12 @@ class HttpRoute:
 
 @dataclass(frozen=True, slots=True)
 class L4Match:
-    """`sni`: exact or `*.suffix`; none is any. `networks`: of the destination."""
+    """`sni`: exact or `*.suffix`, lower case; none is any. `networks`: of the destination, `sources`: of the client."""
 
     port: int = 0
     sni: tuple[str, ...] = ()
     networks: tuple[IPNetwork, ...] = ()
+    sources: tuple[IPNetwork, ...] = ()
     source_namespace: str = ""
 
 
