@@ -163,9 +163,9 @@ class Layer7:
         return self._parents.judges(ref, namespace)
 
     def endpoints(self, service: Service) -> Iterator[Labels]:
-        """The labels of each of a service's endpoints."""
+        """The labels of each of a service's endpoints. One in another network is known by the service's name alone."""
         for workload in self.world.workloads.values():
-            if service.key in workload.services:
+            if service.key in workload.services and workload.network == self.world.network:
                 yield workload.labels
 
     def has_secret(self, name: str, gateway: Resource) -> bool:

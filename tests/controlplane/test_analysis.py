@@ -47,6 +47,10 @@ def gateway(name="g", selector="{istio: ingressgateway}", tls="", host="'*'", po
     )
 
 
+def lost():
+    return istio("WorkloadEntry", "far", "{address: 1.2.3.4, network: there, labels: {app: web, version: v9}}")
+
+
 SECURE = "443, name: a, protocol: HTTPS"
 CASES = [
     (to("host: gone"), "IST0101", 'Referenced host not found: "gone"'),
@@ -79,6 +83,9 @@ CASES = [
     (istio("Telemetry", "a", "{tracing: [{providers: [{name: gone}]}]}", group="telemetry"), "IST0101", 'Referenced provider not found: "gone"'),
     (istio("Telemetry", "a", "{tracing: [{providers: []}]}", group="telemetry"), "IST0157", "with empty providers will be ignored."),
     (istio("Telemetry", "a", "{}", group="telemetry") + istio("Telemetry", "b", "{}", group="telemetry"), "IST0160", "The Telemetries [a b]"),
+    (lost(), "IST0171", "type=EndpointsReachable, reason=NetworkUnknown, message=no Gateway of class istio-remote with an address leads to network there."),
+    (istio("ServiceEntry", "a", "{hosts: [a.b], ports: [{number: 80, name: http}], resolution: STATIC, endpoints: [{address: 1.2.3.4, network: there}]}"), "IST0171", "leads to network there"),
+    (lost() + rule("{host: web, subsets: [{name: v9, labels: {version: v9}}]}"), "IST0173", "The Subset v9"),
     (istio("Sidecar", "a", "{}"), "IST0167", "The policy has no impact"),
     (rule("{host: web, trafficPolicy: {outlierDetection: {consecutiveErrors: 1}}}"), "IST0002", "Deprecated: spec.trafficPolicy.outlierDetection.consecutiveErrors"),
     (rule("{host: web, trafficPolicy: {}}"), "IST0106", "Schema validation error: spec.trafficPolicy: is empty"),

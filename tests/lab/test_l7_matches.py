@@ -1,4 +1,4 @@
-"""By which fields of a match a waypoint's Envoy chooses a connection's way: true ones lead aside, untrue ones do not."""
+"""Which fields of a match choose the way of a connection in a waypoint's Envoy: true ones lead aside, others do not."""
 
 import pytest
 
