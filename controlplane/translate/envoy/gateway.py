@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from controlplane.l7.model import Role, Rules, Server, ServerTlsMode, VirtualHost
 from controlplane.l7.routes import L4Match, Share, Target
-from controlplane.translate.envoy import chains, listeners, patches, telemetry
+from controlplane.translate.envoy import chains, limits, listeners, patches, telemetry
 from controlplane.translate.envoy.common import HASHABLE, OWN, SOURCE, Json, extension, filter_state, unique
 from controlplane.translate.envoy.routes import TrafficOf, routes, targets_of
 from controlplane.translate.envoy.secrets import names_of, server_tls
@@ -199,6 +199,8 @@ def _virtual_host(
     found: Json = {"name": each.name, "domains": domains, "routes": made, "include_request_attempt_count": True}
     if server.redirect_to_https:
         found["require_tls"] = "ALL"
+    if wanted := limits.actions(rules.limits):
+        found["rate_limits"] = wanted
     if filters := listeners.host_filters(table, rules, server.port, providers):
         found["typed_per_filter_config"] = filters
     return found

@@ -53,7 +53,7 @@ def http_filters(first: Json | None = None) -> list[Json]:
         extension(rbac.DENY, f"{_HTTP}.rbac.v3.RBAC", shadow_rules_stat_prefix="istio_dry_run_deny_"),
         extension(rbac.ALLOW, f"{_HTTP}.rbac.v3.RBAC", shadow_rules_stat_prefix="istio_dry_run_allow_"),
         extension(limits.LOCAL, f"{_HTTP}.local_ratelimit.v3.LocalRateLimit", stat_prefix="local"),
-        _discovered(tokens.LIMITER),
+        *(_discovered(name) for name in tokens.LIMITERS),
         extension("envoy.filters.http.grpc_stats", f"{_HTTP}.grpc_stats.v3.FilterConfig", emit_filter_state=True),
         extension(FAULT, f"{_HTTP}.fault.v3.HTTPFault"),
         extension(CORS, f"{_HTTP}.cors.v3.Cors"),

@@ -216,8 +216,11 @@ class _Round:
             self._place(name, (slot,), lambda slot=slot: tokens.authorizer(*slot) if slot else tokens.NOTHING)  # type: ignore[misc]
             if slot:
                 self._want(slot[1].target)
-        limit = next((each for each in self._limits() if each.service), None)
-        self._place(tokens.LIMITER, (limit,), lambda: global_filter(limit) if limit else tokens.NOTHING)
+        asked = {each.place: each for each in self._limits() if each.service}
+        for place, name in enumerate(tokens.LIMITERS):
+            limit = asked.get(place)
+            about = (limit.service, limit.domain, limit.fail_open) if limit else ()
+            self._place(name, about, lambda limit=limit: global_filter(limit) if limit else tokens.NOTHING)  # type: ignore[misc]
 
     def _limits(self) -> Iterable[Any]:
         for rules in (self._proxy.rules, *(each.rules for each in self._proxy.services)):
