@@ -78,7 +78,7 @@ def _verification(rule: Resource, host: str) -> Iterator[Message]:
         yield of(rule.kind, rule.meta, "IST0128", *named, mode, host, path=("spec", "trafficPolicy", "tls"))
     for index, port in enumerate(policy.get("portLevelSettings", ())):
         if mode := _unverified(port.get("tls", {})):
-            path = ("spec", "trafficPolicy", "portLevelSettings", index)
+            path = ("spec", "trafficPolicy", "portLevelSettings", index, "tls")
             yield of(rule.kind, rule.meta, "IST0129", *named, mode, host, port["port"]["number"], path=path)
 
 

@@ -258,10 +258,10 @@ def gateways(each: Resource) -> list[str]:
 
 
 def gateway_keys(each: Resource) -> list[str]:
-    return [_key(name, each.meta.namespace) for name in gateways(each)]
+    return [gateway_key(name, each.meta.namespace) for name in gateways(each)]
 
 
-def _key(name: str, namespace: str) -> str:
+def gateway_key(name: str, namespace: str) -> str:
     return name if name == MESH or "/" in name else f"{namespace}/{name}"
 
 
@@ -274,7 +274,7 @@ def here(given: Iterable[Tree], place: Place, namespace: str) -> list[Tree] | No
 
 
 def _is_here(given: Tree, place: Place, namespace: str) -> bool:
-    names = [_key(name, namespace) for name in given.get("gateways", ())]
+    names = [gateway_key(name, namespace) for name in given.get("gateways", ())]
     return (not names or place.gateway in names) and not given.get("sourceLabels")
 
 

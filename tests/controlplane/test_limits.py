@@ -13,7 +13,8 @@ def limits_of(name, *asked, kind="Service", group=""):
     listed = "".join(f"  - {{name: l{n}, service: {{{who}}}{more}}}\n" for n, (who, more) in enumerate(asked))
     return (
         "apiVersion: nodemesh.io/v1alpha1\nkind: RateLimit\n"
-        f"metadata: {{name: {name}, namespace: shop}}\nspec:\n  targetRefs: [{{group: '{group}', kind: {kind}, name: {name}}}]\n"
+        f"metadata: {{name: {name}, namespace: shop}}\nspec:\n"
+        f"  targetRefs: [{{group: '{group}', kind: {kind}, name: {name}}}]\n"
         f"  limits:\n{listed}  - {{name: own, requests: 1, per: 1s}}\n---\n"
     )
 
