@@ -269,3 +269,5 @@ class World:
     policies: Mapping[str, Policy] = field(default_factory=lambda: EMPTY)
     joining: frozenset[tuple[str, str, str]] = frozenset()
     """Node, namespace and account of pods on their way into the mesh: their tunnel needs certificates already."""
+    network: str = ""
+    """Our own."""

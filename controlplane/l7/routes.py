@@ -202,11 +202,12 @@ class HttpRoute:
 
 @dataclass(frozen=True, slots=True)
 class L4Match:
-    """`sni`: exact or `*.suffix`; none is any. `networks`: of the destination."""
+    """`sni`: exact or `*.suffix`, lower case; none is any. `networks`: of the destination, `sources`: of the client."""
 
     port: int = 0
     sni: tuple[str, ...] = ()
     networks: tuple[IPNetwork, ...] = ()
+    sources: tuple[IPNetwork, ...] = ()
     source_namespace: str = ""
 
 
@@ -244,7 +245,7 @@ class Limit:
     """`tokens` per `every_s`. HTTP: requests (answered 429); TCP: new connections.
 
     `service` None: counted in each Envoy by itself; else asked of that rate-limit service (`domain`), which then knows
-    the numbers. `dimensions`: none is one bucket for all.
+    the numbers. `place`: which of the proxy's rate-limit services that is. `dimensions`: none is one bucket for all.
     """
 
     name: str
@@ -254,4 +255,5 @@ class Limit:
     service: Target | None = None
     domain: str = ""
     fail_open: bool = False
+    place: int = 0
     matches: tuple[HttpMatch, ...] = ()

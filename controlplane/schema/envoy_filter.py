@@ -29,7 +29,7 @@ MESSAGES: Final = {
 _MERGED: Final = tuple(each for each in Part if each is not Part.HTTP_FILTER)
 GUARDS: Final = (
     *("identity", "jwt", "rbac.custom", "authorizer.0", "authorizer.1", "rbac.audit", "rbac.deny", "rbac.allow"),
-    *("limiter", "envoy.filters.http.local_ratelimit"),
+    *("limiter.0", "limiter.1", "envoy.filters.http.local_ratelimit"),
 )
 """Our own filters, which say who asks, whether he may and how much; by their names in the chain."""
 # As EnvoyFilters that were written for Istio's proxies call them.

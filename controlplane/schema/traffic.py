@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from itertools import pairwise
 from typing import Any, Final
 
@@ -62,6 +63,15 @@ def _virtual_service(field: Field, value: Tree) -> None:
             item.fail(f"{item.string()!r} is neither NAME, NAMESPACE/NAME nor mesh")
     export_to(field, value)
     _sni_within(field, value)
+    if gateways and "mesh" not in gateways:
+        _namespaces_at_gateways(field)
+
+
+def _namespaces_at_gateways(field: Field) -> None:
+    for item in (*field.get("tls").items(), *field.get("tcp").items()):
+        for match in item.get("match").items():
+            if match.get("sourceNamespace").present:
+                match.get("sourceNamespace").warn("never matches: this is for gateways only, whose clients have none")
 
 
 def _sni_within(field: Field, value: Tree) -> None:
@@ -103,6 +113,21 @@ def _l4(field: Field, value: Tree) -> None:
     _weights(field, value)
 
 
+@rule("VirtualService.tcp.match", "VirtualService.tls.match")
+def _l4_match(field: Field, value: Tree) -> None:
+    for item in (*field.get("destinationSubnets").items(), *([field.get("sourceSubnet")] * ("sourceSubnet" in value))):
+        if not _is_network(item.string()):
+            item.fail(f"{item.string()!r} is not an address or a network, as 10.0.0.0/8")
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
 @rule("VirtualService.tls")
 def _tls(field: Field, value: Tree) -> None:
     if not value.get("match"):
@@ -116,6 +141,12 @@ def _weights(field: Field, value: Tree) -> None:
     routes: list[Tree] = value.get("route", [])
     if len(routes) > 1 and sum(each.get("weight", 0) for each in routes) == 0:
         field.get("route").fail("the sum of the weights is 0")
+
+
+@rule("VirtualService.http.match", "VirtualService.tcp.match", "VirtualService.tls.match")
+def _source(field: Field, value: Tree) -> None:
+    if value.get("sourceLabels"):
+        field.get("sourceLabels").warn("never matches: waypoints and gateways do not know a client's labels")
 
 
 @rule("VirtualService.http.match")

@@ -40,6 +40,7 @@ def analyze(inventory: Inventory, layer7: Layer7) -> Iterator[Message]:
         yield from _port_names(service)
     yield from _policies(inventory, layer7)
     yield from _telemetries(inventory, layer7)
+    yield from _unreachable(layer7)
     for notice in layer7.notices:
         if not notice.good:
             about = Meta(notice.name, notice.namespace)
@@ -77,7 +78,7 @@ def _verification(rule: Resource, host: str) -> Iterator[Message]:
         yield of(rule.kind, rule.meta, "IST0128", *named, mode, host, path=("spec", "trafficPolicy", "tls"))
     for index, port in enumerate(policy.get("portLevelSettings", ())):
         if mode := _unverified(port.get("tls", {})):
-            path = ("spec", "trafficPolicy", "portLevelSettings", index)
+            path = ("spec", "trafficPolicy", "portLevelSettings", index, "tls")
             yield of(rule.kind, rule.meta, "IST0129", *named, mode, host, port["port"]["number"], path=path)
 
 
@@ -118,6 +119,21 @@ def _conflict(one: Resource, other: Resource) -> Iterator[Message]:
                 where = ("spec", "servers", index)
                 yield of(one.kind, one.meta, "IST0145", other.key, said, port, ",".join(common), path=where)
                 yield of(one.kind, other.meta, "IST0145", one.key, said, port, ",".join(common))
+
+
+def _unreachable(layer7: Layer7) -> Iterator[Message]:
+    """Services with endpoints in networks that no Gateway leads to: those are left out."""
+    lost: dict[str, dict[str, None]] = defaultdict(dict)
+    for each in layer7.world.workloads.values():
+        if each.network != layer7.world.network and not each.network_gateway:
+            for key in each.services:
+                lost[key][each.network] = None
+    for key, networks in lost.items():
+        service, entry = layer7.world.services[key], layer7.hosts.entry(key)
+        about = entry.meta if entry else Meta(service.name, service.namespace)
+        why = f"no Gateway of class istio-remote with an address leads to network {', '.join(sorted(networks))}"
+        kind = "ServiceEntry" if entry else "Service"
+        yield of(kind, about, "IST0171", "EndpointsReachable", "NetworkUnknown", why)
 
 
 def _service_entries(entries: Iterable[ServiceEntry]) -> Iterator[Message]:

@@ -16,7 +16,7 @@ from controlplane.translate.http_routes import CLAIMS
 from controlplane.translate.inventory import Inventory
 from controlplane.translate.l7 import Layer7
 from controlplane.translate.messages import Message, Step, listed
-from controlplane.translate.virtual_services import MESH, gateway_keys, gateways
+from controlplane.translate.virtual_services import MESH, gateway_key, gateway_keys, gateways
 
 Tree = Mapping[str, Any]
 Path = tuple[Step, ...]
@@ -32,6 +32,7 @@ def analyze(inventory: Inventory, layer7: Layer7) -> Iterator[Message]:
         for destination, path in _destinations(each):
             yield from _destination(each, destination, path, layer7)
         yield from _bound(each, known)
+        yield from _elsewhere(each)
         for index, route in enumerate(each.spec.get("http", ())):
             if "delegate" in route:
                 where = route["delegate"].get("namespace") or each.meta.namespace
@@ -72,6 +73,18 @@ def _destination(each: Resource, destination: Tree, path: Path, layer7: Layer7) 
         yield of(_KIND, about, "IST0101", "host:port", f"{host}:{wanted['number']}", path=(*path, "port"))
     if not wanted and len(numbers) > 1:
         yield of(_KIND, about, "IST0112", host, listed(numbers), path=path)
+
+
+def _elsewhere(each: Resource) -> Iterator[Message]:
+    """Matches for gateways that the document is not bound to: they never match. A delegate's are its root's."""
+    own, bound = each.meta.namespace, gateway_keys(each)
+    for part in ("http", "tls", "tcp") if each.spec.get("hosts") else ():
+        for index, route in enumerate(each.spec.get(part, ())):
+            for number, match in enumerate(route.get("match", ())):
+                path: Path = ("spec", part, index, "match", number, "gateways")
+                for name in match.get("gateways", ()):
+                    if gateway_key(name, own) not in bound:
+                        yield of(_KIND, each.meta, "IST0101", "gateway", name, path=path)
 
 
 def _bound(each: Resource, known: Mapping[str, Resource]) -> Iterator[Message]:

@@ -1,6 +1,6 @@
 """What one proxy cannot do: ask more external authorizers or rate-limit services than its listeners have places for.
 
-Policies of an authorizer that is not asked refuse what they match; limits of another service than the first one are
+Policies of an authorizer that is not asked refuse what they match; limits of more services than there are places are
 left out, and not asked of the wrong one. Either is said on the object. Pure.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from controlplane.l7.model import Proxy, Rules
-from controlplane.l7.routes import Limit
+from controlplane.l7.routes import Limit, Target
 from controlplane.l7.security import Authorizer
 from controlplane.translate.envoy import tokens
 from controlplane.translate.notices import WAYPOINT, Notice
@@ -18,22 +18,27 @@ from controlplane.translate.notices import WAYPOINT, Notice
 REFUSED = "LimitExceeded"
 
 
+# What a rate-limit filter asks; the last: whether requests pass when it does not answer.
+_Asked = tuple[Target, str, bool]
+
+
 def fitted(proxy: Proxy) -> Proxy:
-    """Without the limits that nobody is asked about."""
-    if not any(_beyond(proxy)):
+    """Each limit with its place, without those that nobody is asked about."""
+    asked = _asked(proxy)
+    if not asked:
         return proxy
-    first = _first(proxy)
-    services = tuple(replace(each, rules=_left(each.rules, first)) for each in proxy.services)
-    return replace(proxy, rules=_left(proxy.rules, first), services=services)
+    services = tuple(replace(each, rules=_placed(each.rules, asked)) for each in proxy.services)
+    return replace(proxy, rules=_placed(proxy.rules, asked), services=services)
 
 
 def refused(proxy: Proxy, authorizers: Mapping[str, Authorizer]) -> Iterator[Notice]:
     """Of a proxy as its documents want it."""
-    first = _first(proxy)
-    for limit in dict.fromkeys(_beyond(proxy)):
+    asked = _asked(proxy)
+    limits = (limit for rules in _rules(proxy) for limit in rules.limits)
+    for limit in dict.fromkeys(each for each in limits if each.service and _key(each) not in asked):
         namespace, name, inner = limit.name.split("/", 2)
-        asked = f"{first.service.service.partition('/')[2]} (domain {first.domain})" if first and first.service else ""
-        why = f"{inner!r} is not enforced: proxy {proxy.key} asks one rate-limit service, {asked}"
+        others = ", ".join(f"{where.service.partition('/')[2]} (domain {domain})" for where, domain, _ in asked)
+        why = f"{inner!r} is not enforced: proxy {proxy.key} asks {len(asked)} rate-limit services at most, {others}"
         yield Notice("RateLimit", namespace, name, "", WAYPOINT, False, REFUSED, why)
     policies = [each for rules in _rules(proxy) for each in rules.authorizations if each.action is None]
     chosen = [name for name, _ in tokens.slots(authorizers, (each.provider for each in policies)).values()]
@@ -60,20 +65,21 @@ def _rules(proxy: Proxy) -> Iterator[Rules]:
     yield from (each.rules for each in proxy.services)
 
 
-def _first(proxy: Proxy) -> Limit | None:
-    return next((limit for rules in _rules(proxy) for limit in rules.limits if limit.service), None)
+def _key(limit: Limit) -> _Asked:
+    return limit.service or Target(""), limit.domain, limit.fail_open
 
 
-def _beyond(proxy: Proxy) -> Iterator[Limit]:
-    first = _first(proxy)
-    for rules in _rules(proxy) if first else ():
-        yield from (limit for limit in rules.limits if not _is_asked(limit, first))
+def _asked(proxy: Proxy) -> list[_Asked]:
+    """By their places: the first ones, in the order in which limits are looked at."""
+    limits = (limit for rules in _rules(proxy) for limit in rules.limits)
+    return list(dict.fromkeys(_key(each) for each in limits if each.service))[: len(tokens.LIMITERS)]
 
 
-def _is_asked(limit: Limit, first: Limit | None) -> bool:
-    return not limit.service or not first or (limit.service, limit.domain) == (first.service, first.domain)
-
-
-def _left(rules: Rules, first: Limit | None) -> Rules:
-    kept = tuple(limit for limit in rules.limits if _is_asked(limit, first))
-    return rules if len(kept) == len(rules.limits) else replace(rules, limits=kept)
+def _placed(rules: Rules, asked: list[_Asked]) -> Rules:
+    """The same object when nothing is asked of anybody."""
+    if not any(limit.service for limit in rules.limits):
+        return rules
+    kept = (each for each in rules.limits if not each.service or _key(each) in asked)
+    return replace(
+        rules, limits=tuple(replace(each, place=asked.index(_key(each))) if each.service else each for each in kept)
+    )

@@ -20,6 +20,7 @@ from controlplane.l7.routes import (
     HeaderChanges,
     HttpMatch,
     HttpRoute,
+    L4Match,
     L4Route,
     Mirror,
     NamedText,
@@ -182,10 +183,13 @@ def _shares(each: Resource, listed: Iterable[Tree], backends: Backends) -> Itera
             yield Share(target, weight, request, response)
 
 
-def l4(each: Resource, backends: Backends) -> Iterator[L4Route]:
+def l4(each: Resource, backends: Backends, port: int = 0) -> Iterator[L4Route]:
+    """`port`: of the parent, if it names one; only connections to it match."""
+    match = L4Match(port=port, sni=tuple(name.lower() for name in each.spec.get("hostnames", ())))
+    matches = () if match == L4Match() else (match,)
     for number, rule in enumerate(each.spec.get("rules", ())):
         shares = tuple(_shares(each, rule.get("backendRefs", ()), backends))
-        yield L4Route(name=rule.get("name") or f"{each.key}/{number}", shares=shares or (Share(NOWHERE),))
+        yield L4Route(rule.get("name") or f"{each.key}/{number}", shares or (Share(NOWHERE),), matches)
 
 
 def _changes(filters: Iterable[Tree], part: str) -> HeaderChanges:

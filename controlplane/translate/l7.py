@@ -163,9 +163,9 @@ class Layer7:
         return self._parents.judges(ref, namespace)
 
     def endpoints(self, service: Service) -> Iterator[Labels]:
-        """The labels of each of a service's endpoints."""
+        """The labels of each of a service's endpoints. One in another network is known by the service's name alone."""
         for workload in self.world.workloads.values():
-            if service.key in workload.services:
+            if service.key in workload.services and workload.network == self.world.network:
                 yield workload.labels
 
     def has_secret(self, name: str, gateway: Resource) -> bool:
@@ -248,11 +248,14 @@ class Layer7:
             if each.kind in ("HTTPRoute", "GRPCRoute")
             for ranked in gateway_routes.http(each, self._backends, self._config, port)
         )
-        plain = [each for each, _ in attached if each.kind in ("TCPRoute", "TLSRoute")]
+        plain = [(each, port) for each, port in attached if each.kind in ("TCPRoute", "TLSRoute")]
         return Served(
             service=service.key,
             http=joined((*first, *routes.http)) if first else routes.http,
-            l4=(*(route for each in plain for route in gateway_routes.l4(each, self._backends)), *routes.l4),
+            l4=(
+                *(route for each, port in plain for route in gateway_routes.l4(each, self._backends, port)),
+                *routes.l4,
+            ),
             rules=rules,
         )
 

@@ -28,7 +28,7 @@ from controlplane.objects import Resource
 from controlplane.translate import http_routes as parts
 from controlplane.translate.destinations import Destinations
 from controlplane.translate.hosts import Hosts, by_age, exported, fqdn, matches, specificity
-from mesh.model import Service
+from mesh.model import IPNetwork, Service
 
 Tree = Mapping[str, Any]
 MESH: Final = "mesh"
@@ -157,7 +157,7 @@ class VirtualServices:
         for index, route in enumerate(each.spec.get("http", ())):
             name = route.get("name") or f"{each.key}/{index}"
             for tree, about, called in self._delegated(route, each, name):
-                if made := self._http(tree, about, called, place):
+                if made := self._http(tree, about, called, place, each.meta.namespace):
                     yield made
 
     def _delegated(self, route: Tree, root: Resource, name: str) -> Iterator[tuple[Tree, Resource, str]]:
@@ -177,9 +177,9 @@ class VirtualServices:
                 handed = {part: route[part] for part in _HANDED_DOWN if part in route}
                 yield {**handed, **inner, "match": both}, found, f"{name}-{inner.get('name') or index}"
 
-    def _http(self, route: Tree, about: Resource, name: str, place: Place) -> HttpRoute | None:
-        """None: at this place it never matches."""
-        chosen = here(route.get("match", ()), place)
+    def _http(self, route: Tree, about: Resource, name: str, place: Place, root: str) -> HttpRoute | None:
+        """None: at this place it never matches. `root`: the namespace of the document that is bound to gateways."""
+        chosen = here(route.get("match", ()), place, root)
         if chosen is None:
             return None
 
@@ -242,7 +242,7 @@ class VirtualServices:
         """TLS that is not terminated, then TCP."""
         for kind in ("tls", "tcp"):
             for index, route in enumerate(each.spec.get(kind, ())):
-                chosen = here(route.get("match", ()), place)
+                chosen = here(route.get("match", ()), place, each.meta.namespace)
                 if chosen is not None:
                     yield L4Route(
                         name=f"{each.key}/{kind}-{index}",
@@ -258,25 +258,24 @@ def gateways(each: Resource) -> list[str]:
 
 
 def gateway_keys(each: Resource) -> list[str]:
-    return [_key(name, each) for name in gateways(each)]
+    return [gateway_key(name, each.meta.namespace) for name in gateways(each)]
 
 
-def _key(name: str, each: Resource) -> str:
-    return name if name == MESH or "/" in name else f"{each.meta.namespace}/{name}"
+def gateway_key(name: str, namespace: str) -> str:
+    return name if name == MESH or "/" in name else f"{namespace}/{name}"
 
 
-def here(given: Iterable[Tree], place: Place) -> list[Tree] | None:
-    """Those matches that can be true at a place; none is always. None: there are some, and all are for elsewhere."""
+def here(given: Iterable[Tree], place: Place, namespace: str) -> list[Tree] | None:
+    """Those matches that can be true at a place; none is always. None: there are some, and all are for elsewhere.
+    `namespace`: of the document, for gateways that are named without one."""
     listed = list(given)
-    chosen = [each for each in listed if _is_here(each, place)]
+    chosen = [each for each in listed if _is_here(each, place, namespace)]
     return chosen if chosen or not listed else None
 
 
-def _is_here(given: Tree, place: Place) -> bool:
-    names = given.get("gateways", ())
-    short = place.gateway.rpartition("/")[2]
-    named = not names or place.gateway in names or short in names
-    return named and not given.get("sourceLabels")
+def _is_here(given: Tree, place: Place, namespace: str) -> bool:
+    names = [gateway_key(name, namespace) for name in given.get("gateways", ())]
+    return (not names or place.gateway in names) and not given.get("sourceLabels")
 
 
 def joined(routes: Iterable[HttpRoute]) -> tuple[HttpRoute, ...]:
@@ -313,29 +312,42 @@ def _both(outer: Tree, inner: Tree) -> Tree | None:
             return None
         if one or other:
             found[name] = {**one, **other}
-    if outer.get("uri") and inner.get("uri"):
-        uri = _both_uris(outer["uri"], inner["uri"])
-        if uri is None:
-            return None
-        found["uri"] = uri
+    for name, joint in (("uri", _both_uris), ("gateways", _both_gateways)):
+        if outer.get(name) and inner.get(name):
+            if (both := joint(outer, inner)) is None:
+                return None
+            found[name] = both
     return found
 
 
 def _both_uris(outer: Tree, inner: Tree) -> Tree | None:
-    if outer == inner:
-        return outer
-    if "regex" in outer or "regex" in inner:
+    one: Tree = outer["uri"]
+    other: Tree = inner["uri"]
+    if outer.get("ignoreUriCase", False) != inner.get("ignoreUriCase", False):
         return None
-    for one, other in ((outer, inner), (inner, outer)):
-        if "prefix" in one and other.get("exact", other.get("prefix", "")).startswith(one["prefix"]):
-            return other
+    if one == other:
+        return one
+    if "regex" in one or "regex" in other:
+        return None
+    for wide, narrow in ((one, other), (other, one)):
+        if "prefix" in wide and narrow.get("exact", narrow.get("prefix", "")).startswith(wide["prefix"]):
+            return narrow
     return None
+
+
+def _both_gateways(outer: Tree, inner: Tree) -> list[str] | None:
+    return [name for name in inner["gateways"] if name in outer["gateways"]] or None
 
 
 def _l4_match(given: Tree) -> L4Match:
     return L4Match(
         port=given.get("port", 0),
-        sni=tuple(given.get("sniHosts", ())),
-        networks=tuple(ip_network(each, strict=False) for each in given.get("destinationSubnets", ())),
+        sni=tuple(name.lower() for name in given.get("sniHosts", ())),
+        networks=_networks(given.get("destinationSubnets", ())),
+        sources=_networks(filter(None, [given.get("sourceSubnet")])),
         source_namespace=given.get("sourceNamespace", ""),
     )
+
+
+def _networks(listed: Iterable[str]) -> tuple[IPNetwork, ...]:
+    return tuple(ip_network(each, strict=False) for each in listed)

@@ -54,6 +54,7 @@ class Builder:
             services=MappingProxyType(services.trusting(far, self._mesh.trust_domain)),
             policies=MappingProxyType(policies.all),
             joining=frozenset(workloads.joining),
+            network=network,
         )
         self.inventory, self.layer7 = inventory, l7.Layer7(inventory, world, self._mesh, self._layer7)
         self._layer7 = self.layer7

@@ -2,6 +2,7 @@
 """Messages of `analyze`: Istio's codes, at the line that is meant; and none where all is well."""
 
 import json
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -11,6 +12,7 @@ from controlplane.documents import parse
 from controlplane.main import cli
 from controlplane.objects import Mesh
 from controlplane.store import Store
+from controlplane.translate.messages import MESSAGES
 from tests.controlplane.l7 import SHOP
 
 POD = """
@@ -47,6 +49,10 @@ def gateway(name="g", selector="{istio: ingressgateway}", tls="", host="'*'", po
     )
 
 
+def lost():
+    return istio("WorkloadEntry", "far", "{address: 1.2.3.4, network: there, labels: {app: web, version: v9}}")
+
+
 SECURE = "443, name: a, protocol: HTTPS"
 CASES = [
     (to("host: gone"), "IST0101", 'Referenced host not found: "gone"'),
@@ -79,17 +85,21 @@ CASES = [
     (istio("Telemetry", "a", "{tracing: [{providers: [{name: gone}]}]}", group="telemetry"), "IST0101", 'Referenced provider not found: "gone"'),
     (istio("Telemetry", "a", "{tracing: [{providers: []}]}", group="telemetry"), "IST0157", "with empty providers will be ignored."),
     (istio("Telemetry", "a", "{}", group="telemetry") + istio("Telemetry", "b", "{}", group="telemetry"), "IST0160", "The Telemetries [a b]"),
+    (lost(), "IST0171", "type=EndpointsReachable, reason=NetworkUnknown, message=no Gateway of class istio-remote with an address leads to network there."),
+    (istio("ServiceEntry", "a", "{hosts: [a.b], ports: [{number: 80, name: http}], resolution: STATIC, endpoints: [{address: 1.2.3.4, network: there}]}"), "IST0171", "leads to network there"),
+    (lost() + rule("{host: web, subsets: [{name: v9, labels: {version: v9}}]}"), "IST0173", "The Subset v9"),
     (istio("Sidecar", "a", "{}"), "IST0167", "The policy has no impact"),
     (rule("{host: web, trafficPolicy: {outlierDetection: {consecutiveErrors: 1}}}"), "IST0002", "Deprecated: spec.trafficPolicy.outlierDetection.consecutiveErrors"),
     (rule("{host: web, trafficPolicy: {}}"), "IST0106", "Schema validation error: spec.trafficPolicy: is empty"),
 ]  # fmt: skip
 
 
-def reports(text):
+def reports(text, file="f.yaml"):
+    """`file`: where the text is, for whoever looks up the lines of fields."""
     from controlplane.checks import reports
 
     store = Store(Mesh())
-    store.update({"f.yaml": parse("f.yaml", dedent(text).encode())})
+    store.update({file: parse(file, dedent(text).encode())})
     return reports(store)
 
 
@@ -97,6 +107,27 @@ def reports(text):
 def test_a_mistake_between_documents_has_istios_code(text, code, says):
     found = reports(SHOP + POD + text)
     assert [each for each in found if each["code"] == code and says in each["message"]], found
+
+
+MISTAKES = Path(__file__).parent / "golden" / "analysis" / "mistakes.yaml"
+# The reference's list of what users of Istio know.
+KNOWN = {
+    f"IST0{n}"
+    for n in (101, 106, 109, 112, 118, 128, 129, 130, 131, 132, 134, 145, 149, 157, 161, 166, 167, 173, 174, 177)
+}
+
+
+def test_every_code_is_said_at_the_line_that_is_meant_and_nothing_else_is():
+    text = MISTAKES.read_text()
+    marked = [
+        (number, code)
+        for number, line in enumerate(text.splitlines(), 1)
+        for code in line.partition("  # ")[2].split()
+        if code.startswith("IST")
+    ]
+    found = [(int(each["reference"].rpartition(":")[2]), each["code"]) for each in reports(text, str(MISTAKES))]
+    assert sorted(found) == sorted(marked)
+    assert {code for _, code in marked} == set(MESSAGES) >= KNOWN
 
 
 def test_nothing_is_said_when_all_is_well():

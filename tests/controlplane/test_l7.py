@@ -256,20 +256,6 @@ def test_a_policy_whose_authorizer_is_not_asked_says_so():
     assert found["by-nobody"][1].startswith("'nobody' is none of the mesh's extensionProviders")
 
 
-def test_a_limit_of_a_second_service_is_left_out_and_says_so():
-    limits = "".join(
-        "apiVersion: nodemesh.io/v1alpha1\nkind: RateLimit\n"
-        f"metadata: {{name: {name}, namespace: shop}}\nspec:\n  targetRefs: [{{kind: Service, name: {name}}}]\n"
-        f"  limits:\n  - {{name: l, service: {{host: {name}, port: 80, domain: d}}}}\n"
-        "  - {name: own, requests: 1, per: 1s}\n---\n"
-        for name in ("web", "db")
-    )
-    kept = {s: [limit.name for limit in served(limits, s).rules.limits] for s in (DB, WEB)}
-    assert kept == {DB: ["shop/db/l", "shop/db/own"], WEB: ["shop/web/own"]}
-    why = "'l' is not enforced: proxy shop/way asks one rate-limit service, db.shop.svc.cluster.local (domain d)"
-    assert told(limits, "RateLimit") == {"web": ("LimitExceeded", why)}
-
-
 BROKEN = "{targetRefs: [{kind: Service, name: web}], action: DENI}"
 
 

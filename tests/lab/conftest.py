@@ -27,7 +27,7 @@ def pytest_runtest_makereport(item):
     report = yield
     mesh = getattr(item, "funcargs", {}).get("mesh")
     for name, process in mesh.daemons.items() if report.failed and mesh else ():
-        if not process.alive:
+        if not process.alive and mesh.layout.log(name).exists():  # a lab that was taken down has none
             said = mesh.layout.log(name).read_text(errors="replace").splitlines()[-LAST_WORDS:]
             report.sections.append((f"{name} is dead", "\n".join(said)))
     return report

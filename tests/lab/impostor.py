@@ -20,15 +20,17 @@ class Server(socketserver.ThreadingTCPServer):
     address_family = socket.AF_INET6
     allow_reuse_address = daemon_threads = True
 
-    def __init__(self, pem):
+    def __init__(self, pem, port=PORT, kind=None):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
         self.context.load_cert_chain(pem)
         self.context.set_alpn_protocols(["h2"])
-        super().__init__(("::", PORT), Tunnel)
+        super().__init__(("::", port), kind or Tunnel)
 
 
 class Tunnel(socketserver.BaseRequestHandler):
+    who = ""  # said with what it was asked for
+
     def handle(self):
         try:
             with self.server.context.wrap_socket(self.request, server_side=True) as secure:
@@ -44,15 +46,22 @@ class Tunnel(socketserver.BaseRequestHandler):
             for event in connection.receive_data(data):
                 match event:
                     case h2.events.RequestReceived():
-                        print(f"CONNECT {dict(event.headers)[':authority']}", flush=True)
+                        print(f"CONNECT {dict(event.headers)[':authority']} {self.who}".strip(), flush=True)
                         connection.send_headers(event.stream_id, [(":status", "200")])
+                        self.taken(connection, secure, event.stream_id)
                     case h2.events.DataReceived():
                         connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                        if event.data.endswith(b"\r\n\r\n"):
-                            connection.send_data(event.stream_id, ANSWER)
+                        self.given(connection, event)
                     case _:
                         pass
             secure.sendall(connection.data_to_send())
+
+    def taken(self, connection, secure, stream):
+        """A stream begins."""
+
+    def given(self, connection, event):
+        if event.data.endswith(b"\r\n\r\n"):
+            connection.send_data(event.stream_id, ANSWER)
 
 
 if __name__ == "__main__":

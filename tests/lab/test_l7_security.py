@@ -239,6 +239,20 @@ def test_a_global_limit_is_asked_of_its_service(mall, helper):
     assert mall.counted("/", 3, "-H", "x-user: two")["429"] == 0
 
 
+def test_a_second_rate_limit_service_is_asked_of_its_own_limits_alone(mall, helper):
+    """The same helper under another domain."""
+
+    def by(header, domain):
+        who = f"service: {{host: {helper}, port: 90, domain: {domain}}}"
+        return f"{{name: {header}, by: [{{attribute: header, header: {header}}}], {who}}}"
+
+    mall.apply(LIMITS.format(service="reviews", limit=f"{by('x-team', 'teams')}\n  - {by('x-person', 'people')}"))
+    mall.until(lambda: mall.counted("/", 1, "-H", "x-team: ready", "-H", "x-person: ready")["429"] == 0)
+    assert mall.counted("/", 8, "-H", "x-team: red")["429"] == 5
+    assert mall.counted("/", 8, "-H", "x-person: ann")["429"] == 5
+    assert mall.counted("/", 3, "-H", "x-team: blue", "-H", "x-person: ben")["429"] == 0
+
+
 def test_a_limit_of_connections_to_a_database(mall):
     vip = mall.mesh.vips.get("db") or mall.service("db", "way", tcp_db=(5432, apps.ECHO_PORT))
     if "db-1" not in mall.mesh.pods:

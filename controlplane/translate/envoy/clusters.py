@@ -12,6 +12,7 @@ from typing import Final
 
 from controlplane.l7.routes import Target
 from controlplane.l7.traffic import Balance, Destination, Outlier, Pool, Resolution, Traffic
+from controlplane.translate.envoy import far
 from controlplane.translate.envoy.common import (
     ADS,
     HBONE_PORT,
@@ -224,12 +225,12 @@ def _sockets(called: Called) -> Json:
 
 def endpoints(called: Called, view: View, here: Place) -> Json:
     """A ClusterLoadAssignment. `here`: where the proxy is."""
-    chosen = list(_serving(called, view))
+    chosen = [each for each in _serving(called, view) if not view.is_far(each.workload) or _hop(called, view, each)]
     traffic = called.traffic
     groups = grouped(chosen, here, traffic.locality if traffic.outlier else None, traffic.locality)
     listed: list[Json] = []
     for group in groups:
-        found: Json = {"lb_endpoints": [_endpoint(called, each) for each in group.members]}
+        found: Json = {"lb_endpoints": [_endpoint(called, each, view) for each in group.members]}
         if any(group.place):
             region, zone, subzone = group.place
             found["locality"] = without_empty({"region": region, "zone": zone, "sub_zone": subzone})
@@ -253,12 +254,21 @@ def _serving(called: Called, view: View) -> Iterable[Serving]:
     return view.serving(target.service, target.port, subset.labels if subset else None)
 
 
-def _endpoint(called: Called, each: Serving) -> Json:
+def _hop(called: Called, view: View, each: Serving) -> far.Hop | None:
+    """A waypoint of another network is nobody's way: what is behind it is reached through that network's gateway."""
+    return None if called.by_waypoint or called.by_name else far.hop(view, called.service, called.target, each)
+
+
+def _endpoint(called: Called, each: Serving, view: View) -> Json:
     workload = each.workload
     found: Json = {"endpoint": {}, "metadata": {"filter_metadata": {LABELS: _labels(each)}}}
     metadata = found["metadata"]["filter_metadata"]
     host = str(workload.addresses[0]) if workload.addresses else workload.hostname
-    if called.by_waypoint or workload.hbone:
+    if view.is_far(workload) and (hop := _hop(called, view, each)):
+        found["endpoint"] = far.endpoint(hop, workload.uid)
+        metadata[IDENTITY] = far.about(hop)
+        metadata["envoy.transport_socket_match"] = _TUNNELLED
+    elif called.by_waypoint or workload.hbone:
         wanted = _addressed(called, each, host)
         found["endpoint"]["address"] = {
             "envoy_internal_address": {"server_listener_name": ORIGINATE, "endpoint_id": f"{wanted}@{host}"}

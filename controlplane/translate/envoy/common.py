@@ -123,6 +123,11 @@ def without_empty(fields: Mapping[str, Any]) -> Json:
     return {key: value for key, value in fields.items() if value not in (None, [], {}, "")}
 
 
+def of_namespace(namespace: str) -> str:
+    """An expression for the identities of a namespace, of whatever trust domain."""
+    return f"spiffe://[^/]+/ns/{re.escape(namespace)}/sa/.+"
+
+
 def filter_state(key: str, value: str, factory: str = "", shared: str = "ONCE") -> Json:
     """One entry of a set_filter_state filter."""
     entry: Json = {

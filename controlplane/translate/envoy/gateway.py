@@ -5,23 +5,21 @@ Servers that share a port are chains of one listener: told apart by SNI, or as v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby, product
 from typing import Final
 from urllib.parse import urlsplit
 
 from controlplane.l7.model import Role, Rules, Server, ServerTlsMode, VirtualHost
-from controlplane.l7.routes import L4Route, Target
-from controlplane.translate.envoy import listeners, patches, telemetry
+from controlplane.l7.routes import L4Match, Share, Target
+from controlplane.translate.envoy import chains, limits, listeners, patches, telemetry
 from controlplane.translate.envoy.common import HASHABLE, OWN, SOURCE, Json, extension, filter_state, unique
 from controlplane.translate.envoy.routes import TrafficOf, routes, targets_of
 from controlplane.translate.envoy.secrets import names_of, server_tls
+from controlplane.translate.hosts import intersection
 
 Ports = dict[str, tuple[Server, ...]]
 _WEB: Final = ["h2", "http/1.1"]
-_INSPECTOR: Final = extension(
-    "envoy.filters.listener.tls_inspector", "extensions.filters.listener.tls_inspector.v3.TlsInspector"
-)
 
 
 def by_port(servers: Iterable[Server]) -> Ports:
@@ -38,20 +36,23 @@ def listener(name: str, servers: tuple[Server, ...], rules: Rules, said: telemet
     address: Json = {"address": str(first.bind or "::"), "port_value": first.port}
     if not first.bind:
         address["ipv4_compat"] = True
-    chains: list[Json] = []
+    found: list[Json] = []
     plain = [server for server in servers if not server.tls]
     if any(server.http for server in plain):
-        chains.append({"filters": [_manager(name, said)]})
+        found.append({"filters": [_manager(name, said)]})
     for server in plain:
         if not server.http:
-            chains += _l4_chains(server, rules, said)
+            found += _l4_chains(server, rules, said)
     for server in servers:
         if server.tls:
-            chains += _tls_chains(name, server, rules, said)
-    found: Json = {"name": name, "address": {"socket_address": address}, "filter_chains": chains}
+            found += _tls_chains(name, server, rules, said)
+    if not found:
+        # Envoy refuses a listener without chains, and would go on with what it had: a route that was taken away.
+        found = [{"filters": [listeners.tcp_proxy(name, (Share(Target("")),), said)]}]
+    made: Json = {"name": name, "address": {"socket_address": address}, "filter_chains": list(_distinct(found))}
     if any(server.tls for server in servers):
-        found["listener_filters"] = [_INSPECTOR]
-    return patches.listener(found, rules.patches, Role.GATEWAY, first.port)
+        made["listener_filters"] = [listeners.INSPECTOR]
+    return patches.listener(made, rules.patches, Role.GATEWAY, first.port)
 
 
 def _tls_chains(name: str, server: Server, rules: Rules, said: telemetry.Said) -> list[Json]:
@@ -64,27 +65,54 @@ def _tls_chains(name: str, server: Server, rules: Rules, said: telemetry.Said) -
         socket = server_tls(server.tls, _WEB)
         return [{**match, "transport_socket": socket, "filters": [_manager(_table(name, server), said)]}]
     socket = server_tls(server.tls, [])
-    return [{**match, **chain, "transport_socket": socket} for chain in _l4_chains(server, rules, said, by_sni=False)]
+    return [{**chain, "transport_socket": socket} for chain in _l4_chains(server, rules, said)]
 
 
-def _l4_chains(server: Server, rules: Rules, said: telemetry.Said, by_sni: bool = True) -> list[Json]:
+def _l4_chains(server: Server, rules: Rules, said: telemetry.Said) -> list[Json]:
     found: list[Json] = []
     for route in server.l4:
-        for names in _sni(route, server) if by_sni else [()]:
-            match: Json = {"filter_chain_match": {"server_names": list(names)}} if names else {}
-            filters = listeners.tcp_filters(f"{server.name}|{route.name}", route.shares, rules, said, server.port)
-            chain = {**match, "filters": filters}
-            if match not in [{k: v for k, v in one.items() if k == "filter_chain_match"} for one in found]:
-                found.append(chain)
+        filters = listeners.tcp_filters(f"{server.name}|{route.name}", route.shares, rules, said, server.port)
+        for match in route.matches or (L4Match(),):
+            names = _names(match, server)
+            # Nobody comes from a namespace here: who calls a gateway is no workload.
+            if match.port in (0, server.port) and not match.source_namespace and names != []:
+                found += [{**one, "filters": filters} for one in _by_address(match, names)]
     return found
 
 
-def _sni(route: L4Route, server: Server) -> list[tuple[str, ...]]:
-    """Server names as they are matched; none is any."""
+def _names(match: L4Match, server: Server) -> list[str] | None:
+    """Server names as they are matched, of those that the server has; None is any."""
     if not server.tls:
-        return [()]
-    listed = [match.sni for match in route.matches if match.port in (0, server.port)] or [server.hosts]
-    return [tuple(name for name in names if name != "*") for names in listed]
+        return [] if match.sni else None
+    if server.tls.mode is not ServerTlsMode.PASSTHROUGH or not match.sni:
+        return None if "*" in server.hosts else list(server.hosts)
+    both = (intersection(one, other) for one in match.sni for other in server.hosts)
+    found = unique(name for name in both if name)
+    return None if "*" in found else found
+
+
+def _by_address(match: L4Match, names: list[str] | None) -> Iterator[Json]:
+    """Each network by itself, so that two chains with one in common differ in the rest."""
+    for network, source in product(match.networks or (None,), match.sources or (None,)):
+        found: Json = {"server_names": names} if names else {}
+        found |= {"prefix_ranges": [chains.cidr(network)]} if network else {}
+        found |= {"source_prefix_ranges": [chains.cidr(source)]} if source else {}
+        yield {"filter_chain_match": found} if found else {}
+
+
+def _distinct(listed: Iterable[Json]) -> Iterator[Json]:
+    """Of chains for the same the first is kept: Envoy would refuse the whole listener for the second."""
+    taken: set[tuple[str, str]] = set()
+    for chain in listed:
+        match = chain.get("filter_chain_match", {})
+        where = str({**match, "server_names": ()})
+        names = match.get("server_names", [""])
+        free = [name for name in names if (name, where) not in taken]
+        taken.update((name, where) for name in free)
+        if free == names:
+            yield chain
+        elif free:
+            yield {**chain, "filter_chain_match": {**match, "server_names": free}}
 
 
 def _manager(table: str, said: telemetry.Said) -> Json:
@@ -171,6 +199,8 @@ def _virtual_host(
     found: Json = {"name": each.name, "domains": domains, "routes": made, "include_request_attempt_count": True}
     if server.redirect_to_https:
         found["require_tls"] = "ALL"
+    if wanted := limits.actions(rules.limits):
+        found["rate_limits"] = wanted
     if filters := listeners.host_filters(table, rules, server.port, providers):
         found["typed_per_filter_config"] = filters
     return found

@@ -73,13 +73,19 @@ def actions(limits: Iterable[Limit]) -> list[Json]:
     found = []
     for limit in limits:
         dimensions = [_action(each) for each in limit.dimensions]
+        who = {"stage": _stage(limit)} if limit.service else {}
         if limit.service and not dimensions:
             dimensions = [{"generic_key": {"descriptor_value": limit.name}}]
         if limit.matches:
-            found += [{"actions": [_matched(limit.name, match), *dimensions]} for match in limit.matches]
+            found += [{**who, "actions": [_matched(limit.name, match), *dimensions]} for match in limit.matches]
         elif dimensions:
-            found.append({"actions": dimensions})
+            found.append({**who, "actions": dimensions})
     return found
+
+
+def _stage(limit: Limit) -> int:
+    """By which a filter knows what is meant for it; 0 are the local ones."""
+    return 1 + limit.place
 
 
 def _matched(name: str, match: HttpMatch) -> Json:
@@ -125,11 +131,12 @@ def _expression(key: str, text: str) -> Json:
 
 
 def global_filter(limit: Limit) -> Json:
-    """The filter that asks the service; one service per proxy."""
+    """The filter that asks this limit's service."""
     assert limit.service
     return typed(
         "extensions.filters.http.ratelimit.v3.RateLimit",
         domain=limit.domain,
+        stage=_stage(limit),
         failure_mode_deny=not limit.fail_open,
         timeout=seconds(_TIMEOUT_S),
         enable_x_ratelimit_headers="DRAFT_VERSION_03",

@@ -11,7 +11,7 @@ from typing import Final
 
 from controlplane.l7.model import Role, Rules
 from controlplane.l7.routes import Forward, HttpRoute, L4Route, Share, Target
-from controlplane.translate.envoy import limits, patches, rbac, telemetry, tokens
+from controlplane.translate.envoy import chains, limits, patches, rbac, telemetry, tokens
 from controlplane.translate.envoy.common import (
     ADS,
     HBONE_PORT,
@@ -30,6 +30,9 @@ from mesh.model import AppProtocol, Workload
 
 HCM: Final = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _HTTP: Final = "extensions.filters.http"
+INSPECTOR: Final = extension(
+    "envoy.filters.listener.tls_inspector", "extensions.filters.listener.tls_inspector.v3.TlsInspector"
+)
 _LAYER7: Final = frozenset({AppProtocol.HTTP11, AppProtocol.HTTP2, AppProtocol.GRPC})
 
 
@@ -50,7 +53,7 @@ def http_filters(first: Json | None = None) -> list[Json]:
         extension(rbac.DENY, f"{_HTTP}.rbac.v3.RBAC", shadow_rules_stat_prefix="istio_dry_run_deny_"),
         extension(rbac.ALLOW, f"{_HTTP}.rbac.v3.RBAC", shadow_rules_stat_prefix="istio_dry_run_allow_"),
         extension(limits.LOCAL, f"{_HTTP}.local_ratelimit.v3.LocalRateLimit", stat_prefix="local"),
-        _discovered(tokens.LIMITER),
+        *(_discovered(name) for name in tokens.LIMITERS),
         extension("envoy.filters.http.grpc_stats", f"{_HTTP}.grpc_stats.v3.FilterConfig", emit_filter_state=True),
         extension(FAULT, f"{_HTTP}.fault.v3.HTTPFault"),
         extension(CORS, f"{_HTTP}.cors.v3.Cors"),
@@ -82,18 +85,27 @@ def listener(
 ) -> Json:
     """The internal listener of one port."""
     found: Json = {"name": name, "internal_listener": {}, "listener_filters": [original_dst()]}
-    tcp = {"filters": tcp_filters(name, shares(l4, target), rules, said, target.port)}
-    web: Json = {"filters": [manager(name, said)]} if protocol not in (AppProtocol.TCP, AppProtocol.TLS) else {}
+    if protocol in _LAYER7:
+        found["filter_chains"] = [{"filters": [manager(name, said)]}]
+        return patches.listener(found, rules.patches, Role.WAYPOINT, target.port)
+    web: Json | None = None
     if protocol is AppProtocol.UNKNOWN:
         kind = "extensions.filters.listener.http_inspector.v3.HttpInspector"
         found["listener_filters"].append(extension("envoy.filters.listener.http_inspector", kind))
         # A server that speaks first must not wait for its client for ever.
         found |= {"listener_filters_timeout": "0.5s", "continue_on_listener_filters_timeout": True}
-        web = {"filter_chain_match": {"application_protocols": ["http/1.0", "http/1.1", "h2c"]}, **web}
-        found["filter_chains"] = [web, tcp]
-    else:
-        found["filter_chains"] = [web if protocol in _LAYER7 else tcp]
+        web = {"filters": [manager(name, said)]}
+    ways = chains.ways(l4, target, protocol)
+    if chains.by_name(ways):
+        found["listener_filters"].append(INSPECTOR)
+    plain = [(way, {"filters": tcp_filters(name, way.shares, rules, said, target.port)}) for way in ways]
+    found |= chains.chosen(web, plain) if len(ways) > 1 else _undivided(web, plain[0][1])
     return patches.listener(found, rules.patches, Role.WAYPOINT, target.port)
+
+
+def _undivided(web: Json | None, tcp: Json) -> Json:
+    match = {"application_protocols": ["http/1.0", "http/1.1", "h2c"]}
+    return {"filter_chains": [{"filter_chain_match": match, **web}, tcp] if web else [tcp]}
 
 
 def any_port(name: str, workload: Workload, rules: Rules, said: telemetry.Said) -> Json:
@@ -125,14 +137,6 @@ def any_port(name: str, workload: Workload, rules: Rules, said: telemetry.Said) 
         "listener_filters": [original_dst()],
         "filter_chains": [{"filters": filters}],
     }
-
-
-def shares(l4: Sequence[L4Route], target: Target) -> tuple[Share, ...]:
-    """Of the first route that fits; a match by SNI needs a gateway."""
-    for route in l4:
-        if not route.matches or any(match.port in (0, target.port) for match in route.matches):
-            return route.shares
-    return (Share(target),)
 
 
 def tcp_filters(name: str, chosen: tuple[Share, ...], rules: Rules, said: telemetry.Said, port: int) -> list[Json]:

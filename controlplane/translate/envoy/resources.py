@@ -16,6 +16,7 @@ from controlplane.l7.routes import Target
 from controlplane.l7.traffic import Destination, Traffic
 from controlplane.translate.envoy import (
     clusters,
+    far,
     gateway,
     listeners,
     patches,
@@ -215,8 +216,11 @@ class _Round:
             self._place(name, (slot,), lambda slot=slot: tokens.authorizer(*slot) if slot else tokens.NOTHING)  # type: ignore[misc]
             if slot:
                 self._want(slot[1].target)
-        limit = next((each for each in self._limits() if each.service), None)
-        self._place(tokens.LIMITER, (limit,), lambda: global_filter(limit) if limit else tokens.NOTHING)
+        asked = {each.place: each for each in self._limits() if each.service}
+        for place, name in enumerate(tokens.LIMITERS):
+            limit = asked.get(place)
+            about = (limit.service, limit.domain, limit.fail_open) if limit else ()
+            self._place(name, about, lambda limit=limit: global_filter(limit) if limit else tokens.NOTHING)  # type: ignore[misc]
 
     def _limits(self) -> Iterable[Any]:
         for rules in (self._proxy.rules, *(each.rules for each in self._proxy.services)):
@@ -255,9 +259,10 @@ class _Round:
     def _destination(self, target: Target) -> None:
         called, known = self._called(target), self._view.members(target.service)
         through = called.service.waypoint if called.by_waypoint and called.service else None
-        serving = tuple(self._view.waypoints(through)) if through else ()
+        # Through another network's gateway, or through a waypoint.
+        serving = tuple(self._view.waypoints(through)) if through else far.gateways(self._view, known)
         where = *self._here.parts, *map("=".join, self._here.labels)
-        parts = called, known, serving, self._changes(target)
+        parts = called, known, serving, self._changes(target), self._view.world.network
         self._block(("out", outbound(target), *where), parts, partial(self._reached, called, known, serving, where))
 
     def _changes(self, target: Target) -> tuple[Patch, ...]:
@@ -275,12 +280,20 @@ class _Round:
         mine = (*own, self._proxy.key) if changes else own
         self._put(CLUSTER, name, parts, lambda: patches.cluster(clusters.cluster(called, self._view), changes), *mine)
         if clusters.has_endpoints(called):
-            members = (called, known, serving)
+            members = (called, known, serving, self._view.world.network)
+            if serving and not called.by_waypoint:
+                self._beyond()
             make = partial(clusters.endpoints, called, self._view, self._here)
             self._put(ENDPOINTS, name, members, make, *own, *where)
         tls = called.traffic.tls
         for credential in (tls.ca, tls.client) if tls else ():
             self._now.secrets |= secrets.names_of(credential)
+
+    def _beyond(self) -> None:
+        """What inner tunnels need."""
+        self._once(CLUSTER, far.FAR, far.cluster)
+        for name, make in ((far.FAR, far.inner), (far.BEYOND, far.outer)):
+            self._put(LISTENER, name, (self._proxy.role,), partial(make, self._teller))
 
     def _once(self, type_url: str, name: str, make: Callable[[], Json]) -> None:
         self._put(type_url, name, (), make)

@@ -37,6 +37,7 @@ from controlplane.translate.envoy.common import (
     header_fields,
     header_match,
     matcher,
+    of_namespace,
     outbound,
     percent,
     seconds,
@@ -87,7 +88,7 @@ def http_match(match: HttpMatch) -> Json:
     found: Json = {**_path(match.path), "headers": headers, "query_parameters": [_query(q) for q in match.query]}
     found["dynamic_metadata"] = [claim(each) for each in match.claims]
     if match.source_namespace:
-        pattern = f"spiffe://[^/]+/ns/{re.escape(match.source_namespace)}/sa/.+"
+        pattern = of_namespace(match.source_namespace)
         found["filter_state"] = [{"key": SOURCE, "string_match": {"safe_regex": {"regex": pattern}}}]
     return without_empty(found) if found.get("prefix") != "" else {**without_empty(found), "prefix": ""}
 

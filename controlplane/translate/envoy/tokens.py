@@ -23,12 +23,13 @@ from controlplane.translate.envoy.routes import JWT_PAYLOAD
 JWT: Final = "jwt"
 # A proxy's listeners have this many places for external authorizers.
 AUTHORIZERS: Final = ("authorizer.0", "authorizer.1")
-LIMITER: Final = "limiter"
+# And as many for rate-limit services; each is told of what is meant for it alone.
+LIMITERS: Final = ("limiter.0", "limiter.1")
 _HTTP: Final = "extensions.filters.http"
 KINDS: Final = {
     JWT: f"{_HTTP}.jwt_authn.v3.JwtAuthentication",
     **dict.fromkeys(AUTHORIZERS, f"{_HTTP}.ext_authz.v3.ExtAuthz"),
-    LIMITER: f"{_HTTP}.ratelimit.v3.RateLimit",
+    **dict.fromkeys(LIMITERS, f"{_HTTP}.ratelimit.v3.RateLimit"),
 }
 NOTHING: Final[Json] = typed(f"{_HTTP}.rbac.v3.RBAC")
 """What stands in such a place when there is nothing to do."""

@@ -153,32 +153,34 @@ def internal_upstream(inner: Json | None = None, passed: Iterable[str] = ()) -> 
 
 def originate(proxy: Proxy) -> Json:
     """The internal listener that wraps what it gets into a CONNECT to its original destination."""
-    tunneling: Json = {"hostname": "%DOWNSTREAM_LOCAL_ADDRESS%"}
-    if proxy.role is Role.GATEWAY:
-        tunneling["headers_to_add"] = [{"header": {"key": "baggage", "value": baggage(proxy)}}]
     expected = filter_state("envoy.network.upstream_subject_alt_names", f"%DYNAMIC_METADATA({IDENTITY}:san)%")
     # Rendered as "-" when missing, which would then be the name expected.
     expected["format_string"]["omit_empty_values"] = True
-    names = extension(
-        "names",
-        "extensions.filters.network.set_filter_state.v3.Config",
-        on_new_connection=[{**expected, "skip_if_empty": True}],
+    found = wrapping(
+        ORIGINATE, TUNNELS, [{**expected, "skip_if_empty": True}], connect(proxy, "%DOWNSTREAM_LOCAL_ADDRESS%")
     )
+    return {**found, "use_original_dst": False, "listener_filters": [original_dst()]}
+
+
+def connect(proxy: Proxy, asked: str) -> Json:
+    """What a CONNECT says. A waypoint has nothing to say of itself: it speaks for who came to it."""
+    said = [{"header": {"key": "baggage", "value": baggage(proxy)}}] if proxy.role is Role.GATEWAY else []
+    return {"hostname": asked, **({"headers_to_add": said} if said else {})}
+
+
+def wrapping(name: str, cluster: str, states: list[Json], tunneling: Json) -> Json:
+    """An internal listener that wraps what it gets into a CONNECT. `states`: what is set before, for the cluster."""
+    kind = "extensions.filters.network.set_filter_state.v3.Config"
     tcp = extension(
         "envoy.filters.network.tcp_proxy",
         "extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        stat_prefix=ORIGINATE,
-        cluster=TUNNELS,
+        stat_prefix=name,
+        cluster=cluster,
         idle_timeout="0s",
         tunneling_config=tunneling,
     )
-    return {
-        "name": ORIGINATE,
-        "internal_listener": {},
-        "use_original_dst": False,
-        "listener_filters": [original_dst()],
-        "filter_chains": [{"filters": [names, tcp]}],
-    }
+    filters = [extension("names", kind, on_new_connection=states), tcp]
+    return {"name": name, "internal_listener": {}, "filter_chains": [{"filters": filters}]}
 
 
 def direct() -> Json:
@@ -198,20 +200,6 @@ def original_dst() -> Json:
 
 def tunnels() -> Json:
     """The cluster of all tunnels that we begin; an endpoint's metadata says where its tunnel is."""
-    options = {
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-            "explicit_http_config": {
-                "http2_protocol_options": {**_WINDOWS, "allow_connect": True, "connection_keepalive": _KEEPALIVE}
-            },
-        }
-    }
-    tls = extension(
-        "tls",
-        "extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-        common_tls_context=tls_context(),
-        max_session_keys=0,
-    )
     return {
         "name": TUNNELS,
         "type": "ORIGINAL_DST",
@@ -220,9 +208,22 @@ def tunnels() -> Json:
         "cleanup_interval": "60s",
         "original_dst_lb_config": {"metadata_key": {"key": ORIGINAL_DST, "path": [{"key": "waypoint"}]}},
         "circuit_breakers": unlimited(),
-        "typed_extension_protocol_options": options,
-        "transport_socket": tls,
+        "typed_extension_protocol_options": http2(),
+        "transport_socket": upstream_tls(),
     }
+
+
+def http2() -> Json:
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    options = {**_WINDOWS, "allow_connect": True, "connection_keepalive": _KEEPALIVE}
+    explicit = {"explicit_http_config": {"http2_protocol_options": options}}
+    return {name: {"@type": f"type.googleapis.com/{name}", **explicit}}
+
+
+def upstream_tls() -> Json:
+    """Of a tunnel that we begin; whose it must be, filter state says."""
+    kind = "extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+    return extension("tls", kind, common_tls_context=tls_context(), max_session_keys=0)
 
 
 def unlimited() -> Json:

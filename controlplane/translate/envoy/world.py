@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from controlplane.l7.model import Proxy
 from mesh.ids import SpiffeId
-from mesh.model import HOSTNAME_SUFFIX, AppProtocol, Gateway, Port, Service, Vip, Workload, World
+from mesh.model import HOSTNAME_SUFFIX, AppProtocol, Gateway, IPAddress, Port, Service, Vip, Workload, World
 
 HTTP = frozenset({AppProtocol.HTTP11, AppProtocol.HTTP2, AppProtocol.GRPC})
 _GATEWAY = "gateway.networking.k8s.io/gateway-name"
@@ -52,6 +52,7 @@ class View:
     def __init__(self, world: World) -> None:
         self.world = world
         self.endpoints: dict[str, list[Workload]] = defaultdict(list)
+        self._by_place: dict[tuple[str, IPAddress], Workload] = {}
         for workload in world.workloads.values():
             for key in workload.services:
                 self.endpoints[key].append(workload)
@@ -71,7 +72,7 @@ class View:
         own = f"{proxy.name}.{proxy.namespace}.{HOSTNAME_SUFFIX}"
         for workload in self.world.workloads.values() if proxy.workloads else ():
             place = workload.waypoint
-            if not place or not workload.addresses:
+            if not place or not workload.addresses or self.is_far(workload):
                 continue
             by_name = place.hostname == own and place.namespace == proxy.namespace
             if by_name or any(_is_of(each.workload, proxy) for each in self._at(place)):
@@ -90,6 +91,21 @@ class View:
             for each in workload.services[key]:
                 if each.service_port == port and (workload.addresses or workload.hostname):
                     yield Serving(workload, each.target_port)
+
+    def is_far(self, workload: Workload) -> bool:
+        """In another network, where its address is not ours to dial."""
+        return workload.network != self.world.network
+
+    def gateway(self, workload: Workload) -> Serving | None:
+        """That of a far one's network; None: nobody knows it."""
+        place = workload.network_gateway
+        if not place or not place.address or not self.is_far(workload):
+            return None
+        if not self._by_place:
+            for each in self.world.workloads.values():
+                self._by_place.update(((each.network, address), each) for address in each.addresses)
+        found = self._by_place.get((place.network, place.address))
+        return Serving(found, place.port) if found else None
 
     def waypoints(self, gateway: Gateway) -> Iterator[Serving]:
         """Where a waypoint listens."""
