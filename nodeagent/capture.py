@@ -80,9 +80,17 @@ class Capture:
         return choice.backend, choice.why
 
     async def put(self, member: Member, namespace: OpenNamespace) -> None:
-        await self.redirection.put(member.backend, self._sandbox(member, namespace))
-        await self.guard.put(namespace, options=self._options(member))
-        await asyncio.to_thread(self.probing.let, member.uid, member.ips)
+        """Side by side: neither knows of the other, and nobody listens before both are in. Whoever fails, the other has
+        ended when this does."""
+        outcomes = await asyncio.gather(
+            self.redirection.put(member.backend, self._sandbox(member, namespace)),
+            self.guard.put(namespace, options=self._options(member)),
+            asyncio.to_thread(self.probing.let, member.uid, member.ips),
+            return_exceptions=True,
+        )
+        for failure in outcomes:
+            if failure is not None:
+                raise failure
 
     async def compare(self, member: Member, namespace: OpenNamespace) -> list[str]:
         different = await self.redirection.compare(member.backend, self._sandbox(member, namespace))

@@ -137,9 +137,9 @@ class Agent:
             self._capture,
             dns_capture=settings.dns_capture,
         )
-        heirlooms, self._opener = _heirlooms(settings)
+        self._heirlooms, self._opener = _heirlooms(settings)
         self._zds = zds.ZdsServer(
-            self._snapshot, self._heard, self._tunnels_lost, self._meet, heirlooms, self._capture.direct_maps
+            self._snapshot, self._heard, self._tunnels_lost, self._meet, self._heirlooms, self._capture.direct_maps
         )
         tunnel = TunnelOfNode(self._zds)
         self.registry.use(tunnel)
@@ -217,6 +217,8 @@ class Agent:
 
     async def _meet(self, pid: int) -> None:
         self._judged()
+        if self._heirlooms.wanted:
+            await asyncio.to_thread(self._opener.prepare)
         await self._capture.meet(pid)
         await self.hosts.renew()
 
