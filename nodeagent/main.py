@@ -174,6 +174,7 @@ class Agent:
         async with AsyncExitStack() as doors:
             doors.push_async_callback(self.registry.stop)
             doors.callback(self._capture.close)
+            await asyncio.to_thread(self._capture.probing.recall)
             self.registry.readopt()
             found = [(pod.member.uid, pod.member.ips) for pod in self.registry.pods]
             await asyncio.to_thread(self._capture.probing.begin, found)
