@@ -65,7 +65,7 @@ class Capture:
         self.guard = Guarding(memory, listeners)
         """Behind capture, whichever backend does it."""
         self.probing = Probing(self._bpf, probes, kubelet)
-        self._direct = direct
+        self._direct, self._no_maps = direct, ""
         self._changes: dict[str, Changes] = {}
         self._listeners: dict[str, Listeners] = {}
         self._cgroup_root = cgroup_root or cgroups.mounted_at()
@@ -174,13 +174,21 @@ class Capture:
 
     async def direct_maps(self) -> list[int]:
         """For a tunnel; none: there is no direct path. The descriptors stay ours."""
-        if not self._direct or self.redirection.unusable.get("bpf", "not asked for") is not None:
+        if not self._direct or self._not_by_bpf():
             return []
         try:
-            return await asyncio.to_thread(self._bpf.direct_maps)
+            maps = await asyncio.to_thread(self._bpf.direct_maps)
         except BpfError as error:
             _log.warning("no direct path within the node", why=str(error))
+            self._no_maps = str(error)
             return []
+        self._no_maps = ""
+        return maps
+
+    def _not_by_bpf(self) -> str:
+        """Why this node has no direct path, whatever the tunnel can; "": it may have."""
+        why = self.redirection.unusable.get("bpf", f"NODEMESH_CAPTURE={self.redirection.capture}")
+        return "" if why is None else f"no pod is captured by BPF: {why}"
 
     async def reset_direct(self, member: Member, namespace: Any) -> None:
         """No tunnel is left that would judge the pod's direct connections. Never fails."""
@@ -200,7 +208,7 @@ class Capture:
             "setting": self.redirection.capture,
             **usable,
             "guard": self.guard.trouble or "in force",
-            "direct": (direct_trouble or "on") if self._direct else "off",
+            "direct": (self._not_by_bpf() or self._no_maps or direct_trouble or "on") if self._direct else "off",
             "probes": self.probing.trouble or "pass",
         }
 
