@@ -40,10 +40,14 @@ def _unharmed(stage: Stage, held: Said, *loops: Said) -> None:
     fine, failed = sum(loop["fine"] for loop in loops), sum(loop["failed"] for loop in loops)
     why = next((loop["why"][0] for loop in loops if loop["why"]), "")
     stage.report.check(
-        "new connections meanwhile", f"{fine} made, {failed} failed {why}", not failed and fine > 0, "no failure"
+        "new connections meanwhile",
+        f"{fine} made, {failed} failed {why}".rstrip(),
+        not failed and fine > 0,
+        "no failure",
     )
-    seen = f"{held['event']}, {held['count']} exchanges, longest {ms(held['worst_s'])}"
-    stage.report.check("the connection held open meanwhile", seen, held["event"] == "stopped", "not cut")
+    is_open = held["event"] == "stopped"  # by us, at the end
+    seen = f"{'still open' if is_open else held['event']}, {held['count']} exchanges, longest {ms(held['worst_s'])}"
+    stage.report.check("the connection held open meanwhile", seen, is_open, "not cut")
 
 
 def agent_killed(stage: Stage) -> None:

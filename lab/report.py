@@ -25,7 +25,7 @@ class Report:
         print(f"\n{text}", flush=True)
 
     def note(self, text: str) -> None:
-        print(f"  {text}", flush=True)
+        print(f"  {text}".rstrip(), flush=True)
 
     def check(self, what: str, seen: str, fine: bool, expected: str = "") -> None:
         """One measured line. `expected` is shown when it is not fine."""
@@ -36,7 +36,7 @@ class Report:
             print(f"       {'expected':>{_WIDTH}} {expected or 'otherwise'}", flush=True)
 
     def equal(self, what: str, seen: Any, expected: Any) -> None:
-        self.check(what, str(seen), seen == expected, str(expected))
+        self.check(what, _words(seen), seen == expected, _words(expected))
 
     def attempt(self, title: str, step: Callable[[], None]) -> None:
         """Runs a part of the demo; its failure is a failed line, and the next part still runs."""
@@ -52,6 +52,10 @@ class Report:
         bad = f", {len(self.failed)} FAILED: {'; '.join(self.failed)}" if self.failed else ", all as expected"
         print(f"\n{self.checks} checks in {took:.1f} s{bad}", flush=True)
         return 1 if self.failed else 0
+
+
+def _words(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def ms(seconds: float) -> str:

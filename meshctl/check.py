@@ -63,11 +63,16 @@ def _of_node(place: Place) -> Iterator[Finding]:
     yield from _kernel()
     yield from _clock()
     some = False
+    notes: list[Finding] = []
     for owner, run_dir in place.run_dirs().items():
         several = len(place.run_dirs()) > 1
         for finding in _of_run_dir(run_dir):
             some = True
+            if finding.level == "note":
+                notes += [] if finding in notes else [finding]  # what no node can prevent: once, not for each
+                continue
             yield Finding(finding.level, f"{owner}: {finding.what}" if several else finding.what, finding.do)
+    yield from notes
     if not some:
         raise Unreachable("no daemon has its socket here", where=", ".join(map(str, place.run_dirs().values())))
 

@@ -65,7 +65,7 @@ class Capture:
         self.guard = Guarding(memory, listeners)
         """Behind capture, whichever backend does it."""
         self.probing = Probing(self._bpf, probes, kubelet)
-        self._direct = direct
+        self._direct, self._no_maps = direct, ""
         self._changes: dict[str, Changes] = {}
         self._listeners: dict[str, Listeners] = {}
         self._cgroup_root = cgroup_root or cgroups.mounted_at()
@@ -80,9 +80,17 @@ class Capture:
         return choice.backend, choice.why
 
     async def put(self, member: Member, namespace: OpenNamespace) -> None:
-        await self.redirection.put(member.backend, self._sandbox(member, namespace))
-        await self.guard.put(namespace, options=self._options(member))
-        await asyncio.to_thread(self.probing.let, member.uid, member.ips)
+        """Side by side: neither knows of the other, and nobody listens before both are in. Whoever fails, the other has
+        ended when this does."""
+        outcomes = await asyncio.gather(
+            self.redirection.put(member.backend, self._sandbox(member, namespace)),
+            self.guard.put(namespace, options=self._options(member)),
+            asyncio.to_thread(self.probing.let, member.uid, member.ips),
+            return_exceptions=True,
+        )
+        for failure in outcomes:
+            if failure is not None:
+                raise failure
 
     async def compare(self, member: Member, namespace: OpenNamespace) -> list[str]:
         different = await self.redirection.compare(member.backend, self._sandbox(member, namespace))
@@ -166,13 +174,21 @@ class Capture:
 
     async def direct_maps(self) -> list[int]:
         """For a tunnel; none: there is no direct path. The descriptors stay ours."""
-        if not self._direct or self.redirection.unusable.get("bpf", "not asked for") is not None:
+        if not self._direct or self._not_by_bpf():
             return []
         try:
-            return await asyncio.to_thread(self._bpf.direct_maps)
+            maps = await asyncio.to_thread(self._bpf.direct_maps)
         except BpfError as error:
             _log.warning("no direct path within the node", why=str(error))
+            self._no_maps = str(error)
             return []
+        self._no_maps = ""
+        return maps
+
+    def _not_by_bpf(self) -> str:
+        """Why this node has no direct path, whatever the tunnel can; "": it may have."""
+        why = self.redirection.unusable.get("bpf", f"NODEMESH_CAPTURE={self.redirection.capture}")
+        return "" if why is None else f"no pod is captured by BPF: {why}"
 
     async def reset_direct(self, member: Member, namespace: Any) -> None:
         """No tunnel is left that would judge the pod's direct connections. Never fails."""
@@ -192,7 +208,7 @@ class Capture:
             "setting": self.redirection.capture,
             **usable,
             "guard": self.guard.trouble or "in force",
-            "direct": (direct_trouble or "on") if self._direct else "off",
+            "direct": (self._not_by_bpf() or self._no_maps or direct_trouble or "on") if self._direct else "off",
             "probes": self.probing.trouble or "pass",
         }
 

@@ -137,9 +137,9 @@ class Agent:
             self._capture,
             dns_capture=settings.dns_capture,
         )
-        heirlooms, self._opener = _heirlooms(settings)
+        self._heirlooms, self._opener = _heirlooms(settings)
         self._zds = zds.ZdsServer(
-            self._snapshot, self._heard, self._tunnels_lost, self._meet, heirlooms, self._capture.direct_maps
+            self._snapshot, self._heard, self._tunnels_lost, self._meet, self._heirlooms, self._capture.direct_maps
         )
         tunnel = TunnelOfNode(self._zds)
         self.registry.use(tunnel)
@@ -174,6 +174,7 @@ class Agent:
         async with AsyncExitStack() as doors:
             doors.push_async_callback(self.registry.stop)
             doors.callback(self._capture.close)
+            await asyncio.to_thread(self._capture.probing.recall)
             self.registry.readopt()
             found = [(pod.member.uid, pod.member.ips) for pod in self.registry.pods]
             await asyncio.to_thread(self._capture.probing.begin, found)
@@ -217,6 +218,8 @@ class Agent:
 
     async def _meet(self, pid: int) -> None:
         self._judged()
+        if self._heirlooms.wanted:
+            await asyncio.to_thread(self._opener.prepare)
         await self._capture.meet(pid)
         await self.hosts.renew()
 

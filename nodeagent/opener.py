@@ -58,6 +58,11 @@ class Opener:
                 _log.warning("the child that makes listening sockets died", why=str(error))
                 return []
 
+    def prepare(self) -> None:
+        """Else the first pod waits for the child to begin. Never fails: `open` tries again. From any thread."""
+        with self._turn, suppress(OSError):
+            self._child = self._child or _start(self._group)
+
     def close(self) -> None:
         with self._turn:
             self._end()

@@ -91,8 +91,10 @@ class Connection:
         protocol error for Istio's ztunnel. `heard(uid, why)`: None when the tunnel serves it. Raises PeerError."""
         async with self._turn:
             hello = await self._hello()
-            maps = await direct() if direct is not None and hello.takes_direct else []
-            if maps:
+            maps = await direct() if direct is not None else []
+            if maps and not hello.takes_direct:
+                self.direct_trouble = "the tunnel does not know of it"
+            elif maps:
                 why, _ = await self._exchange(zds_pb2.WorkloadRequest(direct=zds_pb2.DirectPath()), maps)
                 self.direct_trouble = why or ""
             for workload in workloads():

@@ -7,6 +7,7 @@
 #
 #   SOURCE   where the working copy is (default: the directory above this one); its dist/ holds the wheel
 #   ROOT     another root directory, for images and tests (default: /)
+#   DIRECT   on a node: true lets its pods talk to each other without the tunnel between (docs/capture.md); false takes that back
 #   NODES    on the control plane's machine: names of nodes to make join tokens for (default: node1 node2)
 set -euo pipefail
 
@@ -16,10 +17,11 @@ fail() { printf 'provision: %s\n' "$*" >&2; exit 2; }
 [ $# -eq 3 ] || fail "three arguments are needed: ROLE IP CONTROL_IP"
 ROLE=$1 IP=$2 CONTROL_IP=$3
 SOURCE=${SOURCE:-$(cd "$(dirname "$0")/.." && pwd)}
-ROOT=${ROOT:-} NODES=${NODES:-node1 node2}
+ROOT=${ROOT:-} NODES=${NODES:-node1 node2} DIRECT=${DIRECT:-false}
 EXCHANGE=${EXCHANGE:-/vagrant/vagrant/.exchange}
 CHANGED=0
 case $ROLE in control | node) ;; *) fail "the role is control or node, not $ROLE" ;; esac
+case $DIRECT in true | false) ;; *) fail "DIRECT is true or false, not $DIRECT" ;; esac
 for address in "$IP" "$CONTROL_IP"; do
 	case $address in *[!0-9a-fA-F.:]* | "") fail "$address is not an IP address" ;; esac
 done
@@ -82,6 +84,18 @@ install_units() {
 	done
 }
 
+# What the tunnel may besides, for the direct path alone.
+install_direct() {
+	local drop_in=/etc/systemd/system/nodemesh-ztunnel.service.d/direct.conf
+	if [ "$DIRECT" = true ]; then
+		if put $drop_in 644 <"$SOURCE/deploy/systemd/nodemesh-ztunnel-direct.conf"; then RESTART+=(ztunnel); fi
+	elif [ -e "$ROOT$drop_in" ]; then
+		rm "$ROOT$drop_in"
+		RESTART+=(ztunnel)
+		changed "$drop_in is gone"
+	fi
+}
+
 # Without a running systemd (an image, a chroot) units are enabled only.
 start_units() {
 	local unit
@@ -142,9 +156,11 @@ provision_node() {
 	done
 	chmod 644 "$ROOT/etc/nodemesh/root-cert.pem"
 	install_units nodeagent ztunnel
-	local server
+	install_direct
+	local server direct=
+	[ "$DIRECT" = false ] || direct=$'NODEMESH_SAME_NODE_DIRECT=true\n'
 	case $CONTROL_IP in *:*) server="https://[$CONTROL_IP]:15012" ;; *) server="https://$CONTROL_IP:15012" ;; esac
-	if printf 'NODE_NAME=%s\nXDS_ADDRESS=%s\nCA_ADDRESS=%s\nINSTANCE_IP=%s\n' "$name" "$server" "$server" "$IP" | put /etc/nodemesh/node.env 644; then
+	if printf 'NODE_NAME=%s\nXDS_ADDRESS=%s\nCA_ADDRESS=%s\nINSTANCE_IP=%s\n%s' "$name" "$server" "$server" "$IP" "$direct" | put /etc/nodemesh/node.env 644; then
 		RESTART+=(nodeagent ztunnel)
 	fi
 	start_units nodeagent ztunnel

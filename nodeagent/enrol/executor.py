@@ -98,6 +98,8 @@ class Pod:
         self.last_error = ""
         self.repairs, self.last_repair = 0, ""
         self.add_ms: float | None = None
+        self.took_ms: dict[str, float] = {}
+        """What its start waited for, by step: those of `_STEPS` that are over."""
         self._hands = hands
         self._inbox: asyncio.Queue[m.Event] = asyncio.Queue()
         self._answer: asyncio.Future[m.Answer] = asyncio.get_running_loop().create_future()
@@ -160,8 +162,12 @@ class Pod:
 
     async def _carry_out(self, command: m.Command) -> m.Event | None:
         """The event that the command ends in. Only commands that report may fail."""
+        began = time.monotonic()
         try:
-            return await _DO[type(command)](self, command)
+            result = await _DO[type(command)](self, command)
+            if self.add_ms is None and (step := _STEPS.get(type(command))):
+                self.took_ms[step] = round((time.monotonic() - began) * 1000, 1)
+            return result
         except NoTunnel as error:
             return self._failed(str(error), TRY_AGAIN_LATER)
         except (MeshError, OSError) as error:
@@ -241,6 +247,11 @@ class Pod:
             _log.warning(phrase, uid=self.member.uid, why=str(error))
 
 
+_STEPS: Final[dict[type[m.Command], str]] = {
+    m.PutRules: "rules_ms",
+    m.StartServing: "tunnel_ms",
+    m.Prove: "canary_ms",
+}
 _DO: Final[dict[type[m.Command], Callable[[Pod, Any], Awaitable[m.Event | None]]]] = {
     m.Remember: Pod._remember,
     m.PutRules: Pod._put_rules,

@@ -310,7 +310,7 @@ async def _again(pod: Pod) -> None:
 
 def _report(pod: Pod, answer: m.Answer) -> None:
     if answer.why is None:
-        _log.info(log.POD_ENROLLED, uid=pod.member.uid, ips=list(pod.member.ips), add_ms=pod.add_ms)
+        _log.info(log.POD_ENROLLED, uid=pod.member.uid, ips=list(pod.member.ips), add_ms=pod.add_ms, **pod.took_ms)
         return
     _log.warning(log.POD_REFUSED, uid=pod.member.uid, why=answer.why)
     raise CniError(answer.code, f"pod {pod.member.namespace}/{pod.member.name} is not in the mesh: {answer.why}")
@@ -335,6 +335,7 @@ def describe(pod: Pod) -> dict[str, Any]:
         "capture_why": member.backend_why,
         "last_error": pod.last_error,
         "add_ms": pod.add_ms,
+        "took_ms": pod.took_ms,
         "was_running": member.was_running,
         "repairs": pod.repairs,
         "last_repair": pod.last_repair,

@@ -75,8 +75,8 @@ def _connect(address: str) -> int:
 
 def _connect_in(cgroup: Path, addresses: Sequence[str]) -> list[int]:
     """The same by a process of the pod's group: no thread can be in another group than its process."""
-    with _group_in(cgroup) as procs:
-        command = [str(PROGRAM), str(procs), str(int(DEADLINE_S * 1000)), str(PORT), *addresses]
+    with _group_in(cgroup) as own:
+        command = [str(PROGRAM), str(own), str(int(DEADLINE_S * 1000)), str(PORT), *addresses]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=START_S + DEADLINE_S * len(addresses)
@@ -96,7 +96,7 @@ def _group_in(cgroup: Path) -> Iterator[Path]:
     own = cgroup / "nodemesh-canary"
     try:
         own.mkdir(exist_ok=True)
-        yield own / "cgroup.procs"
+        yield own
     except OSError as error:
         raise NotCaptured(f"the canary has no control group: {error.strerror}") from None
     finally:

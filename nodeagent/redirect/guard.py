@@ -70,13 +70,21 @@ class Guard:
 
 def render(guard: Guard) -> str:
     """For one `nft -f -`. Replaces what was there. Kernel 5.13 without devices, 5.16 with."""
-    chains = _chains(guard)
-    inet = "".join(_chain(*chain) for chain in chains)
-    text = f"{REMOVAL_WITHOUT_FRAMES}table inet {TABLE} {{\n{inet}}}\n"
-    if not guard.devices:
-        return text
+    return f"{REMOVAL if guard.devices else REMOVAL_WITHOUT_FRAMES}{_tables(guard)}"
+
+
+def render_first(guard: Guard) -> str:
+    """The same for a namespace that holds none of it; refused by one that does."""
+    families = ("inet", "netdev") if guard.devices else ("inet",)
+    # By itself: nft 1.0.6 creates a table with a body as an empty one.
+    return "".join(f"create table {family} {TABLE}\n" for family in families) + _tables(guard)
+
+
+def _tables(guard: Guard) -> str:
+    inet = "".join(_chain(*chain) for chain in _chains(guard))
     frames = "".join(_chain(*chain) for chain in _frames(guard))
-    return f"{REMOVAL}{text}table netdev {TABLE} {{\n{frames}}}\n"
+    text = f"table inet {TABLE} {{\n{inet}}}\n"
+    return f"{text}table netdev {TABLE} {{\n{frames}}}\n" if guard.devices else text
 
 
 def differences(guard: Guard, listing: Sequence[dict[str, Any]]) -> list[str]:

@@ -69,8 +69,9 @@ class Guarding:
         await asyncio.gather(*(self._again(identity) for identity in list(self._pods)))
 
     async def put(self, namespace: OpenNamespace, *, options: Options) -> None:
+        is_known = namespace.identity in self._pods
         self._pods[namespace.identity] = (namespace, options)
-        await self._locked(namespace.identity, lambda: namespace.run(lambda: self._put(options)))
+        await self._locked(namespace.identity, lambda: namespace.run(lambda: self._put(options, is_known)))
 
     async def compare(self, namespace: OpenNamespace, *, options: Options) -> list[str]:
         """What differs, one phrase each. A pod of an agent before this one becomes known by it."""
@@ -86,7 +87,7 @@ class Guarding:
         async def renew() -> None:
             if identity in self._pods:  # else taken out meanwhile
                 namespace, options = self._pods[identity]
-                await namespace.run(lambda: self._put(options))
+                await namespace.run(lambda: self._put(options, is_known=True))
 
         try:
             await self._locked(identity, renew)
@@ -99,12 +100,15 @@ class Guarding:
 
     # On a thread inside the namespace --------------------------------------------------------------------------------
 
-    def _put(self, options: Options) -> None:
+    def _put(self, options: Options, is_known: bool) -> None:
         if options.keep_connections:
             self._take_out()
         if (wanted := self._wanted(options)) is None:
             return  # what is there names a tunnel that has gone: nobody's TCP leaves until the next one came
-        kernel.load(self._nft, guard.render(wanted))
+        if is_known:
+            kernel.load(self._nft, guard.render(wanted))
+        else:
+            kernel.load_first(self._nft, guard.render_first(wanted), guard.render(wanted))
 
     def _compare(self, options: Options) -> list[str]:
         wanted = self._wanted(options)

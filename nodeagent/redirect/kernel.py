@@ -29,7 +29,7 @@ def find_nft() -> str:
 def put(nft_path: str, plan: Plan, *, keep_connections: bool = False) -> None:
     """Routes first: they change nothing until the rules mark packets. Idempotent. Raises RedirectError."""
     routes.put(keep_connections=keep_connections)
-    _nft(nft_path, "-f", "-", text=nft.render(plan))
+    load_first(nft_path, nft.render_first(plan), nft.render(plan))
 
 
 def take_out(nft_path: str, *, keep_connections: bool = False) -> None:
@@ -48,6 +48,15 @@ def observe(nft_path: str) -> Observed:
 def load(nft_path: str, text: str) -> None:
     """All of it or nothing. Raises RedirectError."""
     _nft(nft_path, "-f", "-", text=text)
+
+
+def load_first(nft_path: str, first: str, text: str) -> None:
+    """As `load`, in a namespace where it is probably the first time. `first` creates what `text` would replace: who
+    deletes rules waits until no processor reads them any more, longer than for all else. Raises RedirectError."""
+    try:
+        load(nft_path, first)
+    except RedirectError:
+        load(nft_path, text)
 
 
 def listing(nft_path: str, family: str, table: str) -> str:

@@ -27,8 +27,18 @@ _KEEP_OTHER_BITS: Final = 0xFFFFFFFF & ~MARK_MASK
 
 def render(plan: Plan) -> str:
     """Replaces whatever the table held. Open connections are untouched: NAT is decided by their first packet."""
+    return REMOVAL + _table(plan)
+
+
+def render_first(plan: Plan) -> str:
+    """The same for a namespace that holds none of it; refused by one that does."""
+    # By itself: nft 1.0.6 creates a table with a body as an empty one.
+    return f"create table inet {TABLE}\n{_table(plan)}"
+
+
+def _table(plan: Plan) -> str:
     chains = (_render_chain(chain, plan) for chain in Chain)
-    return "\n".join([f"{REMOVAL}table inet {TABLE} {{", *concatenated.from_iterable(chains), "}", ""])
+    return "\n".join([f"table inet {TABLE} {{", *concatenated.from_iterable(chains), "}", ""])
 
 
 def _render_chain(chain: Chain, plan: Plan) -> list[str]:

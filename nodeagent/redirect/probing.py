@@ -63,11 +63,15 @@ class Probing:
             say = _log.info if self.trouble in ("", OFF) else _log.warning
             say("probes pass by the tunnel" if not self.trouble else "probes are captured", why=self.trouble)
 
-    def begin(self, pods: Iterable[tuple[str, Sequence[str]]]) -> None:
-        """Those of an earlier agent: uid and addresses. What it left stays while the kubelet is away. Never fails."""
-        self._pods = {uid: _keys(ips) for uid, ips in pods}
+    def recall(self) -> None:
+        """What an earlier agent left stays while the kubelet is away. Before any pod of that agent is compared with
+        what its rules should be. Never fails."""
         with suppress(MeshError):
             self.exempt = self._on and routes.are_on_lo(PROBE_SOURCES)
+
+    def begin(self, pods: Iterable[tuple[str, Sequence[str]]]) -> None:
+        """Those of an earlier agent: uid and addresses. Never fails."""
+        self._pods = {uid: _keys(ips) for uid, ips in pods}
         self.keep()
 
     def let(self, uid: str, ips: Sequence[str]) -> None:

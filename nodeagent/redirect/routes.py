@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Final
 from pyroute2.iproute.linux import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from nodeagent.redirect import rtnetlink
 from nodeagent.redirect.backend import RedirectError
 from nodeagent.redirect.plan import CONNECTION_MARK, MARK_MASK, ROUTE_TABLE, RULE_PREFERENCE
 
@@ -25,7 +26,6 @@ _LO: Final = 1
 _RTN_LOCAL: Final = 2
 _RT_SCOPE_HOST: Final = 254
 _FOREVER: Final = 0xFFFFFFFF
-_ANYWHERE: Final = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
 _NAMES: Final = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ESRCH})
 _PRESENT: Final = frozenset({errno.EEXIST})
@@ -42,21 +42,17 @@ def put(*, keep_connections: bool = False) -> None:
     """They change nothing until something marks packets. Idempotent. Raises RedirectError."""
     if keep_connections:
         _take_over_midway(False)
-    with _netlink() as ip:
-        ip.link("set", index=_LO, state="up")  # what is captured is delivered to lo
-        for family in _families():
-            _tolerating(_PRESENT, ip.route, "replace", **_route(family))
-            _tolerating(_PRESENT, ip.rule, "add", **_rule(family))
+    _give([rtnetlink.link_up(_LO)], frozenset())  # what is captured is delivered to lo
+    new = ((rtnetlink.NEW_ROUTE, rtnetlink.REPLACE), (rtnetlink.NEW_RULE, rtnetlink.ONLY_NEW))
+    _give([order for family in _families() for order in _orders(family, *new)], _PRESENT)
 
 
 def take_out(*, keep_connections: bool = False) -> None:
     """Idempotent. Raises RedirectError."""
     if keep_connections:
         _take_over_midway(True)
-    with _netlink() as ip:
-        for family in _families():
-            _tolerating(_ABSENT, ip.rule, "del", **_rule(family))
-            _tolerating(_ABSENT, ip.route, "del", **_route(family))
+    gone = ((rtnetlink.DEL_ROUTE, 0), (rtnetlink.DEL_RULE, 0))
+    _give([order for family in _families() for order in reversed(_orders(family, *gone))], _ABSENT)
 
 
 def _take_over_midway(may: bool) -> None:
@@ -99,8 +95,8 @@ def keeps_marks() -> bool:
 
 def addresses() -> list[str]:
     """Of the namespace's interfaces but lo, in their order. Raises RedirectError."""
-    with _netlink() as ip:
-        return [entry.get("address") for entry in ip.get_addr() if entry["index"] != _LO]
+    with _refusals(), rtnetlink.Talk() as kernel:
+        return [address for index, address in kernel.addresses() if index != _LO]
 
 
 def keep_on_lo(addresses: Iterable[str]) -> None:
@@ -147,14 +143,22 @@ def _families() -> list[socket.AddressFamily]:
     return [socket.AF_INET] if off else [socket.AF_INET, socket.AF_INET6]
 
 
-def _route(family: socket.AddressFamily) -> dict[str, Any]:
-    route = {"family": family, "dst": _ANYWHERE[family], "oif": _LO, "table": ROUTE_TABLE, "type": _RTN_LOCAL}
-    return route | ({"scope": _RT_SCOPE_HOST} if family == socket.AF_INET else {})
+def _orders(family: socket.AddressFamily, route: tuple[int, int], rule: tuple[int, int]) -> list[rtnetlink.Order]:
+    """`route`, `rule`: what to do with each: type and flags. In the order in which they take effect."""
+    scope = _RT_SCOPE_HOST if family == socket.AF_INET else 0
+    marks = {"mark": CONNECTION_MARK, "mask": MARK_MASK}
+    return [
+        rtnetlink.route(*route, family, kind=_RTN_LOCAL, scope=scope, table=ROUTE_TABLE, device=_LO),
+        rtnetlink.rule(*rule, family, priority=RULE_PREFERENCE, table=ROUTE_TABLE, **marks),
+    ]
 
 
-def _rule(family: socket.AddressFamily) -> dict[str, Any]:
-    marks = {"fwmark": CONNECTION_MARK, "fwmask": MARK_MASK}
-    return {"family": family, "priority": RULE_PREFERENCE, "table": ROUTE_TABLE, **marks}
+def _give(orders: Sequence[rtnetlink.Order], tolerated: frozenset[int]) -> None:
+    """Each by itself: one that is there already must not keep the next one out. Raises RedirectError."""
+    with _refusals(), rtnetlink.Talk() as kernel:
+        for number in kernel.give(orders):
+            if number and number not in tolerated:
+                raise RedirectError(f"the kernel refused a routing rule: {os.strerror(number)}")
 
 
 def _has_rule(ip: Any, family: socket.AddressFamily) -> bool:
@@ -174,9 +178,14 @@ def _has_route(ip: Any, family: socket.AddressFamily) -> bool:
 def _netlink() -> Iterator[Any]:
     """A pyroute2 socket of this thread's namespace; must not leave the thread."""
     open_socket: Any = IPRoute
+    with _refusals(), open_socket() as ip:
+        yield ip
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
     try:
-        with open_socket() as ip:
-            yield ip
+        yield
     except NetlinkError as error:
         raise RedirectError(f"the kernel refused a routing rule: {os.strerror(error.code)}") from None
     except OSError as error:
@@ -184,7 +193,6 @@ def _netlink() -> Iterator[Any]:
 
 
 def _tolerating(expected: frozenset[int], call: Any, verb: str, **parameters: Any) -> None:
-    """Each rule by itself: one that is there already must not keep the next one out."""
     try:
         call(verb, **parameters)
     except NetlinkError as error:

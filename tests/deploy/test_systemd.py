@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.deploy.units import PROGRAMS, UNITS, capabilities, settings, unit
+from tests.deploy.units import DIRECT, PROGRAMS, UNITS, capabilities, settings, unit
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
@@ -18,13 +18,17 @@ def analyze(*words):
     return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=300)
 
 
-def test_systemd_accepts_the_units(tmp_path):
+@pytest.mark.parametrize("direct", [False, True], ids=["as-they-are", "direct"])
+def test_systemd_accepts_the_units(tmp_path, direct):
     for name in EXPOSED_AT_MOST:
         program = settings(name, "ExecStart")[0]
         assert program.startswith(PROGRAMS)
         text = unit(name).read_text().replace(program, shutil.which("true"))  # it is not installed here
         (tmp_path / unit(name).name).write_text(text)
-    done = analyze("verify", *map(str, sorted(tmp_path.iterdir())))
+    if direct:
+        (tmp_path / "nodemesh-ztunnel.service.d").mkdir()
+        shutil.copy(DIRECT, tmp_path / "nodemesh-ztunnel.service.d/direct.conf")
+    done = analyze("verify", *map(str, sorted(tmp_path.glob("*.service"))))
     assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
@@ -39,6 +43,16 @@ def test_the_tunnel_is_not_root_and_holds_two_capabilities():
     assert settings("ztunnel", "User") == ["nodemesh"]
     assert capabilities("ztunnel") == ["sys_admin", "net_raw"]
     assert settings("ztunnel", "AmbientCapabilities") == settings("ztunnel", "CapabilityBoundingSet")
+
+
+def test_for_the_direct_path_the_tunnel_gets_what_it_takes_and_no_more():
+    given = [line for line in DIRECT.read_text().splitlines() if "=" in line and not line.startswith("#")]
+    assert given == [
+        "CapabilityBoundingSet=CAP_NET_ADMIN",
+        "AmbientCapabilities=CAP_NET_ADMIN",
+        "RestrictAddressFamilies=AF_NETLINK",
+        "SystemCallFilter=bpf",
+    ]
 
 
 def test_the_control_plane_holds_none():

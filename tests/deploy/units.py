@@ -3,6 +3,7 @@
 from pathlib import Path
 
 UNITS = Path(__file__).parents[2] / "deploy/systemd"
+DIRECT = UNITS / "nodemesh-ztunnel-direct.conf"
 PROGRAMS = "/opt/nodemesh/bin/"
 
 

@@ -15,6 +15,7 @@ from lab.probes import Probe
 from lab.processes import wait_until
 from mesh.errors import OperatorError
 from mesh.gen.profile_pb2 import Profile
+from meshctl import findings
 from meshctl.main import cli
 from tests.lab.damage import damage
 
@@ -118,6 +119,13 @@ def test_check_is_content_with_a_working_node_and_finds_what_is_broken(mesh):
     assert "rules in place and in order, our ports listening, all served" in content(mesh)
     wait_until("check finds what is broken", lambda: finds_damage(mesh), 4 * SOON_S)
     content(mesh)
+
+
+def test_check_of_a_whole_lab_says_once_what_no_node_can_prevent(mesh):
+    said = CliRunner().invoke(cli, ["check", "--lab", mesh.layout.name], catch_exceptions=False).output.splitlines()
+    notes = [line for line in said if line.startswith("note")]
+    assert notes == [f"note not prevented: {residue}" for residue in findings.RESIDUAL]
+    assert "ok   node1: the tunnel of node1 is ready" in said
 
 
 def content(mesh):

@@ -224,7 +224,7 @@ def test_a_tunnel_that_takes_the_direct_path_gets_its_maps_before_the_snapshot_a
             ours, istios = await stage.tunnel(direct=True), await stage.tunnel()
             assert ours.conversation == ["direct map 0 map 1 map 2", "add uid-a netns of a", "snapshot_sent"]
             assert istios.conversation == ["add uid-a netns of a", "snapshot_sent"]
-            assert stage.server.direct_trouble == ""
+            assert stage.server.direct_trouble == "the tunnel does not know of it"
             await stage.tunnel(direct=True, refuse={"": "not permitted"})
             assert stage.server.direct_trouble == "not permitted"
 

@@ -32,6 +32,15 @@ state >/run/first
 "$source/vagrant/provision.sh" "$role" 192.0.2.11 192.0.2.10
 state >/run/second
 diff /run/first /run/second
+if [ "$role" = node ]; then
+  drop_in=/etc/systemd/system/nodemesh-ztunnel.service.d/direct.conf
+  DIRECT=true "$source/vagrant/provision.sh" node 192.0.2.11 192.0.2.10 | sed 's/^/direct: /'
+  cmp "$source/deploy/systemd/nodemesh-ztunnel-direct.conf" $drop_in
+  grep -qx NODEMESH_SAME_NODE_DIRECT=true /etc/nodemesh/node.env
+  DIRECT=true "$source/vagrant/provision.sh" node 192.0.2.11 192.0.2.10 | sed 's/^/direct again: /'
+  "$source/vagrant/provision.sh" node 192.0.2.11 192.0.2.10 | sed 's/^/back: /'
+  ! [ -e $drop_in ] && ! grep SAME_NODE /etc/nodemesh/node.env
+fi
 ls /opt/nodemesh/bin /etc/systemd/system /etc/systemd/system/multi-user.target.wants
 cat /etc/nodemesh/*.env
 """
@@ -109,7 +118,11 @@ def test_a_second_run_changes_nothing(tmp_path, working_copy, role, units, said)
     inside = ["unshare", "--mount", "--net", "--uts", "sh", "-c", TWICE, "sh"]
     done = run(*inside, str(tmp_path / "root"), role, str(working_copy), env=variables)
     assert done.returncode == 0, done.stdout + done.stderr
-    totals = [line for line in done.stdout.splitlines() if line.endswith(" changed")]
+    totals = [line for line in done.stdout.splitlines() if line.endswith(" changed") and line.startswith("==>")]
+    aside = [line.partition(": ")[0] for line in done.stdout.splitlines() if line.endswith(": 0 changed")]
+    assert "direct" not in aside
+    assert ("direct again" in aside) == (role == "node")
+    assert "back" not in aside
     assert [line.rpartition(": ")[2] == "0 changed" for line in totals] == [False, True]
     enabled = done.stdout.split("multi-user.target.wants:")[1]
     assert all(unit in enabled for unit in units)

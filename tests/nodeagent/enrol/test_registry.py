@@ -94,6 +94,7 @@ def test_a_pod_joins_and_is_listed(tmp_path):
         (pod,) = map(describe, node.registry.pods)
         assert (pod["state"], pod["ips"], pod["netns_identity"]) == ("IN_MESH", ["10.0.0.5"], "cookie:1")
         assert pod["add_ms"] >= 0
+        assert list(pod["took_ms"]) == ["rules_ms", "tunnel_ms", "canary_ms"]
 
     run(tmp_path, story)
 

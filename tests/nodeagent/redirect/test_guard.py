@@ -1,6 +1,6 @@
 """What stands behind capture, as text and read back."""
 
-from nodeagent.redirect.guard import REMOVAL, REMOVAL_WITHOUT_FRAMES, Group, Guard, differences, render
+from nodeagent.redirect.guard import REMOVAL, REMOVAL_WITHOUT_FRAMES, Group, Guard, differences, render, render_first
 from nodeagent.redirect.plan import Options
 
 ROOT = Group("unified", 0, 1)
@@ -72,6 +72,14 @@ def test_a_kernel_without_egress_hooks_gets_the_rest():
     assert "netdev" not in text
     assert text.startswith(REMOVAL_WITHOUT_FRAMES)
     assert render(GUARD).startswith(REMOVAL)
+
+
+def test_where_nothing_is_yet_nothing_is_deleted():
+    """Whoever deletes rules waits for every processor; and what is there already refuses to be made again."""
+    tables = "create table inet nodemesh-guard\ncreate table netdev nodemesh-guard\n"
+    assert tables + render(GUARD).removeprefix(REMOVAL) == render_first(GUARD)
+    alone = Guard(ROOT, (TUNNEL,))
+    assert render_first(alone) == tables.splitlines(True)[0] + render(alone).removeprefix(REMOVAL_WITHOUT_FRAMES)
 
 
 def test_what_was_written_is_no_difference():
