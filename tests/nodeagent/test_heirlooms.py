@@ -15,7 +15,7 @@ OURS = (".".join(map(str, (127, *os.getpid().to_bytes(3, "big")))), 15001)
 """An address that no other test run has: like a pod's ports, this one is asked for by its number."""
 
 
-def play(path, story, *names, patience_s=3600.0, make=lambda fd: [], revive=lambda *_: 0):
+def play(path, story, *names, patience_s=3600.0, make=lambda fd, _: [], revive=lambda *_: 0):
     async def main():
         async with Stage(path / "zds.sock", *names, patience_s=patience_s, make=make, revive=revive) as stage:
             await story(stage)
@@ -23,7 +23,7 @@ def play(path, story, *names, patience_s=3600.0, make=lambda fd: [], revive=lamb
     asyncio.run(main())
 
 
-def made_for(netns_fd):
+def made_for(netns_fd, addresses):
     """Stands for the opener's: two descriptors that tell for which namespace they were made."""
     text = os.pread(netns_fd, 100, 0).decode()
     return [Namespace(f"{kind} of {text}").fd for kind in ("listener", "datagrams")]
@@ -143,7 +143,7 @@ def test_what_never_listens_is_not_made_to():
 def test_without_a_tunnel_they_are_kept_for_a_while_and_then_given_up():
     async def main():
         kept, netns, socket_ = Heirlooms(0.001), Namespace("netns"), Namespace("listener")
-        kept.keep("uid-a", netns, [os.dup(socket_.fd)])
+        kept.keep("uid-a", netns, (), [os.dup(socket_.fd)])
         kept.run_out()
         kept.stay()
         assert kept.pods == 1
