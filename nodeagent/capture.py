@@ -20,11 +20,11 @@ from nodeagent.redirect.bpf_records import Address
 from nodeagent.redirect.changes import Changes
 from nodeagent.redirect.guard import Group
 from nodeagent.redirect.guarding import Guarding
-from nodeagent.redirect.listeners import Listeners
+from nodeagent.redirect.listeners import Listeners, Place
 from nodeagent.redirect.netns import Namespace
 from nodeagent.redirect.nftables import Nft
 from nodeagent.redirect.pins import DEFAULT_ROOT
-from nodeagent.redirect.plan import INBOUND_PLAIN_PORT, Options
+from nodeagent.redirect.plan import DNS_CAPTURE_PORT, INBOUND_PLAIN_PORT, Options
 from nodeagent.redirect.probing import ROUND_S as PROBES_S
 from nodeagent.redirect.probing import Probing
 from nodeagent.redirect.redirection import TUNNEL_PORTS, Redirection
@@ -37,6 +37,8 @@ ROUND_S: Final = 4.0
 SILENT_S: Final = 300.0
 """How often those are whose change the kernel announces: for what we do not know."""
 
+
+_NAMES: Final[Place] = ("127.0.0.1", DNS_CAPTURE_PORT)
 
 _EXCEPTIONS: Final = [field.name for field in fields(Exceptions)]
 """What annotations say has one name from there to the plan."""
@@ -124,6 +126,8 @@ class Capture:
         if (listeners := self._listeners.get(namespace.identity)) is None:
             listeners = self._listeners[namespace.identity] = Listeners(namespace.fileno())
         missing = listeners.missing(TUNNEL_PORTS)
+        if member.dns_capture:
+            missing |= {port for _, port in listeners.silent([_NAMES])}
         if member.backend == "bpf" and not self._bpf.hears(namespace):
             missing |= {INBOUND_PLAIN_PORT}
         return sorted(missing)

@@ -1,6 +1,6 @@
-"""Pods' listening sockets, kept by the agent, so that a connection waits for the next tunnel and is not refused.
+"""Workloads' listening sockets, kept by the agent, so that a connection waits for the next tunnel and is not refused.
 
-Owns copies of descriptors, by pod, and for how long they are kept without a tunnel: who waits longer than that is
+Owns copies of descriptors, by workload, and for how long they are kept without a tunnel: who waits longer than that is
 refused after all. Does not know what they are for; a tunnel looks at what it is given.
 """
 
@@ -25,22 +25,23 @@ class Descriptor(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Kept:
     namespace: tuple[int, int]
+    addresses: tuple[str, ...]
     listeners: tuple[int, ...]
 
 
-def _none(netns_fd: int) -> list[int]:
+def _none(netns_fd: int, addresses: Sequence[str]) -> list[int]:
     return []
 
 
 class Heirlooms:
-    """`patience_s`: how long they outlive the last tunnel; 0: nothing is kept at all. `make`: those of a namespace that
-    has none yet, on a thread; [] when it cannot. `revive`: makes a socket listen again when it no longer
-    does, or is to because of its port; returns the port that it listens at, or 0."""
+    """`patience_s`: how long they outlive the last tunnel; 0: nothing is kept. `make`: those of a namespace, or on
+    these addresses in it, that has none yet, on a thread; [] when it cannot. `revive`: makes a socket listen again when
+    it no longer does, or is to because of its port; returns the port that it listens at, or 0."""
 
     def __init__(
         self,
         patience_s: float = 0.0,
-        make: Callable[[int], list[int]] = _none,
+        make: Callable[[int, Sequence[str]], list[int]] = _none,
         revive: Callable[[int, Collection[int]], int] = lambda *_: 0,
     ) -> None:
         self._patience_s, self._make, self._revive = patience_s, make, revive
@@ -55,8 +56,9 @@ class Heirlooms:
     def pods(self) -> int:
         return len(self._kept)
 
-    def keep(self, uid: str, netns: Descriptor, listeners: Sequence[int]) -> None:
-        """Takes the descriptors over, in place of earlier ones. Raises ValueError: `netns` is closed; they are too."""
+    def keep(self, uid: str, netns: Descriptor, addresses: Sequence[str], listeners: Sequence[int]) -> None:
+        """`addresses`: its own in a namespace that it shares. Takes the descriptors over, in place of earlier ones.
+        Raises ValueError: `netns` is closed; they are too."""
         try:
             namespace = _number(netns)
         except ValueError:
@@ -64,28 +66,29 @@ class Heirlooms:
             raise
         self.drop(uid)
         if listeners:
-            self._kept[uid] = _Kept(namespace, tuple(listeners))
+            self._kept[uid] = _Kept(namespace, tuple(addresses), tuple(listeners))
 
-    async def of(self, uid: str, netns: Descriptor) -> tuple[int, ...]:
-        """To be passed on at once, not to be closed. Those of an earlier namespace are dropped.
+    async def of(self, uid: str, netns: Descriptor, addresses: Sequence[str]) -> tuple[int, ...]:
+        """To be passed on at once, not to be closed. Those of an earlier namespace or address are dropped.
         Raises ValueError: `netns` is closed."""
         kept = self._kept.get(uid)
-        if kept is None or kept.namespace != _number(netns):
+        if kept is None or (kept.namespace, kept.addresses) != (_number(netns), tuple(addresses)):
             self.drop(uid)
-            if made := await self._made(netns):
-                self.keep(uid, netns, made)
+            if made := await self._made(netns, addresses):
+                self.keep(uid, netns, addresses, made)
             kept = self._kept.get(uid)
         return () if kept is None else kept.listeners
 
-    async def _made(self, netns: Descriptor) -> list[int]:
+    async def _made(self, netns: Descriptor, addresses: Sequence[str]) -> list[int]:
         copy = os.dup(netns.fileno())  # the pod may leave while the thread works
         try:
-            return await asyncio.to_thread(self._make, copy)
+            return await asyncio.to_thread(self._make, copy, addresses)
         finally:
             os.close(copy)
 
     def listen_again(self, uid: str, ports: Collection[int]) -> bool:
-        """At these ports of the pod, on the very sockets that tunnels accept from. False: not at all of them."""
+        """At these ports of the workload and wherever nobody does, on the very sockets that tunnels accept from. False:
+        not at all of these."""
         kept = self._kept.get(uid)
         return kept is not None and set(ports) <= {port for fd in kept.listeners if (port := self._revive(fd, ports))}
 

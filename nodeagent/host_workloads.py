@@ -20,6 +20,9 @@ from nodeagent.host_documents import HostDocuments, HostWorkload, IPAddress
 from nodeagent.redirect import groups, host_rules, kernel, look, routes
 from nodeagent.redirect.guard import Group
 from nodeagent.redirect.host_rules import Captured
+from nodeagent.redirect.listeners import Listeners, Place
+from nodeagent.redirect.plan import DNS_CAPTURE_PORT
+from nodeagent.redirect.redirection import TUNNEL_PORTS
 
 _log: Final = log.get("hosts")
 PAUSE_S: Final = 1.0
@@ -31,6 +34,9 @@ class Tunnel(Protocol):
 
     async def add_host(self, who: HostWorkload, namespace: Namespace) -> None:
         """Raises MeshError: none is there, or it refuses."""
+
+    async def renew_host(self, who: HostWorkload, namespace: Namespace) -> None:
+        """Somebody shall listen where nobody does any more. Raises as `add_host`."""
 
     async def remove(self, uid: Uid) -> None: ...
 
@@ -77,6 +83,8 @@ class Hosts:
         self._in_force: _InForce | None = None
         self._turn = asyncio.Lock()
         self._namespace = Namespace()
+        self._ears: Listeners | None = None
+        self._deaf: set[Uid] = set()
         self._trouble = ""
 
     async def adopt(self) -> None:
@@ -119,6 +127,25 @@ class Hosts:
             await self._withdraw(uid)
         for who, _ in found:
             await self._enrol(who)
+        await self._listen_again()
+
+    async def _listen_again(self) -> None:
+        """Where nobody does for one whom a tunnel serves. Found twice, a round apart: between two tunnels it may be so
+        for a moment. Raises MeshError, OSError."""
+        before, self._deaf = self._deaf, set()
+        for uid, known in list(self._known.items()):
+            if not known.served or not (silent := self._silent(known.who)):
+                continue
+            if uid not in before:
+                self._deaf.add(uid)
+                continue
+            _log.warning("nobody listened for a workload of this host", uid=uid, at=[_at(place) for place in silent])
+            await self._tunnel.renew_host(known.who, self._namespace)
+
+    def _silent(self, who: HostWorkload) -> list[Place]:
+        self._ears = self._ears or Listeners(self._namespace.fileno())
+        ports = (*TUNNEL_PORTS, DNS_CAPTURE_PORT)
+        return sorted(self._ears.silent([(str(address), port) for address in who.addresses for port in ports]))
 
     def _wanted(self, found: Iterable[tuple[HostWorkload, Group]]) -> _InForce:
         return _InForce(tuple(Captured(group, who.addresses) for who, group in found), tuple(self._tunnels()))
@@ -228,6 +255,11 @@ class Hosts:
             }
             for known in self._known.values()
         ]
+
+
+def _at(place: Place) -> str:
+    address, port = place
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _say_enrolled(who: HostWorkload) -> None:

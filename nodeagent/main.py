@@ -70,6 +70,9 @@ class TunnelOfNode:
     async def add_host(self, who: HostWorkload, namespace: HostNamespace) -> None:
         await self._server.add(_host_workload(who, namespace))
 
+    async def renew_host(self, who: HostWorkload, namespace: HostNamespace) -> None:
+        await self._server.renew(_host_workload(who, namespace), ())
+
     async def remove(self, uid: Uid) -> None:
         await self._server.remove(uid)
 

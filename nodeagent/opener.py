@@ -1,4 +1,4 @@
-"""A child process that makes pods' listening sockets, in a control group that outlives agents and tunnels.
+"""A child process that makes workloads' listening sockets, in a control group that outlives agents and tunnels.
 
 A socket, and every connection that is accepted from it, belongs for ever to the control group of the process that
 made it, and by the group the guard knows what may leave a pod. What is to outlive a tunnel must not be the tunnel's.
@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,7 @@ from nodeagent.redirect.netns import enter
 _log: Final = log.get("opener")
 
 EVERYWHERE: Final = (15001, 15006, 15008)
-LOOPBACK: Final = 15053
+NAMES: Final = 15053
 _BACKLOG: Final = 1024
 _KEEPALIVE_S: Final = 180
 _KEEPALIVE_PROBES: Final = 9
@@ -35,6 +35,9 @@ _IPV6_FREEBIND: Final = 78
 _IP_FREEBIND: Final = 15
 _NO_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _WHY_BYTES: Final = 256
+_ADDRESSES_BYTES: Final = 512
+_EVERYWHERE: Final = "-"
+"""What is asked for instead of addresses: a packet without bytes is the end."""
 _MOST: Final = 16
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -47,12 +50,13 @@ class Opener:
         self._turn = threading.Lock()
         self._child: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 
-    def open(self, netns_fd: int) -> list[int]:
-        """Listening sockets in that namespace, the caller's to close; none when they cannot be made there, as when a
-        process of the pod holds a port. Blocks for milliseconds; from any thread."""
+    def open(self, netns_fd: int, addresses: Sequence[str] = ()) -> list[int]:
+        """Listening sockets in that namespace, on these addresses where it is shared, the caller's to close; none when
+        they cannot be made there, as when a process of the pod holds a port. Blocks for milliseconds; from any
+        thread."""
         with self._turn:
             try:
-                return self._ask(netns_fd)
+                return self._ask(netns_fd, addresses)
             except OSError as error:
                 self._end()
                 _log.warning("the child that makes listening sockets died", why=str(error))
@@ -74,11 +78,11 @@ class Opener:
             with suppress(OSError):
                 self._group.rmdir()
 
-    def _ask(self, netns_fd: int) -> list[int]:
+    def _ask(self, netns_fd: int, addresses: Sequence[str]) -> list[int]:
         if self._child is None:
             self._child = _start(self._group)
         _, connection = self._child
-        socket.send_fds(connection, [b"?"], [netns_fd])
+        socket.send_fds(connection, [(" ".join(addresses) or _EVERYWHERE).encode()], [netns_fd])
         why, descriptors, _, _ = socket.recv_fds(connection, _WHY_BYTES, _MOST)
         if not why:
             raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -142,19 +146,20 @@ def main() -> None:
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     with socket.socket(fileno=int(descriptor)) as connection:
         while True:
-            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+            asked, descriptors, _, _ = socket.recv_fds(connection, _ADDRESSES_BYTES, 1)
             if not descriptors:
                 return
-            _answer(connection, descriptors[0], home)
+            addresses = [] if asked == _EVERYWHERE.encode() else asked.decode().split()
+            _answer(connection, descriptors[0], home, addresses)
             os.close(descriptors[0])
 
 
-def _answer(connection: socket.socket, namespace: int, home: int) -> None:
+def _answer(connection: socket.socket, namespace: int, home: int, addresses: Sequence[str]) -> None:
     with ExitStack() as made:
         try:
             enter(namespace)
             try:
-                sockets = [made.enter_context(each) for each in sockets_here()]
+                sockets = [made.enter_context(each) for each in sockets_here(addresses)]
             finally:
                 enter(home)
         except OSError as error:
@@ -163,14 +168,21 @@ def _answer(connection: socket.socket, namespace: int, home: int) -> None:
         socket.send_fds(connection, [b"."], [each.fileno() for each in sockets])
 
 
-def sockets_here() -> Iterator[socket.socket]:
-    """In the calling thread's namespace. Raises OSError."""
+def sockets_here(addresses: Sequence[str] = ()) -> Iterator[socket.socket]:
+    """In the calling thread's namespace, on `addresses` alone where there are any. Raises OSError."""
+    for address in addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        yield from (_listening(family, address, port) for port in EVERYWHERE)
+        yield _for_names(family, socket.SOCK_STREAM, address)
+        yield _for_names(family, socket.SOCK_DGRAM, address)
+    if addresses:
+        return
     for port in EVERYWHERE:
         yield _everywhere(port)
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         try:
-            yield _loopback(family, socket.SOCK_STREAM, address)
-            yield _loopback(family, socket.SOCK_DGRAM, address)
+            yield _for_names(family, socket.SOCK_STREAM, address)
+            yield _for_names(family, socket.SOCK_DGRAM, address)
         except OSError as error:
             if family == socket.AF_INET or error.errno not in _NO_FAMILY:
                 raise
@@ -210,7 +222,7 @@ def _transparent(family: socket.AddressFamily) -> tuple[int, int]:
     return socket.IPPROTO_IP, _IP_TRANSPARENT
 
 
-def _loopback(family: socket.AddressFamily, kind: socket.SocketKind, address: str) -> socket.socket:
+def _for_names(family: socket.AddressFamily, kind: socket.SocketKind, address: str) -> socket.socket:
     """Whether the interface is up already or not."""
     made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     with _closed_on_error(made):
@@ -221,7 +233,7 @@ def _loopback(family: socket.AddressFamily, kind: socket.SocketKind, address: st
             made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         if kind == socket.SOCK_STREAM:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((address, LOOPBACK))
+        made.bind((address, NAMES))
         if kind == socket.SOCK_STREAM:
             made.listen(_BACKLOG)
     return made

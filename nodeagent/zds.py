@@ -31,6 +31,8 @@ MAX_PACKET_BYTES: Final = 1024
 _FRAME_BYTES: Final = 24
 """More than the tags and lengths around a field or a message."""
 _MOST_DESCRIPTORS: Final = 16
+_MOST_ADDRESSES: Final = 3
+"""Of a workload whose sockets are passed on: there are five at each, and one packet takes a namespace and those."""
 DEADLINE_S: Final = 5.0
 ACCEPT_PAUSE_S: Final = 1.0
 MAX_CONNECTIONS: Final = 8
@@ -136,14 +138,14 @@ class Connection:
 
     async def _enrol(self, workload: Workload) -> str | None:
         request = _add(workload)
-        if not self._shares or workload.addresses:  # in a shared namespace sockets are the tunnel's own affair
+        if not self._shares or len(workload.addresses) > _MOST_ADDRESSES:
             why, _ = await self._exchange(request, [workload.netns.fileno()])
             return why
         request.add.keep_listeners = True
-        kept = await self._heirlooms.of(workload.uid, workload.netns)
+        kept = await self._heirlooms.of(workload.uid, workload.netns, workload.addresses)
         why, given = await self._exchange(request, [workload.netns.fileno(), *kept])
         if given:
-            self._heirlooms.keep(workload.uid, workload.netns, given)
+            self._heirlooms.keep(workload.uid, workload.netns, workload.addresses, given)
         return why
 
     async def _exchange(self, request: zds_pb2.WorkloadRequest, descriptors: list[int]) -> tuple[str | None, list[int]]:
@@ -211,7 +213,7 @@ class Connection:
 
 class ZdsServer:
     """`workloads`: what a new tunnel has to serve. `heard(uid, why)`: its word on each. `lost`: no tunnel is left.
-    `meet(pid)`: before a tunnel is told anything. `heirlooms`: what pods' connections wait in between two tunnels."""
+    `meet(pid)`: before a tunnel is told anything. `heirlooms`: what connections wait in between two tunnels."""
 
     def __init__(
         self,

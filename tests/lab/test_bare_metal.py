@@ -2,6 +2,7 @@
 with an identity and addresses of its own in the one namespace of the host."""
 
 import os
+import signal
 import socket
 
 import pytest
@@ -16,7 +17,7 @@ from lab.probes import Probe
 from lab.processes import wait_until
 from lab.watchdog import guarded
 from lab.wire import Capture
-from tests.lab import scripts, settle
+from tests.lab import scripts, settle, successors
 
 pytestmark = pytest.mark.lab
 
@@ -44,6 +45,10 @@ def all_of(bare):
 
 def holding(bare, source, target, version):
     return Probe(bare, source, "hold", target.address(version), ECHO_PORT, 0.005)
+
+
+def calling(bare, source, target, version):
+    return Probe(bare, source, "loop", target.address(version), ECHO_PORT, 0.005)
 
 
 def test_every_one_says_how_it_is_captured(bare, all_of):
@@ -153,16 +158,66 @@ print(client.recv(512).hex())
 # What may fail -------------------------------------------------------------------------------------------------------
 
 
-def test_while_the_tunnel_is_away_everything_is_refused_and_nothing_is_clear(bare, all_of, version):
-    tunnel = bare.daemons["ztunnel-node1"]
-    tunnel.kill()
+def test_while_the_tunnel_is_away_nothing_is_clear_and_what_comes_waits_for_the_next(bare, all_of, version):
+    source, target = all_of["web-1"], all_of["web-2"]
+    bare.daemons["ztunnel-node1"].kill()
     with Capture(bare, f"away-{version}", everything=True) as seen:
-        assert bare.http(all_of["web-1"], all_of["web-2"].at(HTTP_PORT, version), "-d", "in-the-clear") == ""
-        assert bare.http(all_of["web-1"], all_of["plain-2"].at(HTTP_PORT, version), "-d", "in-the-clear") == ""
+        for other in (target, all_of["plain-2"]):
+            assert bare.http(source, other.at(HTTP_PORT, version), "-m", "2", "-d", "in-the-clear") == ""
     assert seen.count(b"in-the-clear") == 0
-    bare.start_tunnel("node1")
-    wait_until("they talk again", lambda: bare.reaches(all_of["web-1"], all_of["web-2"], version), SOON_S)
-    wait_until("both of them", lambda: bare.reaches(all_of["web-2"], all_of["web-3"], version), SOON_S)
+    with calling(bare, source, target, version) as outward, calling(bare, target, source, version) as inward:
+        bare.start_tunnel("node1")
+        for calls in (outward, inward):
+            calls.expect("open")
+        done = outward.stop(), inward.stop()
+    assert [(each["event"], each["failed"]) for each in done] == [("done", 0)] * 2
+    for one, other in (("web-1", "web-2"), ("web-2", "web-3")):
+        wait_until("they talk again", lambda a=one, b=other: bare.reaches(all_of[a], all_of[b], version), SOON_S)
+
+
+def test_a_tunnel_is_replaced_under_load_by_one_beside_it_and_nobody_notices(bare, all_of, version):
+    source, target = all_of["web-1"], all_of["web-2"]
+    successor = None
+    with (
+        holding(bare, source, target, version) as held,
+        calling(bare, source, target, version) as outward,
+        calling(bare, target, source, version) as inward,
+    ):
+        for probe in (held, outward, inward):
+            probe.expect("open")
+        try:
+            successor = successors.start(bare, SOON_S)
+            bare.daemons["ztunnel-node1"].signal(signal.SIGTERM)
+            assert held.stop()["event"] == "stopped", "it may end by itself on the old tunnel"
+            assert bare.daemons["ztunnel-node1"].wait(SOON_S)
+            assert bare.reaches(source, target, version)
+            done = outward.stop(), inward.stop()
+            assert [(each["event"], each["failed"]) for each in done] == [("done", 0)] * 2
+        finally:
+            if successor:
+                daemons.stop(successor)
+            bare.start_tunnel("node1")
+    for one, other in ((source, target), (target, source)):
+        wait_until("they talk again", lambda s=one, t=other: bare.reaches(s, t, version), SOON_S)
+
+
+@pytest.mark.parametrize("port", [15001, 15006, 15008, 15053])
+def test_a_listener_that_somebody_destroyed_listens_again_and_its_neighbours_never_ceased(bare, all_of, version, port):
+    """As `ss -K` does it, and whatever else has the right to destroy sockets."""
+    victim, neighbour = all_of["web-1"], all_of["web-3"]
+    own = victim.at(port, version)
+    with calling(bare, neighbour, all_of["web-2"], version) as calls:
+        calls.expect("open")
+        assert bare.exec(all_of["plain-1"], ["ss", "-K", "-lnt", "src", own]).returncode == 0
+        assert own not in listening(bare)
+        wait_until("somebody listens", lambda: own in listening(bare), SOON_S)
+        assert calls.stop()["failed"] == 0
+    for source, target in ((victim, all_of["web-2"]), (all_of["web-2"], victim), (all_of["plain-2"], victim)):
+        assert bare.reaches(source, target, version)
+
+
+def listening(bare):
+    return bare.exec(bare.pods["plain-1"], ["ss", "-Hlnt"]).stdout.split()
 
 
 def test_a_killed_agent_comes_back_without_touching_anybody(bare, all_of, version):

@@ -154,7 +154,7 @@ def test_rules_that_somebody_took_away_are_back_within_seconds_and_it_is_told(me
     print(f"repaired after {took * 1000:.0f} ms")
 
 
-@pytest.mark.parametrize("port", [15001, 15006, 15008])
+@pytest.mark.parametrize("port", [15001, 15006, 15008, 15053])
 def test_a_listener_that_somebody_destroyed_listens_again_and_no_connection_ends_by_it(mesh, veteran, port):
     """As `ss -K` does it, and whatever else has the right to destroy sockets."""
     pod, far = veteran.pod, mesh.pods["web-2"]

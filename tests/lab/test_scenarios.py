@@ -7,14 +7,14 @@ import signal
 
 import pytest
 
-from lab import cgroups, daemons, documents, processes
+from lab import cgroups, daemons, documents
 from lab.access import AccessLog
 from lab.apps import ECHO_PORT, HTTP_PORT
 from lab.documents import PodSpec
 from lab.probes import Probe
 from lab.processes import wait_until
 from lab.wire import Capture
-from tests.lab import scripts
+from tests.lab import scripts, successors
 
 pytestmark = pytest.mark.lab
 
@@ -274,7 +274,6 @@ def test_a_killed_tunnel_loses_what_it_had_in_hand_and_refuses_nobody(mesh, pods
 def test_a_tunnel_is_replaced_under_load_by_one_beside_it_and_nobody_notices(mesh, pods, version):
     """As a DaemonSet with a surge does it: the new one has doors of its own, serves, and only then the old one goes."""
     source, target = pods[MESHED], pods[OTHER_NODE]
-    settings = successor_settings(mesh)
     successor = None
     with (
         holding(mesh, source, target, version) as held,
@@ -284,14 +283,13 @@ def test_a_tunnel_is_replaced_under_load_by_one_beside_it_and_nobody_notices(mes
         for probe in (held, outward, inward):
             probe.expect("open")
         try:
-            space = mesh.layout.node_netns("node1")
-            command = daemons.command("ztunnel", "run")
-            successor = processes.start(mesh.layout, "ztunnel-next", space, command, settings, group="ztunnel-next")
-            wait_until("the new one is ready", lambda: is_ready(mesh), SOON_S)
+            successor = successors.start(mesh, SOON_S)
             mesh.daemons["ztunnel-node1"].signal(signal.SIGTERM)
             assert held.stop()["event"] == "stopped", "it may end by itself on the old tunnel"
             assert mesh.daemons["ztunnel-node1"].wait(SOON_S)
-            cgroups.delete(f"{space}/ztunnel")  # as kubelet does; the guard must not go by it any longer
+            cgroups.delete(
+                f"{mesh.layout.node_netns('node1')}/ztunnel"
+            )  # as kubelet does; the guard must not go by it any longer
             assert mesh.reaches(source, target, version)
             done = outward.stop(), inward.stop()
             assert [(each["event"], each["failed"]) for each in done] == [("done", 0)] * 2
@@ -301,17 +299,3 @@ def test_a_tunnel_is_replaced_under_load_by_one_beside_it_and_nobody_notices(mes
             mesh.start_tunnel("node1")
     for one, other in ((source, target), (target, source)):
         wait_until("its pods are served again", lambda s=one, t=other: mesh.reaches(s, t, version), SOON_S)
-
-
-def successor_settings(mesh):
-    """Of a second tunnel in node1's namespace; in a pod of its own it would need none of this."""
-    own = mesh.layout.run_dir("node1") / "next"
-    own.mkdir(exist_ok=True, mode=0o700)
-    doors = {"ADMIN_ADDR": "127.0.0.1:25000", "STATS_ADDR": "0.0.0.0:25020", "READINESS_ADDR": "0.0.0.0:25021"}
-    own_dirs = {"NODEMESH_RUN_DIR": str(own), "NODEMESH_STATE_DIR": str(own), "NODEMESH_KEY_DIR": ""}
-    return daemons.tunnel_settings(mesh.layout, "node1") | doors | own_dirs
-
-
-def is_ready(mesh):
-    path = mesh.layout.run_dir("node1") / "next" / "ztunnel.sock"
-    return path.exists() and daemons.ask(path, "/status")[1]["ready"]

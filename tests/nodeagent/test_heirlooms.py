@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,7 @@ OURS = (".".join(map(str, (127, *os.getpid().to_bytes(3, "big")))), 15001)
 """An address that no other test run has: like a pod's ports, this one is asked for by its number."""
 
 
-def play(path, story, *names, patience_s=3600.0, make=lambda fd: [], revive=lambda *_: 0):
+def play(path, story, *names, patience_s=3600.0, make=lambda fd, _: [], revive=lambda *_: 0):
     async def main():
         async with Stage(path / "zds.sock", *names, patience_s=patience_s, make=make, revive=revive) as stage:
             await story(stage)
@@ -23,7 +24,7 @@ def play(path, story, *names, patience_s=3600.0, make=lambda fd: [], revive=lamb
     asyncio.run(main())
 
 
-def made_for(netns_fd):
+def made_for(netns_fd, addresses):
     """Stands for the opener's: two descriptors that tell for which namespace they were made."""
     text = os.pread(netns_fd, 100, 0).decode()
     return [Namespace(f"{kind} of {text}").fd for kind in ("listener", "datagrams")]
@@ -35,6 +36,32 @@ def test_a_tunnel_gets_sockets_that_the_agent_made(tmp_path):
         assert tunnel.conversation[0] == "add uid-a netns of a listener of netns of a datagrams of netns of a"
 
     play(tmp_path, story, "a", make=made_for)
+
+
+def on_addresses(netns_fd, addresses):
+    return [Namespace(f"listener on {address}").fd for address in addresses]
+
+
+def test_who_shares_a_namespace_has_sockets_on_addresses_of_its_own(tmp_path):
+    async def story(stage):
+        [only] = stage.pods
+        stage.pods[:] = [replace(only, addresses=("10.0.0.101", "fd00::1"))]
+        first = await stage.tunnel(gives={})
+        assert first.conversation[0] == "add uid-a netns of a listener on 10.0.0.101 listener on fd00::1"
+        stage.pods[:] = [replace(only, addresses=("10.0.0.102",))]
+        second = await stage.tunnel(gives={})
+        assert second.conversation[0] == "add uid-a netns of a listener on 10.0.0.102"
+
+    play(tmp_path, story, "a", make=on_addresses)
+
+
+def test_who_has_more_addresses_than_one_packet_takes_leaves_the_sockets_to_its_tunnel(tmp_path):
+    async def story(stage):
+        stage.pods[:] = [replace(stage.pods[0], addresses=tuple(f"10.0.0.{n}" for n in range(1, 5)))]
+        tunnel = await stage.tunnel(gives={})
+        assert tunnel.conversation[0] == "add uid-a netns of a"
+
+    play(tmp_path, story, "a", make=on_addresses)
 
 
 def test_the_next_tunnel_gets_what_the_one_before_it_gave(tmp_path):
@@ -143,7 +170,7 @@ def test_what_never_listens_is_not_made_to():
 def test_without_a_tunnel_they_are_kept_for_a_while_and_then_given_up():
     async def main():
         kept, netns, socket_ = Heirlooms(0.001), Namespace("netns"), Namespace("listener")
-        kept.keep("uid-a", netns, [os.dup(socket_.fd)])
+        kept.keep("uid-a", netns, (), [os.dup(socket_.fd)])
         kept.run_out()
         kept.stay()
         assert kept.pods == 1
@@ -191,6 +218,17 @@ def test_the_child_makes_all_that_a_tunnel_listens_on_and_nothing_twice(opener, 
         again = opener.open(netns.fileno())
         assert len(again) == 7
         for fd in again:
+            os.close(fd)
+
+
+@pytest.mark.lab
+def test_the_child_makes_them_on_some_addresses_alone(opener, namespace):
+    with open(namespace) as netns:
+        found = [socket.socket(fileno=fd) for fd in opener.open(netns.fileno(), ["127.0.0.9"])]
+        assert sorted(each.getsockname() for each in found) == [("127.0.0.9", port) for port in sorted([*PORTS, 15053])]
+        others = opener.open(netns.fileno(), ["127.0.0.10"])
+        assert len(others) == 5, "side by side"
+        for fd in (*(each.detach() for each in found), *others):
             os.close(fd)
 
 

@@ -68,12 +68,29 @@ pub async fn follow(
     connection: &Entered,
     story: Pin<&mut impl Future<Output = Result<(), Failure>>>,
 ) {
+    let untold = Untold(worker, connection);
     let ended = select! {
         biased;
         cut = connection.is_cut() => Err(cut.into()),
         ended = story => ended,
     };
+    std::mem::forget(untold);
     settle(worker, connection, ended.err());
+}
+
+/// A story that panics, or whose worker ends, is dropped in the middle. Without an end in the counters its series would
+/// count as one with an open connection, for ever.
+struct Untold<'a>(&'a Worker, &'a Entered);
+
+impl Drop for Untold<'_> {
+    fn drop(&mut self) {
+        let why = if std::thread::panicking() {
+            "a fault in the tunnel ended it"
+        } else {
+            "the tunnel ended"
+        };
+        settle(self.0, self.1, Some(Failure::relay(why)));
+    }
 }
 
 /// For a connection that somebody else's story carries: its account is settled when this is dropped, at the latest.

@@ -345,6 +345,29 @@ mod tests {
     }
 
     #[test]
+    fn pods_that_come_and_go_leave_no_more_than_the_bound_and_who_returns_begins_anew() {
+        let (mut totals, start) = (Totals::new(100), Instant::now());
+        totals.add(vec![("open".into(), [1, 0, 10, 10, 0])], start);
+        for n in 0..1000 {
+            let now = start + Duration::from_secs(n);
+            totals.add(vec![(named(n), [1, 1, 30, 40, 0])], now);
+            assert!(left(&totals).len() <= 100, "after {n} pods");
+        }
+        let of =
+            |totals: &Totals, name: &str| totals.iter().find(|(l, _)| *l == name).map(|(_, c)| *c);
+        assert_eq!(of(&totals, "open"), Some([1, 0, 10, 10, 0]));
+        assert_eq!(left(&totals).len() as u64 + totals.evicted(), 1001);
+        assert_eq!(of(&totals, "series 0"), None);
+        totals.add(
+            vec![(named(0), [1, 1, 5, 6, 0])],
+            start + Duration::from_secs(1000),
+        );
+        assert_eq!(of(&totals, "series 0"), Some([1, 1, 5, 6, 0]));
+        totals.add(Vec::new(), start + Duration::from_secs(1000) + 2 * SILENT);
+        assert_eq!(left(&totals), ["open"], "nobody else has news");
+    }
+
+    #[test]
     fn of_many_that_grew_at_once_only_the_surplus_goes() {
         let mut totals = Totals::new(10);
         let all = (0..12).map(|n| (named(n), [0, 0, 0, 0, 1])).collect();

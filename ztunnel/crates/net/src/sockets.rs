@@ -52,17 +52,29 @@ fn opened(own: &[IpAddr], ipv6: bool, left: &mut Inherited) -> Result<Sockets, E
     for (side, port) in SIDES {
         if own.is_empty() {
             let ours = |at: SocketAddr| at.port() == port && at.ip().is_unspecified();
-            let socket = match left.take(Type::STREAM, ours) {
-                Some(found) => netns::prepare(&found, side.callers()).map(|()| found.into())?,
-                None => listener(port, ipv6, side.callers())?,
-            };
-            listeners.push((side, socket));
+            let made = || listener(port, ipv6, side.callers());
+            listeners.push((side, left_or(left, ours, side, made)?));
         }
         for ip in own {
-            listeners.push((side, listener_at((*ip, port).into(), side.callers())?));
+            let ours = |at: SocketAddr| at == (*ip, port).into();
+            let made = || listener_at((*ip, port).into(), side.callers());
+            listeners.push((side, left_or(left, ours, side, made)?));
         }
     }
     Ok((listeners, dns::Sockets::open(ipv6, own, left)?))
+}
+
+fn left_or(
+    left: &mut Inherited,
+    ours: impl Fn(SocketAddr) -> bool,
+    side: Side,
+    made: impl FnOnce() -> Result<TcpListener, EnrolError>,
+) -> Result<TcpListener, EnrolError> {
+    let Some(found) = left.take(Type::STREAM, ours) else {
+        return made();
+    };
+    netns::prepare(&found, side.callers())?;
+    Ok(found.into())
 }
 
 /// Bound sockets of one namespace that nobody has claimed yet; closed when dropped.
@@ -163,5 +175,32 @@ mod tests {
         let file = File::open("/proc/self/status").expect("procfs");
         let all = Inherited::sort(vec![open.into(), file.into()], &here());
         assert!(all.0.is_empty());
+    }
+
+    /// In another namespace, where nobody holds the ports of a tunnel.
+    #[test]
+    fn what_was_bound_at_an_address_of_its_own_is_taken_over_and_the_rest_is_made() {
+        let test = || {
+            let loopback = "127.0.0.1:15001";
+            let before =
+                netns::listener_at(loopback.parse().expect("one"), Side::Outbound.callers())?;
+            let cookie = |l: &TcpListener| socket2::SockRef::from(l).cookie().expect("SO_COOKIE");
+            let mut left = Inherited::sort(vec![before.try_clone()?.into()], &here());
+            let (listeners, _) = opened(&[IpAddr::from([127, 0, 0, 1])], true, &mut left)?;
+            let same: Vec<_> = listeners
+                .iter()
+                .map(|(_, l)| cookie(l) == cookie(&before))
+                .collect();
+            assert_eq!(same, [true, false, false]);
+            Ok::<_, EnrolError>(())
+        };
+        let alone = move || {
+            // SAFETY: no pointers; only this thread's namespace changes.
+            (unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0).then(test)
+        };
+        match thread::spawn(alone).join().expect("a thread") {
+            Some(done) => done.expect("sockets"),
+            None => eprintln!("not root: no namespace of its own, nothing tested"),
+        }
     }
 }

@@ -1,6 +1,10 @@
 use super::*;
+use crate::account::follow;
+use crate::dataplane::Who;
 use crate::handshakes::Allowed;
 use crate::meter::MOST_SERIES;
+use crate::netns::NetNs;
+use crate::registry::Parties;
 use std::sync::mpsc::channel;
 
 fn shared(workers: usize) -> Arc<Shared> {
@@ -65,6 +69,50 @@ fn a_panic_ends_its_task_or_job_and_is_reported() {
             .iter()
             .all(|(_, place, _)| place.contains("tests.rs:"))
     );
+    shared.log.close();
+}
+
+fn pod_here() -> Arc<Pod> {
+    let file = std::fs::File::open("/proc/thread-self/ns/net").expect("procfs");
+    let netns = NetNs::of(std::os::fd::AsFd::as_fd(&file)).expect("a namespace");
+    let who = Who {
+        uid: "web".into(),
+        name: "web".into(),
+        namespace: "shop".into(),
+        service_account: "web".into(),
+        search: Vec::new(),
+        addresses: Vec::new(),
+    };
+    Arc::new(Pod::new(0, who, netns, &Config::default()))
+}
+
+#[test]
+fn a_connection_whose_story_panics_has_ended_in_the_counters() {
+    let shared = shared(1);
+    let workers = Workers::start(&shared).expect("threads");
+    let (reply, answer) = channel();
+    let pod = pod_here();
+    workers.handles[0].submit(move |worker| {
+        let (own, worker) = (worker.clone(), worker.clone());
+        task::spawn_local(async move {
+            let ends = Parties::between(([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 2).into());
+            let connection = own.registry.enter(pod, Kind::Outbound, ends);
+            own.meter.opened(&connection);
+            let story = std::pin::pin!(async { panic!("in a story") });
+            follow(&own, &connection, story).await;
+        });
+        task::spawn_local(async move {
+            let growth = worker.meter.hand_over(&worker.registry);
+            let counts: Vec<_> = growth.into_iter().map(|(_, counts)| counts).collect();
+            reply
+                .send((worker.meter.open(), counts))
+                .expect("somebody waits");
+        });
+    });
+    let (open, counts) = answer.recv().expect("the worker goes on");
+    assert_eq!(open, [0, 0]);
+    assert_eq!(counts, [[1, 1, 0, 0, 0]]);
+    workers.close();
     shared.log.close();
 }
 
