@@ -98,6 +98,7 @@ def _of_run_dir(run_dir: Path) -> Iterator[Finding]:
         agent = yield from _asked(run_dir / "nodeagent.sock", "/status", "the node agent")
         if agent is not None:
             yield from findings.of_guard(agent)
+            yield from findings.of_legacy(agent)
             yield from findings.of_kubernetes(agent)
     if here("controlplane"):
         control = yield from _asked(run_dir / "controlplane.sock", "/status", "the control plane")

@@ -134,6 +134,13 @@ def of_guard(status: Json) -> Iterator[Finding]:
     yield from (Finding("note", f"not prevented: {residue}") for residue in RESIDUAL)
 
 
+def of_legacy(status: Json) -> Iterator[Finding]:
+    """From the agent's `/status`: by which program the legacy tables of pods are read, when it is not the usual one."""
+    if why := (status.get("capture") or {}).get("legacy"):
+        what = f"python-iptables cannot read legacy tables, iptables-legacy-save does: {why}"
+        yield Finding("note", what, "nothing, if iptables-legacy-save is installed; else install iptables")
+
+
 def _of_pod(pod: Json, served: Sequence[str]) -> Iterator[Finding]:
     name = f"{pod['namespace']}/{pod['name']}"
     if pod["state"] not in _SERVED:
@@ -143,6 +150,9 @@ def _of_pod(pod: Json, served: Sequence[str]) -> Iterator[Finding]:
         return
     for difference in pod["differences"]:
         yield Finding("fail", f"pod {name}: {difference}", "restart the node agent: it puts its rules in again")
+    for foreign in pod.get("foreign") or ():
+        do = "take the rule out of the pod's namespace (`iptables-legacy -D`), or keep what puts it there out"
+        yield Finding("fail", f"pod {name}: beside its capture, {foreign}", do)
     if missing := [port for port in OUR_PORTS if port not in pod["listening"]]:
         ports = ", ".join(map(str, missing))
         yield Finding("fail", f"pod {name}: nobody listens on {ports}; its traffic is refused", "restart the tunnel")

@@ -70,7 +70,7 @@ def _capture(report: dict[str, Any]) -> Iterator[str]:
     used = report["details"].get("captured_by") or {}
     if capture:
         setting, direct = capture.pop("setting", ""), capture.pop("direct", "off")
-        probes = capture.pop("probes", "off")
+        probes, legacy = capture.pop("probes", "off"), capture.pop("legacy", "")
         ways = (f"{name} ({f'{used[name]} pods' if name in used else why})" for name, why in capture.items())
         yield f"{report['node']} captures with {', '.join(ways)}; NODEMESH_CAPTURE={setting}"
         if direct != "off":
@@ -78,14 +78,16 @@ def _capture(report: dict[str, Any]) -> Iterator[str]:
             yield f"{report['node']} lets pods talk directly within the node, {how}"
         how = "lets the kubelet's probes pass" if probes == "pass" else f"captures the kubelet's probes: {probes}"
         yield f"{report['node']} {how}"
+        if legacy:
+            yield f"{report['node']} reads legacy tables by iptables-legacy-save: {legacy}"
 
 
 def _summary(details: dict[str, Any]) -> str:
     """Numbers and words as they are, lists by their length, counts by their sum, what is in objects behind a dot."""
     shown: list[str] = []
     for key, value in details.items():
-        if key in ("capture", "captured_by"):
-            continue  # a line of its own
+        if key in ("capture", "captured_by", "foreign_rules"):
+            continue  # lines of their own
         inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
         plain = {k: _number(v) if isinstance(v, (list, dict)) else v for k, v in inner.items()}
         shown += [f"{k}={v}" for k, v in plain.items() if v not in ("", None) and k != "xds.error"]
@@ -115,6 +117,8 @@ def _of_agent(details: dict[str, Any]) -> Iterator[str]:
     pods = details.get("pods")
     if isinstance(pods, dict) and pods.get("CUT_OFF"):
         yield f"{pods['CUT_OFF']} pods are cut off: `last_error` of GET /pods says why"
+    for uid, foreign in (details.get("foreign_rules") or {}).items():
+        yield from (f"{uid}: beside its capture, {each}" for each in foreign)
 
 
 def _of_tunnel(details: dict[str, Any]) -> Iterator[str]:

@@ -74,4 +74,6 @@ class Admin:
         said = {"node": self._node, "ready": self._tunnels() > 0, "tunnels": self._tunnels(), "pods": dict(states)}
         if on_host := self._hosts.describe():
             said["host_workloads"] = on_host
+        if foreign := {pod.member.uid: pod.foreign for pod in self._registry.pods if pod.foreign}:
+            said["foreign_rules"] = foreign
         return {**said, "capture": self._capture(), "captured_by": dict(captured), "kubernetes": self._cluster()}

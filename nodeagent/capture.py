@@ -14,6 +14,7 @@ from nodeagent import cgroups
 from nodeagent.enrol.annotations import Exceptions
 from nodeagent.enrol.store import Member
 from nodeagent.libbpf import BpfError
+from nodeagent.redirect import legacy
 from nodeagent.redirect.backend import Backend, OpenNamespace, Sandbox
 from nodeagent.redirect.bpf import Bpf
 from nodeagent.redirect.bpf_records import Address
@@ -24,7 +25,7 @@ from nodeagent.redirect.listeners import Listeners, Place
 from nodeagent.redirect.netns import Namespace
 from nodeagent.redirect.nftables import Nft
 from nodeagent.redirect.pins import DEFAULT_ROOT
-from nodeagent.redirect.plan import DNS_CAPTURE_PORT, INBOUND_PLAIN_PORT, Options
+from nodeagent.redirect.plan import DNS_CAPTURE_PORT, INBOUND_PLAIN_PORT, Options, make_plan
 from nodeagent.redirect.probing import ROUND_S as PROBES_S
 from nodeagent.redirect.probing import Probing
 from nodeagent.redirect.redirection import TUNNEL_PORTS, Redirection
@@ -98,6 +99,11 @@ class Capture:
         different = await self.redirection.compare(member.backend, self._sandbox(member, namespace))
         different += await self.guard.compare(namespace, options=self._options(member))
         return different + await asyncio.to_thread(self.probing.missing, member.ips)
+
+    async def inspect(self, member: Member, namespace: OpenNamespace) -> list[str]:
+        """What in legacy tables takes the pod's TCP from its capture, one phrase each. It is not ours to mend."""
+        plan = make_plan(self._options(member))
+        return await namespace.run(lambda: legacy.inspect(member.backend, plan))
 
     async def release(self, member: Member, namespace: OpenNamespace) -> None:
         await self.guard.take_out(namespace)
@@ -206,7 +212,7 @@ class Capture:
 
     def describe(self, direct_trouble: str = "") -> dict[str, Any]:
         """Of `GET /status`: the setting, and of each backend that it allows whether this node can; whether pods may
-        talk directly, or why not although they should."""
+        talk directly, or why not although they should; why python-iptables failed to read a pod's legacy tables."""
         usable = {name: why or "usable" for name, why in self.redirection.unusable.items()}
         return {
             "setting": self.redirection.capture,
@@ -214,9 +220,11 @@ class Capture:
             "guard": self.guard.trouble or "in force",
             "direct": (self._not_by_bpf() or self._no_maps or direct_trouble or "on") if self._direct else "off",
             "probes": self.probing.trouble or "pass",
+            "legacy": legacy.reader.trouble,
         }
 
     def close(self) -> None:
+        legacy.reader.close()
         for changes in self._changes.values():
             changes.close()
         for listeners in self._listeners.values():

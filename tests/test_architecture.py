@@ -34,6 +34,7 @@ PURE = (
     "nodeagent/redirect/nft.py",
     "nodeagent/redirect/iptables.py",
     "nodeagent/redirect/verify.py",
+    "nodeagent/redirect/diversions.py",
     "nodeagent/redirect/bpf_records.py",
     "nodeagent/diag/events.py",
     "ztunnel/rotation.py",

@@ -64,6 +64,7 @@ install_program() {
 	[ "$(cat "$ROOT/opt/nodemesh/.wheel" 2>/dev/null)" = "$stamp" ] && return
 	[ -x "$ROOT/opt/nodemesh/bin/python" ] || python3 -m venv "$ROOT/opt/nodemesh" || fail "python3 -m venv failed"
 	if [ -f "$SOURCE/requirements.lock" ]; then
+		install_packages gcc libc6-dev # python-iptables has no wheel
 		"$ROOT/opt/nodemesh/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r "$SOURCE/requirements.lock" || fail "pip could not install requirements.lock"
 	fi
 	"$ROOT/opt/nodemesh/bin/python" -m pip install -q --disable-pip-version-check --no-deps --force-reinstall "$wheel" || fail "pip could not install $wheel"

@@ -40,6 +40,9 @@ class Redirect(Protocol):
 
     async def put(self, member: Member, namespace: Any) -> None: ...
     async def compare(self, member: Member, namespace: Any) -> list[str]: ...
+    async def inspect(self, member: Member, namespace: Any) -> list[str]:
+        """What somebody else put beside it and takes the pod's TCP from it."""
+
     async def release(self, member: Member, namespace: Any) -> None: ...
     async def take_out(self, member: Member, namespace: Any) -> None: ...
     def forget(self, namespace: Any) -> None:
@@ -97,6 +100,8 @@ class Pod:
         self.since = time.time()
         self.last_error = ""
         self.repairs, self.last_repair = 0, ""
+        self.foreign: list[str] = []
+        """What was found beside its capture when somebody last looked."""
         self.add_ms: float | None = None
         self.took_ms: dict[str, float] = {}
         """What its start waited for, by step: those of `_STEPS` that are over."""

@@ -27,6 +27,8 @@ _log: Final = log.get("keeper")
 ROUND_S: Final = 1.0
 LEAST_DRAIN_S: Final = 2.0
 """Until the other nodes know that a pod has left, they come by the tunnel."""
+FOREIGN_S: Final = 60.0
+"""How often is looked for what others put beside the capture: nobody announces it, and it is not ours to mend."""
 LISTEN_S: Final = 2.0
 """How often is asked whether somebody listens."""
 CUT_OFF_S: Final = 10.0
@@ -80,7 +82,8 @@ class Keeper:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._follow(), name="keeper"), asyncio.create_task(self._watch())]
+        duties = (self._follow(), self._watch(), self._search())
+        self._tasks = [asyncio.create_task(duty, name="keeper") for duty in duties]
         for task in self._tasks:
             task.add_done_callback(_raise)
 
@@ -100,6 +103,12 @@ class Keeper:
             await asyncio.sleep(self._round_s)
             self.reconcile()
             await self.look()
+
+    async def _search(self) -> None:
+        """Apart from the rounds: what is read slowly must not delay a repair."""
+        while self._round_s:
+            await asyncio.sleep(FOREIGN_S)
+            await self.search()
 
     # Who belongs ----------------------------------------------------------------------------------------------------
 
@@ -171,6 +180,12 @@ class Keeper:
                 await (self._let_go if pod.state is m.State.LEAVING else self._inspect)(pod)
             except (MeshError, OSError, ValueError) as error:
                 _log.debug("pod not looked at", uid=pod.member.uid, why=str(error))
+
+    async def search(self) -> None:
+        """One round over the pods that are in the mesh, for foreign rules."""
+        for pod in self._registry.pods:
+            if pod.state is m.State.IN_MESH:
+                await self._registry.inspect(pod)
 
     async def _withdraw_the_gone(self) -> None:
         """Their end was told to nobody: no agent ran, or the list of plugins lacked our entry. Never a pod that the

@@ -176,7 +176,8 @@ class Registry:
             raise CniError(m.ENROLMENT_FAILED, f"pod {_name(request)}: {'; '.join(different)}")
 
     async def verify(self) -> list[dict[str, Any]]:
-        """Every pod as its namespace is now: what differs from the plan, and who listens. Changes nothing."""
+        """Every pod as its namespace is now: what differs from the plan, what others put beside it,
+        and who listens. Changes nothing."""
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def verified(pod: Pod) -> dict[str, Any]:
@@ -190,10 +191,22 @@ class Registry:
         found |= {"state": pod.state.name, "capture": pod.member.backend}
         try:
             different = await self._kernel.compare(pod.member, pod.namespace)
+            await self.inspect(pod)
             listening = await self._kernel.listening(pod.namespace)
         except (MeshError, OSError, ValueError) as error:
-            return {**found, "error": str(error), "differences": [], "listening": []}
-        return {**found, "error": "", "differences": different, "listening": listening}
+            return {**found, "error": str(error), "differences": [], "foreign": [], "listening": []}
+        foreign = [each for each in pod.foreign if each not in different]
+        return {**found, "error": "", "differences": different, "foreign": foreign, "listening": listening}
+
+    async def inspect(self, pod: Pod) -> None:
+        """Notes what others put beside its capture; what cannot be read is not called clean."""
+        before = pod.foreign
+        try:
+            pod.foreign = await self._kernel.inspect(pod.member, pod.namespace)
+        except (MeshError, OSError, ValueError) as error:
+            pod.foreign = [f"there are legacy tables that cannot be read: {error}"]
+        if pod.foreign and pod.foreign != before:
+            _log.warning("foreign rules beside the capture", uid=pod.member.uid, why="; ".join(pod.foreign))
 
     async def remove(self, container_id: str) -> None:
         """Idempotent. Another sandbox of the same workload is not touched."""
@@ -339,4 +352,5 @@ def describe(pod: Pod) -> dict[str, Any]:
         "was_running": member.was_running,
         "repairs": pod.repairs,
         "last_repair": pod.last_repair,
+        "foreign": pod.foreign,
     }

@@ -139,7 +139,12 @@ def _versions() -> list[int]:
 def _observe(kind: str, version: int) -> iptables.Seen:
     if kind == "legacy" and not _legacy_tables(version):
         return iptables.Seen()
-    return iptables.read(_run(kind, version, "save"), version)
+    return iptables.read(save(kind, version), version)
+
+
+def save(kind: str, version: int) -> str:
+    """What the program lists. Raises RedirectError."""
+    return _run(kind, version, "save")
 
 
 def _restore(kind: str, version: int, text: str) -> None:

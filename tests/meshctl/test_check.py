@@ -68,6 +68,10 @@ def test_what_is_wrong_with_a_tunnel_is_a_sentence(part, change, sentence):
         ({"state": "CUT_OFF"}, "pod shop/web is CUT_OFF"),
         ({"differences": ["chain output lacks 1 of its 5 rules"]}, "pod shop/web: chain output lacks 1"),
         ({"listening": [15001, 15008, 15053]}, "nobody listens on 15006"),
+        (
+            {"foreign": ["IPv4 legacy table nat sends TCP elsewhere: -A OUTPUT"]},
+            "beside its capture, IPv4 legacy table",
+        ),
         ({"error": "gone"}, "its namespace cannot be looked at: gone"),
         ({"uid": "u2"}, "pod shop/web is not served by the tunnel"),
     ],
@@ -135,6 +139,12 @@ def test_a_guard_in_force_is_good_news_and_what_remains_is_named():
 def test_a_tunnel_known_by_its_mark_only_is_a_warning_that_says_why():
     warning = next(findings.of_guard({"capture": {"guard": "process 7 is in the root control group"}}))
     assert (warning.level, "root control group" in warning.what) == ("warn", True)
+
+
+def test_legacy_tables_that_are_read_the_other_way_are_a_note_that_says_why():
+    assert list(findings.of_legacy({"capture": {"legacy": ""}})) == []
+    ((level, what),) = said(findings.of_legacy({"capture": {"legacy": "libip4tc is not installed"}}))
+    assert (level, what.endswith("iptables-legacy-save does: libip4tc is not installed")) == ("note", True)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def test_status_with_a_refused_document_is_one_and_says_where(daemon):
 
 
 def test_status_says_what_does_not_work_and_is_one(daemon):
-    daemon("nodeagent", {"tunnels": 0, "pods": {"CUT_OFF": 2}})
+    foreign = {"Kubernetes//Pod/shop/web-1": ["IPv4 legacy table nat sends TCP elsewhere: -A OUTPUT -j DNAT"]}
+    daemon("nodeagent", {"tunnels": 0, "pods": {"CUT_OFF": 2}, "foreign_rules": foreign})
     troubles = {"troubles": {"spiffe://x/ns/a/sa/b": "the CA is away"}}
     run_dir = daemon(
         "ztunnel", {"pending": ["xds"], "xds": {"address": "cp:1", "connected": False}, "certificates": troubles}
@@ -129,6 +130,8 @@ def test_status_says_what_does_not_work_and_is_one(daemon):
     assert out.splitlines()[3:] == [
         "local nodeagent: no tunnel is connected: pods of the mesh do not start on this node",
         "local nodeagent: 2 pods are cut off: `last_error` of GET /pods says why",
+        "local nodeagent: Kubernetes//Pod/shop/web-1: beside its capture, IPv4 legacy table nat sends TCP elsewhere: "
+        "-A OUTPUT -j DNAT",
         "local ztunnel: not ready, waits for: xds",
         "local ztunnel: no configuration comes from cp:1; what was received last is in force",
         "local ztunnel: spiffe://x/ns/a/sa/b: the CA is away",

@@ -19,11 +19,11 @@ class FakeNamespace:
 
 class FakeKernel:
     """`broken`: the names of what fails. `different`: what `compare` finds. `namespaces`: path -> identity. `unheard`:
-    ports that nobody listens at."""
+    ports that nobody listens at. `foreign`: what `inspect` finds."""
 
     def __init__(self, said):
         self.said, self.broken, self.different, self.namespaces = said, set(), [], {}
-        self.opened, self.backend, self.unheard = [], "nft", []
+        self.opened, self.backend, self.unheard, self.foreign = [], "nft", [], []
 
     def open(self, path):
         if path not in self.namespaces:
@@ -48,6 +48,12 @@ class FakeKernel:
         namespace.fileno()
         self._do("compare")
         return self.different
+
+    async def inspect(self, member, namespace):
+        namespace.fileno()
+        if "inspect" in self.broken:
+            raise MeshError("inspect failed")
+        return self.foreign
 
     async def release(self, member, namespace):
         self._do("release")

@@ -7,7 +7,7 @@ import pytest
 
 from nodeagent.enrol.keeper import Keeper
 from nodeagent.enrol.pods import FilePods
-from nodeagent.enrol.registry import CniError
+from nodeagent.enrol.registry import CniError, describe
 from tests.nodeagent.enrol.test_registry import JOINS, LEAVES, WEB, Node, request
 
 PODS = """
@@ -319,6 +319,26 @@ def test_a_pod_that_was_refused_is_the_runtimes_to_try_again(tmp_path):
         node.said.clear()
         kept.clock += 60
         await kept.reconcile()
+        node.claim()
+
+    run(tmp_path, story)
+
+
+RULE = "IPv4 legacy table nat sends TCP elsewhere: -A OUTPUT -p tcp -j REDIRECT --to-ports 9"
+UNREADABLE = "there are legacy tables that cannot be read: inspect failed"
+
+
+def test_what_others_put_beside_a_capture_is_noted_until_it_is_gone_and_nothing_is_mended(tmp_path):
+    async def story(kept, node):
+        kept.label("ambient")
+        await node.registry.add(request())
+        node.claim(*JOINS)
+        for node.kernel.foreign in ([RULE], []):
+            await kept.keeper.search()
+            assert [describe(pod)["foreign"] for pod in node.registry.pods] == [node.kernel.foreign]
+        node.kernel.broken = {"inspect"}
+        await kept.keeper.search()
+        assert [(pod.state.name, pod.foreign) for pod in node.registry.pods] == [("IN_MESH", [UNREADABLE])]
         node.claim()
 
     run(tmp_path, story)
