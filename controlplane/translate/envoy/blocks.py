@@ -1,7 +1,8 @@
 """What was made of what, so that a change costs what changed: single resources, and blocks of them. Pure.
 
 A block is what one service, or one destination, adds to a proxy's configuration. As long as its parts are the same, a
-round takes it over as it is, which is a glance instead of a look at each of its resources.
+round takes it over as it is, which is a glance instead of a look at each of its resources. Where nothing that it leans
+on has changed since it was looked at last, not even its parts are compared.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.l7.model import L7
 from controlplane.l7.routes import Target
 from controlplane.l7.traffic import Destination
 from controlplane.translate.envoy.common import Json
+from controlplane.translate.envoy.moments import Moment, after
+from controlplane.translate.envoy.world import View
 from mesh.delta import Versioned
 from mesh.envoy import pack
 
@@ -21,19 +25,55 @@ Parts = tuple[Any, ...]
 Entries = dict[Key, tuple[Parts, Versioned]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """When a block was right last, and what for: `mark` of the moment; `frame`, which all of a proxy's blocks have in
+    common; `source`, what it was made for; `leans`, the services and workloads, by key, that decide about it."""
+
+    mark: object
+    frame: Parts
+    source: object
+    leans: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Host:
+    """A virtual host in the table of CONNECTs. `claims`: its names with its port."""
+
+    listener: str
+    port: int
+    names: tuple[str, ...]
+    claims: tuple[tuple[str, int], ...]
+    item: Versioned
+
+
 @dataclass(slots=True, eq=False)
 class Block:
-    """`found`: type, name, resource. `called`: the destinations that were asked for on the way. `hosts`: listener, port
-    and names of each virtual host in the table of CONNECTs. `entries`: of the cache, for its resources."""
+    """`found`: type, name, resource. `called`: the destinations that were asked for on the way. `targets`: by the name
+    of their cluster. `entries`: of the cache, for its resources. `seen` None: its parts have to be compared."""
 
     parts: Parts = ()
     found: list[tuple[str, str, Versioned]] = field(default_factory=list)
     called: dict[Target, Destination] = field(default_factory=dict)
-    targets: dict[Target, None] = field(default_factory=dict)
+    targets: dict[str, Target] = field(default_factory=dict)
     jwt: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     secrets: set[str] = field(default_factory=set)
-    hosts: list[tuple[str, int, tuple[str, ...]]] = field(default_factory=list)
+    hosts: list[Host] = field(default_factory=list)
     entries: Entries = field(default_factory=dict)
+    seen: Seen | None = None
+
+    def still(self, moment: Moment, frame: Parts, source: object) -> bool:
+        """Without a look at its parts, so often False although they are the same."""
+        seen = self.seen
+        if seen is None or seen.frame is not frame or seen.source is not source:
+            return False
+        if seen.mark is moment.mark:
+            return True
+        if seen.mark is not moment.earlier or not seen.leans.isdisjoint(moment.changed):
+            return False
+        # Replaced as a whole: two rounds may look at once.
+        self.seen = Seen(moment.mark, frame, source, seen.leans)
+        return True
 
 
 class Cache:
@@ -45,6 +85,22 @@ class Cache:
         self._next: Entries = {}
         self._blocks: dict[Key, Block] = {}
         self._next_blocks: dict[Key, Block] = {}
+        self._frames: dict[str, Parts] = {}
+        self._next_frames: dict[str, Parts] = {}
+        self._last: tuple[Moment, View, L7] | None = None
+
+    def moment(self, view: View, l7: L7) -> Moment:
+        """Of this view and model; how it differs from the one before."""
+        moment = after(self._last, view, l7)
+        self._last = moment, view, l7
+        return moment
+
+    def frame(self, proxy: str, parts: Parts) -> Parts:
+        """The same object as long as it is equal."""
+        held = self._next_frames.get(proxy) or self._frames.get(proxy)
+        found = held if held and same(held, parts) else parts
+        self._next_frames[proxy] = found
+        return found
 
     def packed(
         self, type_url: str, key: Key, parts: Parts, make: Callable[[], Json], into: Entries | None = None
@@ -58,10 +114,9 @@ class Cache:
             into[full] = held
         return held[1]
 
-    def block(self, key: Key, parts: Parts) -> Block | None:
-        """Of the same parts."""
-        held = self._next_blocks.get(key) or self._blocks.get(key)
-        return held if held and same(held.parts, parts) else None
+    def block(self, key: Key) -> Block | None:
+        """As it was last."""
+        return self._next_blocks.get(key) or self._blocks.get(key)
 
     def keep(self, key: Key, block: Block) -> None:
         self._next_blocks[key] = block
@@ -71,6 +126,7 @@ class Cache:
         """Ends a round."""
         self._held, self._next = self._next, {}
         self._blocks, self._next_blocks = self._next_blocks, {}
+        self._frames, self._next_frames = self._next_frames, {}
 
 
 def same(old: Parts, new: Parts) -> bool:

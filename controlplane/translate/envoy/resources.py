@@ -25,11 +25,12 @@ from controlplane.translate.envoy import (
     tokens,
     tunnels,
 )
-from controlplane.translate.envoy.blocks import Block, Cache
+from controlplane.translate.envoy.blocks import Block, Cache, Entries, Host, Seen, same
 from controlplane.translate.envoy.clusters import Called
 from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served, unique
 from controlplane.translate.envoy.limits import global_filter
 from controlplane.translate.envoy.locality import Place
+from controlplane.translate.envoy.moments import Moment
 from controlplane.translate.envoy.routes import targets_of
 from controlplane.translate.envoy.world import Member, Serving, View
 from mesh.delta import Versioned
@@ -49,15 +50,16 @@ class Translation:
     """Of one world and model."""
 
     def __init__(self, view: View, l7: L7, cache: Cache) -> None:
-        self._view, self._l7, self._cache = view, l7, cache
+        self._view, self._l7, self._cache, self._moment = view, l7, cache, cache.moment(view, l7)
 
     def of(self, proxy: Proxy, here: Place = Place()) -> ByType:  # noqa: B008 (immutable)
         """`here`: where this one of the proxy's processes is."""
-        return _Round(self._view, self._l7, self._cache, proxy, here).build()
+        return _Round(self._view, self._l7, self._cache, self._moment, proxy, here).build()
 
 
 class _Round:
-    def __init__(self, view: View, l7: L7, cache: Cache, proxy: Proxy, here: Place) -> None:
+    def __init__(self, view: View, l7: L7, cache: Cache, moment: Moment, proxy: Proxy, here: Place) -> None:
+        self._moment = moment
         self._view, self._l7, self._cache, self._proxy, self._here = view, l7, cache, proxy, here
         self._found: dict[str, dict[str, Versioned]] = {type_url: {} for type_url in TYPES}
         self._slots = tokens.slots(l7.authorizers, self._providers())
@@ -65,6 +67,9 @@ class _Round:
         # Without what it serves, or each service's listener would hang on all services.
         self._teller = Proxy(proxy.name, proxy.namespace, proxy.role, proxy.service_account)
         self._patches = {each.service: each.rules.patches for each in proxy.services if each.rules.patches}
+        common = self._used, l7.tracers, proxy.destinations, self._patches, proxy.rules, self._teller
+        self._frame = cache.frame(proxy.key, common)
+        self._where = *here.parts, *map("=".join, here.labels)
         self._claimed: set[tuple[str, int]] = set()
         self._hosts: list[Versioned] = []
         self._all = self._now = Block()
@@ -77,8 +82,8 @@ class _Round:
         self._once(CLUSTER, TUNNELS, tunnels.tunnels)
         self._put(LISTENER, ORIGINATE, (self._proxy.role,), lambda: tunnels.originate(self._proxy))
         self._extensions()
-        for target in self._all.targets:
-            self._destination(target)
+        for name, target in self._all.targets.items():
+            self._destination(name, target)
         for name in sorted(self._all.secrets):
             if secret := self._l7.secrets.get(name):
                 for key, made in secrets.secrets(name, secret).items():
@@ -87,21 +92,46 @@ class _Round:
             self._found[type_url][name] = item
         return self._found
 
-    def _block(self, key: tuple[str, ...], parts: tuple[Any, ...], make: Callable[[], None]) -> None:
-        """Whatever `make` puts and wants; as it was, when that would be the same."""
-        full = (self._proxy.key, *key)
-        block = self._cache.block(full, parts)
-        if not block or any(self._destination_of(target) != found for target, found in block.called.items()):
+    def _still(self, key: tuple[str, ...], source: object) -> bool:
+        """Takes over the block as it was, if a glance is enough to know that it would be the same."""
+        block = self._cache.block(key)
+        if not block or not block.still(self._moment, self._frame, source):
+            return False
+        self._take(key, block)
+        return True
+
+    def _block(
+        self,
+        key: tuple[str, ...],
+        source: object,
+        leans: Iterable[str] | None,
+        parts: tuple[Any, ...],
+        make: Callable[[], None],
+    ) -> None:
+        """Whatever `make` puts and wants; as it was, when that would be the same. `leans` None: on more than keys."""
+        block = self._cache.block(key)
+        called = block.called.items() if block and same(block.parts, parts) else None
+        if not block or called is None or any(self._destination_of(target) != found for target, found in called):
             self._now = block = Block(parts)
             make()
             self._now = self._all
-        self._cache.keep(full, block)
+        if leans is not None:
+            asked = (each.service for each in (*block.targets.values(), *block.called))
+            block.seen = Seen(self._moment.mark, self._frame, source, frozenset((*leans, *asked)))
+        self._take(key, block)
+
+    def _take(self, key: tuple[str, ...], block: Block) -> None:
+        self._cache.keep(key, block)
         self._all.found += block.found
         self._all.targets |= block.targets
         self._all.jwt |= block.jwt
         self._all.secrets |= block.secrets
-        for listener, port, names in block.hosts:
-            self._connects(listener, port, names)
+        for host in block.hosts:
+            if self._claimed.isdisjoint(host.claims):
+                self._claimed.update(host.claims)
+                self._hosts.append(host.item)
+            else:
+                self._connects_by_rest(host)
 
     # Waypoint -----------------------------------------------------------------------------------------------------
 
@@ -110,13 +140,16 @@ class _Round:
         behind = list(self._view.behind(self._proxy))
         own = (Served(each.uid, rules=self._proxy.rules) for each in behind)
         for each in (*self._proxy.services, *own):
-            if service := self._view.service(each.service):
+            key = self._proxy.key, "served", each.service
+            if not self._still(key, each) and (service := self._view.service(each.service)):
                 at = tuple(ports.bound(each, port.service_port, self._has_port) for port in service.ports)
                 parts = at, service, self._used, self._l7.tracers
-                self._block(("served", each.service), parts, partial(self._service, at, service))
+                self._block(key, each, (each.service, *ports.asked(each)), parts, partial(self._service, at, service))
         for workload in behind:
-            about = workload, self._proxy.rules, self._l7.tracers
-            self._block(("any", workload.uid), about, partial(self._any_port, workload))
+            key = self._proxy.key, "any", workload.uid
+            if not self._still(key, workload):
+                about = workload, self._proxy.rules, self._l7.tracers
+                self._block(key, workload, (), about, partial(self._any_port, workload))
         table = self._cache.packed(ROUTES, (self._proxy.key, CONNECT), (), lambda: {"name": CONNECT})
         self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts)))
 
@@ -153,16 +186,26 @@ class _Round:
         self._want(target, *targets_of(each.http), *(share.target for route in each.l4 for share in route.shares))
         self._want(*(limit.service for limit in each.rules.limits if limit.service))
         names = unique([*(str(vip.prefix.network_address) for vip in service.vips), service.hostname])
-        self._now.hosts.append((name, port, tuple(names)))
+        self._connects(name, port, tuple(names))
 
     def _connects(self, listener: str, port: int, names: tuple[str, ...]) -> None:
+        claims = tuple((name, port) for name in names)
+        item = self._connect_host(listener, port, names, (), self._now.entries)
+        self._now.hosts.append(Host(listener, port, names, claims, item))
+
+    def _connects_by_rest(self, host: Host) -> None:
         """A name that two services claim is the first one's: twice in a table, Envoy would refuse the whole of it."""
-        free = tuple(name for name in names if (name, port) not in self._claimed)
-        self._claimed.update((name, port) for name in free)
+        free = tuple(claim for claim in host.claims if claim not in self._claimed)
+        self._claimed.update(free)
         if free:
-            key = self._proxy.key, CONNECT, listener
-            make = partial(tunnels.connect_host, listener, free, port or None)
-            self._hosts.append(self._cache.packed(VIRTUAL_HOST, key, (free,), make))
+            names = tuple(name for name, _ in free)
+            self._hosts.append(self._connect_host(host.listener, host.port, names, ("rest",)))
+
+    def _connect_host(
+        self, listener: str, port: int, names: tuple[str, ...], more: tuple[str, ...], into: Entries | None = None
+    ) -> Versioned:
+        make = partial(tunnels.connect_host, listener, names, port or None)
+        return self._cache.packed(VIRTUAL_HOST, (self._proxy.key, CONNECT, listener, *more), (names,), make, into)
 
     def _any_port(self, workload: Workload) -> None:
         """For connections to a workload's ports that no service names: layer 4."""
@@ -174,7 +217,7 @@ class _Round:
         self._once(CLUSTER, f"to|{name}", lambda: tunnels.internal_cluster(name))
         if not workload.hbone:
             self._once(CLUSTER, tunnels.DIRECT, tunnels.direct)
-        self._now.hosts.append((name, 0, tuple(map(str, workload.addresses))))
+        self._connects(name, 0, tuple(map(str, workload.addresses)))
 
     def _said(self, wanted: Any, service: str, protocol: AppProtocol) -> telemetry.Said:
         tracer = self._l7.tracers.get(wanted.tracing.tracer) if wanted.tracing else None
@@ -237,7 +280,7 @@ class _Round:
         self._put(EXTENSION, name, parts, lambda: listeners.place(make(), name))
 
     def _want(self, *targets: Target | None) -> None:
-        self._now.targets.update({target: None for target in targets if target and target.service})
+        self._now.targets.update({outbound(target): target for target in targets if target and target.service})
 
     def _destination_of(self, target: Target) -> Destination:
         return self._proxy.destinations.get(target.service) or self._l7.destinations.get(target.service, _PLAIN)
@@ -252,13 +295,16 @@ class _Round:
         self._now.called[target] = called.destination
         return called.traffic
 
-    def _destination(self, target: Target) -> None:
+    def _destination(self, name: str, target: Target) -> None:
+        key = self._proxy.key, "out", name, *self._where
+        if self._still(key, None):
+            return
         called, known = self._called(target), self._view.members(target.service)
         through = called.service.waypoint if called.by_waypoint and called.service else None
         serving = tuple(self._view.waypoints(through)) if through else ()
-        where = *self._here.parts, *map("=".join, self._here.labels)
         parts = called, known, serving, self._changes(target)
-        self._block(("out", outbound(target), *where), parts, partial(self._reached, called, known, serving, where))
+        make = partial(self._reached, called, known, serving, self._where)
+        self._block(key, None, None if through else (target.service,), parts, make)
 
     def _changes(self, target: Target) -> tuple[Patch, ...]:
         wanted = self._patches.get(target.service, self._proxy.rules.patches)
