@@ -77,6 +77,8 @@ class Routes:
     documents: list[Resource]
     asked: tuple[_Question, ...]
     mesh: Tree
+    leans: frozenset[str]
+    """The hosts that decide about it."""
 
 
 class VirtualServices:
@@ -97,6 +99,19 @@ class VirtualServices:
                     self._by_host.setdefault(fqdn(host, each.meta.namespace), []).append(each)
         self._wildcards = [host for host in self._by_host if host.startswith("*")]
 
+    def changed(self, before: VirtualServices) -> frozenset[str] | None:
+        """The hosts about which something is not as before, documents, services and how these are called; routes that
+        lean on none of them are the same. None: that cannot be told at a glance."""
+        wild = (self._wildcards, self._delegates, before._wildcards, before._delegates)
+        if any(wild) or self._hosts.wild or before._hosts.wild or self._mesh != before._mesh:
+            return None
+        if not self._destinations.says_the_same(before._destinations):
+            return None
+        one, other = ({id(each): each for each in which.roots} for which in (before, self))
+        documents = [*(one[key] for key in one.keys() - other.keys()), *(other[key] for key in other.keys() - one.keys())]
+        named = {fqdn(host, each.meta.namespace) for each in documents for host in each.spec["hosts"]}
+        return frozenset(named | before._hosts.differing(self._hosts))
+
     def about(self, service: Service, proxy: str) -> list[Resource]:
         """The documents that `of_service` looks at; all delegates, if one of them delegates."""
         chosen = list(self._about(service, proxy))
@@ -112,7 +127,8 @@ class VirtualServices:
             return known
         self._asked = {}
         http, l4 = self._of_service(service, proxy)
-        return Routes(http, l4, about, tuple(self._asked.values()), self._mesh)
+        leans = frozenset((service.hostname.lower(), *(host for host, _, _ in self._asked)))
+        return Routes(http, l4, about, tuple(self._asked.values()), self._mesh, leans)
 
     def _is_same(self, known: Routes, about: list[Resource]) -> bool:
         """The same documents, and every question that they asked then has the same answer now."""

@@ -6,13 +6,12 @@ difference costs work, too little would be a stale resource.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import compress
-from operator import is_not
 
 from controlplane.l7.model import L7
 from controlplane.translate.envoy.world import View, is_same_endpoint
+from controlplane.translate.identical import differing
 from mesh.model import Workload
 
 NOTHING: frozenset[str] = frozenset()
@@ -39,16 +38,11 @@ def after(before: tuple[Moment, View, L7] | None, view: View, l7: L7) -> Moment:
 
 def _changed(seen: View, view: View, known: L7, l7: L7) -> Iterator[str]:
     old, new = seen.world, view.world
-    yield from _differing(old.services, new.services)
-    yield from _differing(known.destinations, l7.destinations)
-    for uid in _differing(old.workloads, new.workloads):
+    yield from differing(old.services, new.services)
+    yield from differing(known.destinations, l7.destinations)
+    for uid in differing(old.workloads, new.workloads):
         yield uid
         yield from _served(old.workloads.get(uid), new.workloads.get(uid))
-
-
-def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> set[str]:
-    others = set(compress(new, map(is_not, new.values(), map(old.get, new))))
-    return others | (old.keys() - new.keys())
 
 
 def _served(old: Workload | None, new: Workload | None) -> Iterator[str]:
