@@ -7,9 +7,9 @@ on has changed since it was looked at last, not even its parts are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from controlplane.l7.model import L7
 from controlplane.l7.routes import Target
@@ -23,6 +23,8 @@ from mesh.envoy import pack
 Key = tuple[str, ...]
 Parts = tuple[Any, ...]
 Entries = dict[Key, tuple[Parts, Versioned]]
+# To look through all blocks for what is still in use is dearer than to keep a few resources too long.
+_LEFT_LYING: Final = 1.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,15 +78,27 @@ class Block:
         return True
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shelf:
+    """One kind of a proxy's blocks, by what each is for: those of the last round and of this one."""
+
+    before: dict[str, Block]
+    now: dict[str, Block]
+
+    def find(self, name: str) -> Block | None:
+        return self.now.get(name) or self.before.get(name)
+
+
 class Cache:
-    """`key`: whose resource or block; kept while `parts` are equal. What a round does not ask for is forgotten at its
-    end. Shared by all proxies."""
+    """`key`: whose resource or blocks; kept while `parts` are equal. A block for which a round does not ask is forgotten
+    at its end, a resource some rounds later. Shared by all proxies."""
 
     def __init__(self) -> None:
         self._held: Entries = {}
         self._next: Entries = {}
-        self._blocks: dict[Key, Block] = {}
-        self._next_blocks: dict[Key, Block] = {}
+        self._swept = 0
+        self._shelves: dict[Key, dict[str, Block]] = {}
+        self._next_shelves: dict[Key, dict[str, Block]] = {}
         self._frames: dict[str, Parts] = {}
         self._next_frames: dict[str, Parts] = {}
         self._last: tuple[Moment, View, L7] | None = None
@@ -114,19 +128,22 @@ class Cache:
             into[full] = held
         return held[1]
 
-    def block(self, key: Key) -> Block | None:
-        """As it was last."""
-        return self._next_blocks.get(key) or self._blocks.get(key)
-
-    def keep(self, key: Key, block: Block) -> None:
-        self._next_blocks[key] = block
-        self._next.update(block.entries)
+    def shelf(self, key: Key) -> Shelf:
+        return Shelf(self._shelves.get(key, {}), self._next_shelves.setdefault(key, {}))
 
     def turn(self) -> None:
         """Ends a round."""
-        self._held, self._next = self._next, {}
-        self._blocks, self._next_blocks = self._next_blocks, {}
+        self._shelves, self._next_shelves = self._next_shelves, {}
         self._frames, self._next_frames = self._next_frames, {}
+        self._held.update(self._next)
+        if len(self._held) > self._swept * _LEFT_LYING:
+            self._held = {key: held for each in self._blocks() for key, held in each.entries.items()} | self._next
+            self._swept = len(self._held)
+        self._next = {}
+
+    def _blocks(self) -> Iterator[Block]:
+        for shelf in self._shelves.values():
+            yield from shelf.values()
 
 
 def same(old: Parts, new: Parts) -> bool:

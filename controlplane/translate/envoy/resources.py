@@ -25,7 +25,7 @@ from controlplane.translate.envoy import (
     tokens,
     tunnels,
 )
-from controlplane.translate.envoy.blocks import Block, Cache, Entries, Host, Seen, same
+from controlplane.translate.envoy.blocks import Block, Cache, Entries, Host, Parts, Seen, Shelf, same
 from controlplane.translate.envoy.clusters import Called
 from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served, unique
 from controlplane.translate.envoy.limits import global_filter
@@ -69,7 +69,8 @@ class _Round:
         self._patches = {each.service: each.rules.patches for each in proxy.services if each.rules.patches}
         common = self._used, l7.tracers, proxy.destinations, self._patches, proxy.rules, self._teller
         self._frame = cache.frame(proxy.key, common)
-        self._where = *here.parts, *map("=".join, here.labels)
+        self._key, self._where = proxy.key, (*here.parts, *map("=".join, here.labels))
+        self._out = cache.shelf((self._key, "out", *self._where))
         self._claimed: set[tuple[str, int]] = set()
         self._hosts: list[Versioned] = []
         self._all = self._now = Block()
@@ -92,24 +93,20 @@ class _Round:
             self._found[type_url][name] = item
         return self._found
 
-    def _still(self, key: tuple[str, ...], source: object) -> bool:
+    def _still(self, shelf: Shelf, name: str, source: object) -> bool:
         """Takes over the block as it was, if a glance is enough to know that it would be the same."""
-        block = self._cache.block(key)
+        block = shelf.find(name)
         if not block or not block.still(self._moment, self._frame, source):
             return False
-        self._take(key, block)
+        shelf.now[name] = block
+        self._take(block)
         return True
 
     def _block(
-        self,
-        key: tuple[str, ...],
-        source: object,
-        leans: Iterable[str] | None,
-        parts: tuple[Any, ...],
-        make: Callable[[], None],
+        self, shelf: Shelf, name: str, source: object, leans: Iterable[str] | None, parts: Parts, make: Callable[[], None]
     ) -> None:
         """Whatever `make` puts and wants; as it was, when that would be the same. `leans` None: on more than keys."""
-        block = self._cache.block(key)
+        block = shelf.find(name)
         called = block.called.items() if block and same(block.parts, parts) else None
         if not block or called is None or any(self._destination_of(target) != found for target, found in called):
             self._now = block = Block(parts)
@@ -118,14 +115,16 @@ class _Round:
         if leans is not None:
             asked = (each.service for each in (*block.targets.values(), *block.called))
             block.seen = Seen(self._moment.mark, self._frame, source, frozenset((*leans, *asked)))
-        self._take(key, block)
+        shelf.now[name] = block
+        self._take(block)
 
-    def _take(self, key: tuple[str, ...], block: Block) -> None:
-        self._cache.keep(key, block)
+    def _take(self, block: Block) -> None:
         self._all.found += block.found
         self._all.targets |= block.targets
-        self._all.jwt |= block.jwt
-        self._all.secrets |= block.secrets
+        if block.jwt:
+            self._all.jwt |= block.jwt
+        if block.secrets:
+            self._all.secrets |= block.secrets
         for host in block.hosts:
             if self._claimed.isdisjoint(host.claims):
                 self._claimed.update(host.claims)
@@ -139,18 +138,20 @@ class _Round:
         self._put(LISTENER, TERMINATE, (self._proxy.port,), lambda: tunnels.terminate(self._proxy.port))
         behind = list(self._view.behind(self._proxy))
         own = (Served(each.uid, rules=self._proxy.rules) for each in behind)
+        shelf = self._cache.shelf((self._key, "served"))
         for each in (*self._proxy.services, *own):
-            key = self._proxy.key, "served", each.service
-            if not self._still(key, each) and (service := self._view.service(each.service)):
+            name = each.service
+            if not self._still(shelf, name, each) and (service := self._view.service(name)):
                 at = tuple(ports.bound(each, port.service_port, self._has_port) for port in service.ports)
                 parts = at, service, self._used, self._l7.tracers
-                self._block(key, each, (each.service, *ports.asked(each)), parts, partial(self._service, at, service))
+                make = partial(self._service, at, service)
+                self._block(shelf, name, each, (name, *ports.asked(each)), parts, make)
+        shelf = self._cache.shelf((self._key, "any"))
         for workload in behind:
-            key = self._proxy.key, "any", workload.uid
-            if not self._still(key, workload):
+            if not self._still(shelf, workload.uid, workload):
                 about = workload, self._proxy.rules, self._l7.tracers
-                self._block(key, workload, (), about, partial(self._any_port, workload))
-        table = self._cache.packed(ROUTES, (self._proxy.key, CONNECT), (), lambda: {"name": CONNECT})
+                self._block(shelf, workload.uid, workload, (), about, partial(self._any_port, workload))
+        table = self._cache.packed(ROUTES, (self._key, CONNECT), (), lambda: {"name": CONNECT})
         self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts)))
 
     def _service(self, at: tuple[Served, ...], service: Service) -> None:
@@ -205,7 +206,7 @@ class _Round:
         self, listener: str, port: int, names: tuple[str, ...], more: tuple[str, ...], into: Entries | None = None
     ) -> Versioned:
         make = partial(tunnels.connect_host, listener, names, port or None)
-        return self._cache.packed(VIRTUAL_HOST, (self._proxy.key, CONNECT, listener, *more), (names,), make, into)
+        return self._cache.packed(VIRTUAL_HOST, (self._key, CONNECT, listener, *more), (names,), make, into)
 
     def _any_port(self, workload: Workload) -> None:
         """For connections to a workload's ports that no service names: layer 4."""
@@ -296,15 +297,15 @@ class _Round:
         return called.traffic
 
     def _destination(self, name: str, target: Target) -> None:
-        key = self._proxy.key, "out", name, *self._where
-        if self._still(key, None):
+        shelf = self._out
+        if self._still(shelf, name, None):
             return
         called, known = self._called(target), self._view.members(target.service)
         through = called.service.waypoint if called.by_waypoint and called.service else None
         serving = tuple(self._view.waypoints(through)) if through else ()
         parts = called, known, serving, self._changes(target)
         make = partial(self._reached, called, known, serving, self._where)
-        self._block(key, None, None if through else (target.service,), parts, make)
+        self._block(shelf, name, None, None if through else (target.service,), parts, make)
 
     def _changes(self, target: Target) -> tuple[Patch, ...]:
         wanted = self._patches.get(target.service, self._proxy.rules.patches)
@@ -315,10 +316,10 @@ class _Round:
     ) -> None:
         target, name = called.target, outbound(called.target)
         own: tuple[str, ...] = (self._proxy.role.value,) if called.by_waypoint else ()
-        own += (self._proxy.key,) if target.service in self._proxy.destinations else ()
+        own += (self._key,) if target.service in self._proxy.destinations else ()
         changes = self._changes(target)
         parts = (called, known if called.by_name else (), changes)
-        mine = (*own, self._proxy.key) if changes else own
+        mine = (*own, self._key) if changes else own
         self._put(CLUSTER, name, parts, lambda: patches.cluster(clusters.cluster(called, self._view), changes), *mine)
         if clusters.has_endpoints(called):
             members = (called, known, serving)
@@ -334,6 +335,6 @@ class _Round:
     def _put(self, type_url: str, name: str, parts: tuple[Any, ...], make: Callable[[], Json], *more: str) -> None:
         """`more`: what tells this proxy's form of it from another's."""
         shared = type_url in (CLUSTER, ENDPOINTS)
-        key = (name, *more) if shared else (self._proxy.key, name, *more)
+        key = (name, *more) if shared else (self._key, name, *more)
         item = self._cache.packed(type_url, key, parts, make, self._now.entries)
         self._now.found.append((type_url, name, item))
