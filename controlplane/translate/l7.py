@@ -112,7 +112,8 @@ class Layer7:
         self._listeners = Listeners(parts.parents, parts.grants, self._secrets.names)
         self._gateways = KubernetesGateways(parts.parents, parts.backends, self._listeners, parts.config)
         self._documents = inventory.resources("VirtualService")
-        self._virtual = VirtualServices(self._documents, self.hosts, self.destinations, self._config)
+        earlier = before._virtual if before else None
+        self._virtual = VirtualServices(self._documents, self.hosts, self.destinations, self._config, earlier)
         self._serving = gateway_pods.proxies(inventory, inventory.resources(ISTIO_GATEWAY))
         self._accounts = gateway_pods.accounts(inventory) if inventory.gateways else {}
         # By proxy and service.
@@ -120,7 +121,7 @@ class Layer7:
         self._known: Mapping[tuple[str, str], Routes] = before._routes if before else {}
         self._served_so: dict[tuple[str, str], _Made] = {}
         self._known_served: Mapping[tuple[str, str], _Made] = before._served_so if before else {}
-        self._glance = self._virtual.changed(before._virtual) if before else None
+        self._glance = self._virtual.changed(earlier) if earlier else None
         self.model, self.notices = self._reused() or self._made()
 
     def _reused(self) -> tuple[L7, tuple[Notice, ...]] | None:
@@ -204,10 +205,15 @@ class Layer7:
 
     def _served(self) -> dict[Gateway, list[Service]]:
         served: dict[Gateway, list[Service]] = defaultdict(list)
+        last: tuple[Gateway | None, list[Service]] = None, []
         for service in self.world.services.values():
+            if not service.weighted_waypoints and service.waypoint is last[0]:  # as most are; a hash costs more
+                last[1].append(service)
+                continue
             places = (service.waypoint, *(each for each, _ in service.weighted_waypoints))
             for place in dict.fromkeys(each for each in places if each):
                 served[place].append(service)
+            last = service.waypoint, served[service.waypoint] if service.waypoint else []
         return served
 
     def _waypoint(self, gateway: KubernetesGateway, served: dict[Gateway, list[Service]]) -> Proxy:
