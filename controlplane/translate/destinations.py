@@ -29,8 +29,8 @@ from controlplane.l7.traffic import (
 )
 from controlplane.objects import Resolution as EntryResolution
 from controlplane.objects import Resource, ServiceEntry
-from controlplane.translate.identical import identical
 from controlplane.translate.hosts import Hosts, by_age, exported, fqdn, matches, specificity
+from controlplane.translate.identical import identical
 from mesh.model import Service
 
 Tree = Mapping[str, Any]

@@ -39,14 +39,13 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Host:
-    """A virtual host in the table of CONNECTs. `claims`: its names with its port."""
+class Asked:
+    """What a CONNECT may ask for (`claim`: an address or name, and a port; 0: any), and the cluster that leads there.
+    `found`: the cluster, when it is this one's own."""
 
-    listener: str
-    port: int
-    names: tuple[str, ...]
-    claims: tuple[tuple[str, int], ...]
-    item: Versioned
+    claim: tuple[str, int]
+    cluster: str
+    found: tuple[tuple[str, str, Versioned], ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +59,7 @@ class Block:
     targets: dict[str, Target] = field(default_factory=dict)
     jwt: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     secrets: set[str] = field(default_factory=set)
-    hosts: list[Host] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
     entries: Entries = field(default_factory=dict)
     seen: Seen | None = None
 
@@ -90,8 +89,8 @@ class Shelf:
 
 
 class Cache:
-    """`key`: whose resource or blocks; kept while `parts` are equal. A block for which a round does not ask is forgotten
-    at its end, a resource some rounds later. Shared by all proxies."""
+    """`key`: whose resource or blocks; kept while `parts` are equal. A block for which a round does not ask is
+    forgotten at its end, a resource some rounds later. Shared by all proxies."""
 
     def __init__(self) -> None:
         self._held: Entries = {}

@@ -1,4 +1,4 @@
-"""What is not the same at this round as at the last one, so that whatever leans on nothing of it is not looked at. Pure.
+"""What is not the same at this round as at the last one: whatever leans on nothing of it is not looked at. Pure.
 
 Compared is by identity, which is a glance at each service: what is made of the same is the same object. Too much in a
 difference costs work, too little would be a stale resource.

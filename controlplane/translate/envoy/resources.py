@@ -6,7 +6,7 @@ what one service or destination adds is looked at as a whole first (`blocks.py`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -25,9 +25,20 @@ from controlplane.translate.envoy import (
     tokens,
     tunnels,
 )
-from controlplane.translate.envoy.blocks import Block, Cache, Entries, Host, Parts, Seen, Shelf, same
+from controlplane.translate.envoy.blocks import Asked, Block, Cache, Parts, Seen, Shelf, same
 from controlplane.translate.envoy.clusters import Called
-from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served, unique
+from controlplane.translate.envoy.common import (
+    CONNECT,
+    ORIGINATE,
+    TERMINATE,
+    TUNNELS,
+    Json,
+    authority,
+    outbound,
+    served,
+    to_internal,
+    unique,
+)
 from controlplane.translate.envoy.limits import global_filter
 from controlplane.translate.envoy.locality import Place
 from controlplane.translate.envoy.moments import Moment
@@ -71,8 +82,7 @@ class _Round:
         self._frame = cache.frame(proxy.key, common)
         self._key, self._where = proxy.key, (*here.parts, *map("=".join, here.labels))
         self._out = cache.shelf((self._key, "out", *self._where))
-        self._claimed: set[tuple[str, int]] = set()
-        self._hosts: list[Versioned] = []
+        self._asked: dict[tuple[str, int], Asked] = {}
         self._all = self._now = Block()
 
     def build(self) -> ByType:
@@ -103,7 +113,13 @@ class _Round:
         return True
 
     def _block(
-        self, shelf: Shelf, name: str, source: object, leans: Iterable[str] | None, parts: Parts, make: Callable[[], None]
+        self,
+        shelf: Shelf,
+        name: str,
+        source: object,
+        leans: Iterable[str] | None,
+        parts: Parts,
+        make: Callable[[], None],
     ) -> None:
         """Whatever `make` puts and wants; as it was, when that would be the same. `leans` None: on more than keys."""
         block = shelf.find(name)
@@ -125,12 +141,10 @@ class _Round:
             self._all.jwt |= block.jwt
         if block.secrets:
             self._all.secrets |= block.secrets
-        for host in block.hosts:
-            if self._claimed.isdisjoint(host.claims):
-                self._claimed.update(host.claims)
-                self._hosts.append(host.item)
-            else:
-                self._connects_by_rest(host)
+        for asked in block.asked:
+            # What two services claim is the first one's.
+            if self._asked.setdefault(asked.claim, asked) is asked:
+                self._all.found += asked.found
 
     # Waypoint -----------------------------------------------------------------------------------------------------
 
@@ -151,8 +165,19 @@ class _Round:
             if not self._still(shelf, workload.uid, workload):
                 about = workload, self._proxy.rules, self._l7.tracers
                 self._block(shelf, workload.uid, workload, (), about, partial(self._any_port, workload))
-        table = self._cache.packed(ROUTES, (self._key, CONNECT), (), lambda: {"name": CONNECT})
-        self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts)))
+        table = self._cache.packed(ROUTES, (self._key, CONNECT), (), tunnels.connect_table)
+        self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts())))
+
+    def _hosts(self) -> Iterator[Versioned]:
+        """For addresses of which every port is served, and for names with a wildcard; and for all that these cover,
+        which else would be theirs."""
+        every = {host for host, port in self._asked if not port}
+        suffixes = tuple({host[1:] for host, _ in self._asked if host.startswith("*")})
+        for (host, port), asked in self._asked.items() if every or suffixes else ():
+            if host in every or host.endswith(suffixes):
+                domain = authority(host, port or "*")
+                make = partial(tunnels.connect_host, domain, asked.cluster)
+                yield self._cache.packed(VIRTUAL_HOST, (self._key, CONNECT, domain), (asked.cluster,), make)
 
     def _service(self, at: tuple[Served, ...], service: Service) -> None:
         """`at`: what is served at each of its ports."""
@@ -183,30 +208,18 @@ class _Round:
             )
             if each.rules.jwt:
                 self._now.jwt[name] = each.rules.jwt
-        self._once(CLUSTER, f"to|{name}", lambda: tunnels.internal_cluster(name))
         self._want(target, *targets_of(each.http), *(share.target for route in each.l4 for share in route.shares))
         self._want(*(limit.service for limit in each.rules.limits if limit.service))
         names = unique([*(str(vip.prefix.network_address) for vip in service.vips), service.hostname])
-        self._connects(name, port, tuple(names))
+        for host in names:
+            self._now.asked.append(self._asked_for(host, port, name))
 
-    def _connects(self, listener: str, port: int, names: tuple[str, ...]) -> None:
-        claims = tuple((name, port) for name in names)
-        item = self._connect_host(listener, port, names, (), self._now.entries)
-        self._now.hosts.append(Host(listener, port, names, claims, item))
-
-    def _connects_by_rest(self, host: Host) -> None:
-        """A name that two services claim is the first one's: twice in a table, Envoy would refuse the whole of it."""
-        free = tuple(claim for claim in host.claims if claim not in self._claimed)
-        self._claimed.update(free)
-        if free:
-            names = tuple(name for name, _ in free)
-            self._hosts.append(self._connect_host(host.listener, host.port, names, ("rest",)))
-
-    def _connect_host(
-        self, listener: str, port: int, names: tuple[str, ...], more: tuple[str, ...], into: Entries | None = None
-    ) -> Versioned:
-        make = partial(tunnels.connect_host, listener, names, port or None)
-        return self._cache.packed(VIRTUAL_HOST, (self._key, CONNECT, listener, *more), (names,), make, into)
+    def _asked_for(self, host: str, port: int, listener: str) -> Asked:
+        cluster = authority(host, port)
+        make = partial(tunnels.internal_cluster, listener, cluster)
+        key = self._key, CONNECT, listener, cluster
+        item = self._cache.packed(CLUSTER, key, (), make, self._now.entries)
+        return Asked((host, port), cluster, ((CLUSTER, cluster, item),))
 
     def _any_port(self, workload: Workload) -> None:
         """For connections to a workload's ports that no service names: layer 4."""
@@ -215,10 +228,11 @@ class _Round:
         about = workload.hbone, workload.addresses, Serving(workload, 0).identity
         make = partial(listeners.any_port, name, workload, rules, said)
         self._put(LISTENER, name, (about, rules, said), make)
-        self._once(CLUSTER, f"to|{name}", lambda: tunnels.internal_cluster(name))
+        cluster = to_internal(name)
+        self._once(CLUSTER, cluster, lambda: tunnels.internal_cluster(name, cluster))
         if not workload.hbone:
             self._once(CLUSTER, tunnels.DIRECT, tunnels.direct)
-        self._connects(name, 0, tuple(map(str, workload.addresses)))
+        self._now.asked += [Asked((str(address), 0), cluster) for address in workload.addresses]
 
     def _said(self, wanted: Any, service: str, protocol: AppProtocol) -> telemetry.Said:
         tracer = self._l7.tracers.get(wanted.tracing.tracer) if wanted.tracing else None
