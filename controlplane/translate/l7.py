@@ -70,7 +70,7 @@ class _Parts:
         self.destinations: Destinations = Destinations(rules, hosts, self.config, mesh.root_namespace, tls, earlier)
         self.providers = providers(self.config, hosts, mesh.root_namespace)
         known = before.attached if before else None
-        self.attached = Attached(inventory, hosts, self.providers, mesh.root_namespace, known)
+        self.attached: Attached = Attached(inventory, hosts, self.providers, mesh.root_namespace, known)
 
 
 def _inputs(inventory: Inventory, world: World) -> list[list[Any]]:
@@ -113,7 +113,9 @@ class Layer7:
         self._gateways = KubernetesGateways(parts.parents, parts.backends, self._listeners, parts.config)
         self._documents = inventory.resources("VirtualService")
         earlier = before._virtual if before else None
-        self._virtual = VirtualServices(self._documents, self.hosts, self.destinations, self._config, earlier)
+        self._virtual: VirtualServices = VirtualServices(
+            self._documents, self.hosts, self.destinations, self._config, earlier
+        )
         self._serving = gateway_pods.proxies(inventory, inventory.resources(ISTIO_GATEWAY))
         self._accounts = gateway_pods.accounts(inventory) if inventory.gateways else {}
         # By proxy and service.

@@ -115,9 +115,11 @@ class VirtualServices:
         self._retries: Tree | None = mesh.get("defaultHttpRetryPolicy")
         self._exported = mesh.get("defaultVirtualServiceExportTo", ())
         self._delegates = {each.key: each for each in resources if not each.spec.get("hosts")}
-        known = before._roots if before else {}
+        known: Mapping[int, _Root] = before._roots if before else {}
         # No other document has the id of one that is held.
-        self._roots = {id(each): known.get(id(each)) or _Root.of(each) for each in resources if each.spec.get("hosts")}
+        self._roots: dict[int, _Root] = {
+            id(each): known.get(id(each)) or _Root.of(each) for each in resources if each.spec.get("hosts")
+        }
         ordered = sorted(self._roots.values(), key=_Root.age)
         self.roots = [each.resource for each in ordered]
         self._by_host: dict[str, list[Resource]] = {}
