@@ -195,7 +195,8 @@ class _Watch:
         waiting = changed | set(self.upserts) | set(self.removals) | self.owed
         world, sent = self.world, self.sent
         wanted = {name for name in waiting if name in world and self.wants(name)}
-        self.upserts = [name for name in wanted if sent.get(name) != world[name].version]
+        # In an order, so that whoever has seen the last of a kind has seen them all.
+        self.upserts = sorted((name for name in wanted if sent.get(name) != world[name].version), reverse=True)
         self.removals = [name for name in waiting - wanted if name in sent or name in self.owed]
 
 
