@@ -19,6 +19,7 @@ from controlplane.translate.envoy.blocks import Cache
 from controlplane.translate.envoy.locality import Place
 from controlplane.translate.envoy.resources import TYPES, ByType, Translation
 from controlplane.translate.envoy.world import View
+from controlplane.translate.identical import differing
 from mesh.delta import Acked, Nacked, Publisher, Subscribed, Versioned
 from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
@@ -113,7 +114,10 @@ _STEPS: Final = ((SECRET,), (CLUSTER, ENDPOINTS), (EXTENSION,), (LISTENER,), (RO
 
 @dataclass(slots=True)
 class _Phase:
+    """`last`: of these types, for this target."""
+
     resources: Mapping[str, Mapping[str, Versioned]]
+    last: bool = False
     offered: bool = False
 
 
@@ -132,8 +136,10 @@ class EnvoyConversation:
     _publisher: Publisher = field(default_factory=Publisher)
     _in_flight: dict[str, str] = field(default_factory=dict)
     _phases: deque[_Phase] = field(default_factory=deque)
-    # What Envoy may still hold.
-    _held: dict[str, dict[str, Versioned]] = field(default_factory=lambda: {each: {} for each in TYPES})
+    # What Envoy may still hold although it is wanted no longer.
+    _left: dict[str, dict[str, Versioned]] = field(default_factory=lambda: {each: {} for each in TYPES})
+    # The names that may differ from what was offered last; a type is missing when that is not known.
+    _changed: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._plan()
@@ -162,21 +168,36 @@ class EnvoyConversation:
     def update(self, configuration: Configuration) -> list[DeltaDiscoveryResponse]:
         before, self.target = self.target.of(self.who), configuration
         after = configuration.of(self.who)
-        changed = [name for name, item in after[CLUSTER].items() if _differs(before[CLUSTER].get(name), item)]
-        self._publisher.forget(ENDPOINTS, changed)
+        for type_url in TYPES:
+            self._note(type_url, before[type_url], after[type_url])
         self._plan()
         return self._advance([])
 
+    def _note(self, type_url: str, before: Mapping[str, Versioned], after: Mapping[str, Versioned]) -> None:
+        """What differs between two targets."""
+        names, left = differing(before, after), self._left[type_url]
+        for name in names:
+            if name in after:
+                left.pop(name, None)
+            else:
+                left[name] = before[name]
+        if type_url in self._changed:
+            self._changed[type_url] |= names
+        if type_url == CLUSTER:
+            again = [name for name in names & after.keys() if _differs(before.get(name), after[name])]
+            self._publisher.forget(ENDPOINTS, again)
+            if ENDPOINTS in self._changed:
+                self._changed[ENDPOINTS].update(again)
+
     def _all(self, type_url: str) -> Mapping[str, Versioned]:
         """What is wanted, and what must not go yet."""
-        return {**self._held[type_url], **self.target.of(self.who)[type_url]}
+        left, wanted = self._left[type_url], self.target.of(self.who)[type_url]
+        return {**left, **wanted} if left else wanted
 
     def _plan(self) -> None:
         wanted = self.target.of(self.who)
-        for type_url in TYPES:
-            self._held[type_url].update(wanted[type_url])
-        arriving = [_Phase({type_url: dict(self._held[type_url]) for type_url in step}) for step in _STEPS]
-        leaving = [_Phase({type_url: wanted[type_url] for type_url in step}) for step in reversed(_STEPS)]
+        arriving = [_Phase({type_url: self._all(type_url) for type_url in step}) for step in _STEPS]
+        leaving = [_Phase({type_url: wanted[type_url] for type_url in step}, last=True) for step in reversed(_STEPS)]
         self._phases = deque((*arriving, *leaving))
 
     def _advance(self, responses: list[DeltaDiscoveryResponse]) -> list[DeltaDiscoveryResponse]:
@@ -184,7 +205,10 @@ class EnvoyConversation:
             phase = self._phases[0]
             for type_url, resources in phase.resources.items():
                 if not phase.offered:
-                    self._send(self._publisher.offer(type_url, resources), responses)
+                    changed = self._changed.get(type_url)
+                    self._send(self._publisher.offer(type_url, resources, changed), responses)
+                    if phase.last:
+                        self._changed[type_url] = set()
                 else:
                     self._send(self._publisher.next(type_url), responses)
             phase.offered = True
@@ -192,7 +216,8 @@ class EnvoyConversation:
                 return responses
             self._phases.popleft()
             if not self._phases:
-                self._held = {type_url: dict(self.target.of(self.who)[type_url]) for type_url in TYPES}
+                for left in self._left.values():
+                    left.clear()
                 self.synced_version = self.target.world.version
         return responses
 

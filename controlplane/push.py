@@ -18,7 +18,8 @@ from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Acked, Nacked, Publishe
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from mesh.model import World
 
-QUIET_S: Final = 0.05
+# Sources have waited for whole files already; a waypoint hears of it after half of that.
+QUIET_S: Final = 0.02
 LONGEST_S: Final = 0.5
 
 

@@ -41,6 +41,7 @@ class Figures:
     waypoint_mib: float
     added_s: list[float]
     added_cpu_s: float
+    added_envoy_s: float
     waypoint_us: float
     plain_us: float
 
@@ -50,7 +51,8 @@ class Figures:
             f"{self.services} services with routes, from their files to the waypoint   {self.read_s:.1f} s",
             f"control plane: memory, CPU for that, CPU per service added     "
             f"{self.controlplane_mib:.0f} MiB, {self.controlplane_cpu_s:.1f} s, {self.added_cpu_s * 1000:.0f} ms",
-            f"waypoint's Envoy: memory                                       {self.waypoint_mib:.0f} MiB",
+            f"waypoint's Envoy: memory, CPU per service added                {self.waypoint_mib:.0f} MiB, "
+            f"{self.added_envoy_s * 1000:.0f} ms",
             f"one more service is usable after, p50 and longest of {len(added)}         "
             f"{added[len(added) // 2] * 1000:.0f} ms, {added[-1] * 1000:.0f} ms",
             f"CPU of an Envoy per request: waypoint (tunnels on both sides), plain   "
@@ -81,14 +83,14 @@ def _measure(cluster: Cluster, services: int, say: Say) -> Figures:
     wait_until("the waypoint has them all", lambda: _has(cluster, way, services - 1), READY_S, step_s=0.2)
     read, spent = time.monotonic() - began, _cpu(control) - before
     say("one more, several times")
-    before = _cpu(control)
+    before, before_envoy = _cpu(control), _cpu(envoy)
     added = [_add(cluster, client, services + number) for number in range(ADDED)]
-    each = (_cpu(control) - before) / ADDED
+    each, each_envoy = (_cpu(control) - before) / ADDED, (_cpu(envoy) - before_envoy) / ADDED
     say(f"{REQUESTS} requests through the waypoint, then through a plain Envoy")
     through = _price(cluster, client, f"http://{vip}/one", envoy)
     plain = _plain(cluster, client)
     return Figures(
-        services, read, _mib(control), spent, _mib(envoy), added, each, through, plain,
+        services, read, _mib(control), spent, _mib(envoy), added, each, each_envoy, through, plain,
     )  # fmt: skip
 
 

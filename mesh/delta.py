@@ -182,7 +182,7 @@ class _Watch:
 
     def plan(self, world: World, changed: Set[str] | None) -> None:
         self.world = world
-        if changed is not None and self.wildcard:
+        if changed is not None:
             self._amend(changed)
             return
         wanted = world if self.wildcard else {name: world[name] for name in self.names if name in world}
@@ -194,8 +194,10 @@ class _Watch:
         """What was still to send stays so; only `changed` is looked at again."""
         waiting = changed | set(self.upserts) | set(self.removals) | self.owed
         world, sent = self.world, self.sent
-        self.upserts = [name for name in waiting if name in world and sent.get(name) != world[name].version]
-        self.removals = [name for name in waiting if name not in world and (name in sent or name in self.owed)]
+        wanted = {name for name in waiting if name in world and self.wants(name)}
+        # In an order, so that whoever has seen the last of a kind has seen them all.
+        self.upserts = sorted((name for name in wanted if sent.get(name) != world[name].version), reverse=True)
+        self.removals = [name for name in waiting - wanted if name in sent or name in self.owed]
 
 
 class Publisher:

@@ -41,7 +41,10 @@ class Spot:
 
 
 class Attached:
-    def __init__(self, inventory: Inventory, hosts: Hosts, providers: Providers, root: str) -> None:
+    def __init__(
+        self, inventory: Inventory, hosts: Hosts, providers: Providers, root: str, before: Attached | None = None
+    ) -> None:
+        """`before`: what is equal there is the same object here."""
         self._hosts, self._providers, self._root = hosts, providers, root
         self._policies = [each for each in inventory.authorization_policies if each.l7]
         self._tokens = by_age(inventory.resources("RequestAuthentication"))
@@ -50,6 +53,7 @@ class Attached:
         # Services that a document names; for all others behind a proxy goes what goes for it.
         self._named = {key for each in self._all(inventory) for key in self._keys_of(each)}
         self._wide: dict[tuple[str, str, str], Rules] = {}
+        self._known: Mapping[tuple[str, str, str], Rules] = before._wide if before else {}
 
     def _all(self, inventory: Inventory) -> Iterator[AuthorizationPolicy | Resource]:
         yield from inventory.authorization_policies
@@ -65,7 +69,8 @@ class Attached:
             return self._rules(spot)
         key = spot.namespace, spot.gateway, spot.gateway_class
         if key not in self._wide:
-            self._wide[key] = self._rules(spot)
+            found, known = self._rules(spot), self._known.get(key)
+            self._wide[key] = known if known == found else found
         return self._wide[key]
 
     def names(self, service: str) -> bool:

@@ -7,7 +7,6 @@ before it; a port's settings replace all four blocks, as in Istio.
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -31,12 +30,13 @@ from controlplane.l7.traffic import (
 from controlplane.objects import Resolution as EntryResolution
 from controlplane.objects import Resource, ServiceEntry
 from controlplane.translate.hosts import Hosts, by_age, exported, fqdn, matches, specificity
+from controlplane.translate.identical import identical
 from mesh.model import Service
 
 Tree = Mapping[str, Any]
 # By port, as text; "" is every port.
 Secured = Mapping[str, UpstreamTls]
-_NOTHING_SAID: Final = Destination()
+NOTHING_SAID: Final = Destination()
 _BLOCKS: Final = ("connectionPool", "outlierDetection", "loadBalancer", "tls")
 _INHERITED: Final = ("proxyProtocol", "retryBudget")
 _RESOLUTIONS: Final = {
@@ -101,18 +101,22 @@ class Destinations:
             namespace: sorted((host for host in named if host.startswith("*")), key=specificity, reverse=True)
             for namespace, named in self._by_namespace.items()
         }
+        self._rules = rules
+        self._bare = self._plain and not rules and not tls and not hosts.entries
         self._merged: dict[tuple[str, str], _Rule] = {}
         self._made: dict[tuple[str, str], _Made] = {}
 
     def of(self, service: Service, client: str) -> Destination:
         """As called from a namespace."""
+        if self._bare:
+            return NOTHING_SAID
         key = service.key, client
         if key not in self._made:
             rule = self._rule(service, client)
             sources, entry = rule.sources if rule else [], self._hosts.entry(service.key)
             known = self._known.get(key)
             same = known and service.key not in self._tls and known[0] is service and known[2] is entry
-            if known and same and _identical(known[1], sources):
+            if known and same and identical(known[1], sources):
                 self._made[key] = known
             else:
                 self._made[key] = service, sources, entry, self._of(service, client, rule)
@@ -120,7 +124,7 @@ class Destinations:
 
     def _of(self, service: Service, client: str, rule: _Rule | None) -> Destination:
         if not rule and self._plain and service.key not in self._tls and not self._hosts.entry(service.key):
-            return _NOTHING_SAID
+            return NOTHING_SAID
         policy: Tree = rule.policy if rule else {}
         subsets: Mapping[str, Tree] = rule.subsets if rule else {}
         entry = self._hosts.entry(service.key)
@@ -136,6 +140,11 @@ class Destinations:
             external=bool(entry and entry.external),
         )
         return self._secured(found, service) if service.key in self._tls else found
+
+    def says_the_same(self, other: Destinations) -> bool:
+        """Of a service that is the same object, and so is its document."""
+        same = self._mesh == other._mesh and self._root == other._root
+        return same and not self._tls and not other._tls and identical(self._rules, other._rules)
 
     def foreign(self, client: str, services: Iterable[Service]) -> Iterator[Service]:
         """Other namespaces' services that a rule of this one is about."""
@@ -213,10 +222,6 @@ class Destinations:
             ports={number: secure(found.ports.get(number, found.traffic), number) for number in sorted(numbers)},
             subsets={name: replace(each, traffic=secure(each.traffic)) for name, each in found.subsets.items()},
         )
-
-
-def _identical(one: list[Resource], other: list[Resource]) -> bool:
-    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
 def _port_numbers(policy: Tree) -> set[int]:

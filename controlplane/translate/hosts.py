@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from controlplane.objects import KubernetesService, Resource, ServiceEntry
+from controlplane.translate.identical import differing
 from controlplane.translate.inventory import Inventory
 from mesh.model import HOSTNAME_SUFFIX, Service, World
 
@@ -55,9 +56,20 @@ class Hosts:
         self._wildcards = sorted(
             (each for each in self._by_host if each.startswith("*")), key=specificity, reverse=True
         )
+        self.entries = bool(inventory.service_entries)
         self._offers: dict[str, KubernetesService | ServiceEntry] = {}
         for key, about in _offers(inventory):
             self._offers.setdefault(key, about)
+
+    @property
+    def wild(self) -> bool:
+        """Whether a host may mean a service of another name."""
+        return bool(self._wildcards)
+
+    def differing(self, other: Hosts) -> set[str]:
+        """Names of services that are not the same objects there, or not of the same documents."""
+        keys = differing(self._services, other._services) | differing(self._offers, other._offers)
+        return {key.partition("/")[2].lower() for key in keys}
 
     def find(self, host: str, namespace: str) -> Service | None:
         """As seen from a namespace: its own service of that name first, then Kubernetes', then the first."""

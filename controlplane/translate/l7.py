@@ -21,7 +21,7 @@ from controlplane.translate import backend_tls, capacity, gateway_pods, gateway_
 from controlplane.translate.attached import Attached, Spot, attaches
 from controlplane.translate.backends import Backends, Grants
 from controlplane.translate.classes import Classes
-from controlplane.translate.destinations import Destinations
+from controlplane.translate.destinations import NOTHING_SAID, Destinations
 from controlplane.translate.gateways import GATEWAY_ACCOUNT, WAYPOINT
 from controlplane.translate.hosts import Hosts
 from controlplane.translate.inventory import Inventory
@@ -69,7 +69,8 @@ class _Parts:
         earlier = before.destinations if before else None
         self.destinations: Destinations = Destinations(rules, hosts, self.config, mesh.root_namespace, tls, earlier)
         self.providers = providers(self.config, hosts, mesh.root_namespace)
-        self.attached = Attached(inventory, hosts, self.providers, mesh.root_namespace)
+        known = before.attached if before else None
+        self.attached: Attached = Attached(inventory, hosts, self.providers, mesh.root_namespace, known)
 
 
 def _inputs(inventory: Inventory, world: World) -> list[list[Any]]:
@@ -111,7 +112,10 @@ class Layer7:
         self._listeners = Listeners(parts.parents, parts.grants, self._secrets.names)
         self._gateways = KubernetesGateways(parts.parents, parts.backends, self._listeners, parts.config)
         self._documents = inventory.resources("VirtualService")
-        self._virtual = VirtualServices(self._documents, self.hosts, self.destinations, self._config)
+        earlier = before._virtual if before else None
+        self._virtual: VirtualServices = VirtualServices(
+            self._documents, self.hosts, self.destinations, self._config, earlier
+        )
         self._serving = gateway_pods.proxies(inventory, inventory.resources(ISTIO_GATEWAY))
         self._accounts = gateway_pods.accounts(inventory) if inventory.gateways else {}
         # By proxy and service.
@@ -119,6 +123,7 @@ class Layer7:
         self._known: Mapping[tuple[str, str], Routes] = before._routes if before else {}
         self._served_so: dict[tuple[str, str], _Made] = {}
         self._known_served: Mapping[tuple[str, str], _Made] = before._served_so if before else {}
+        self._glance = self._virtual.changed(earlier) if earlier else None
         self.model, self.notices = self._reused() or self._made()
 
     def _reused(self) -> tuple[L7, tuple[Notice, ...]] | None:
@@ -178,7 +183,7 @@ class Layer7:
         authorizers = self.providers.authorizers
         self._refused = [each for proxy in wanted.values() for each in capacity.refused(proxy, authorizers)]
         proxies = {key: capacity.fitted(each) for key, each in wanted.items()}
-        destinations = {key: found for key, found in self._all_destinations() if found != Destination()}
+        destinations = {key: each for key, each in self._all_destinations() if _says(each)}
         return L7(
             proxies=MappingProxyType(dict(sorted(proxies.items()))),
             destinations=MappingProxyType(destinations),
@@ -202,35 +207,46 @@ class Layer7:
 
     def _served(self) -> dict[Gateway, list[Service]]:
         served: dict[Gateway, list[Service]] = defaultdict(list)
+        last: tuple[Gateway | None, list[Service]] = None, []
         for service in self.world.services.values():
+            if not service.weighted_waypoints and service.waypoint is last[0]:  # as most are; a hash costs more
+                last[1].append(service)
+                continue
             places = (service.waypoint, *(each for each, _ in service.weighted_waypoints))
             for place in dict.fromkeys(each for each in places if each):
                 served[place].append(service)
+            last = service.waypoint, served[service.waypoint] if service.waypoint else []
         return served
 
     def _waypoint(self, gateway: KubernetesGateway, served: dict[Gateway, list[Service]]) -> Proxy:
         about = gateway.meta
         services = {each.key: each for place, listed in served.items() if _is(gateway, place) for each in listed}
         spot = Spot(about.namespace, about.name, gateway.gateway_class, _labels(gateway), selected=False)
+        rules = self._attached.rules(spot)
         return Proxy(
             about.name,
             about.namespace,
             Role.WAYPOINT,
             about.annotations.get(GATEWAY_ACCOUNT, about.name),
             port=gateway.port,
-            services=tuple(self._serve(services[key], spot) for key in sorted(services)),
+            services=tuple(self._serve(services[key], spot, rules) for key in sorted(services)),
             workloads=about.labels.get(_FOR, "service") in ("workload", "all"),
-            rules=self._attached.rules(spot),
+            rules=rules,
             destinations=self._own_destinations(about.namespace),
         )
 
-    def _serve(self, service: Service, spot: Spot) -> Served:
+    def _serve(self, service: Service, spot: Spot, wide: Rules) -> Served:
         """A Gateway API's routes are made again each time; without any, what is made of the same is the same object."""
         name = service.key
         key = f"{spot.namespace}/{spot.gateway}", name
-        routes = self._routes[key] = self._virtual.of_service(service, spot.namespace, self._known.get(key))
-        rules = self._attached.rules(replace(spot, service=service) if self._attached.names(name) else spot)
         attached = self._parents.of_service.get(name, ())
+        own = self._attached.names(name)
+        known = self._known_served.get(key) if not attached and not own and self._glance is not None else None
+        if known and known[1] is wide and known[0].leans.isdisjoint(self._glance or ()):
+            self._routes[key], self._served_so[key] = known[0], known
+            return known[2]
+        routes = self._routes[key] = self._virtual.of_service(service, spot.namespace, self._known.get(key))
+        rules = self._attached.rules(replace(spot, service=service)) if own else wide
         if attached:
             return self._served_by(service, routes, rules, attached)
         made = self._known_served.get(key)
@@ -347,6 +363,10 @@ class Layer7:
                     reason or "Accepted",
                     why,
                 )
+
+
+def _says(found: Destination) -> bool:
+    return found is not NOTHING_SAID and found != NOTHING_SAID
 
 
 def _labels(gateway: KubernetesGateway) -> Labels:

@@ -144,7 +144,7 @@ def _workload(workload: Workload) -> wire.Workload:
         workload_type=wire.WorkloadType.Value(workload.workload_type),
         workload_name=workload.workload_name,
         native_tunnel=workload.native_tunnel,
-        services={key: wire.PortList(ports=_ports(ports)) for key, ports in workload.services.items()},
+        services=_services(workload),
         authorization_policies=workload.policies,
         status=wire.WorkloadStatus.HEALTHY if workload.healthy else wire.WorkloadStatus.UNHEALTHY,
         cluster_id=workload.cluster_id,
@@ -166,6 +166,17 @@ def _workload(workload: Workload) -> wire.Workload:
     if workload.capacity is not None:
         message.capacity.value = workload.capacity
     return message
+
+
+def _services(workload: Workload) -> dict[str, wire.PortList]:
+    """Services mostly have the same few ports: each list is made once, and copied by the library."""
+    made: dict[tuple[Port, ...], wire.PortList] = {}
+    found = {}
+    for key, ports in workload.services.items():
+        if ports not in made:
+            made[ports] = wire.PortList(ports=_ports(ports))
+        found[key] = made[ports]
+    return found
 
 
 def _ports(ports: Iterable[Port]) -> list[wire.Port]:

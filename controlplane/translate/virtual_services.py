@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from controlplane.l7.routes import (
     DirectResponse,
@@ -27,7 +27,7 @@ from controlplane.l7.traffic import Destination
 from controlplane.objects import Resource
 from controlplane.translate import http_routes as parts
 from controlplane.translate.destinations import Destinations
-from controlplane.translate.hosts import Hosts, by_age, exported, fqdn, matches, specificity
+from controlplane.translate.hosts import Hosts, exported, fqdn, matches, specificity
 from mesh.model import IPNetwork, Service
 
 Tree = Mapping[str, Any]
@@ -77,25 +77,69 @@ class Routes:
     documents: list[Resource]
     asked: tuple[_Question, ...]
     mesh: Tree
+    leans: frozenset[str]
+    """The hosts that decide about it."""
+
+
+class _Root(NamedTuple):
+    """A document that is nobody's delegate. `names`: its hosts in full, none when it is for gateways only."""
+
+    order: tuple[Any, ...]
+    names: tuple[str, ...]
+    resource: Resource
+
+    @classmethod
+    def of(cls, each: Resource) -> _Root:
+        hosts = each.spec["hosts"] if MESH in gateways(each) else ()
+        return cls(each.meta.age_order, tuple(fqdn(host, each.meta.namespace) for host in hosts), each)
+
+    def age(self) -> tuple[Any, ...]:
+        return self.order
 
 
 class VirtualServices:
     """All of them, with delegates put in where they belong."""
 
-    def __init__(self, resources: list[Resource], hosts: Hosts, destinations: Destinations, mesh: Tree) -> None:
+    def __init__(
+        self,
+        resources: list[Resource],
+        hosts: Hosts,
+        destinations: Destinations,
+        mesh: Tree,
+        before: VirtualServices | None = None,
+    ) -> None:
+        """`before` spares a second look at the same document."""
         self._hosts, self._destinations, self._mesh = hosts, destinations, mesh
         # By host, namespace and client.
         self._asked: dict[tuple[str, str, str], _Question] = {}
         self._retries: Tree | None = mesh.get("defaultHttpRetryPolicy")
         self._exported = mesh.get("defaultVirtualServiceExportTo", ())
         self._delegates = {each.key: each for each in resources if not each.spec.get("hosts")}
-        self.roots = by_age(each for each in resources if each.spec.get("hosts"))
+        known: Mapping[int, _Root] = before._roots if before else {}
+        # No other document has the id of one that is held.
+        self._roots: dict[int, _Root] = {
+            id(each): known.get(id(each)) or _Root.of(each) for each in resources if each.spec.get("hosts")
+        }
+        ordered = sorted(self._roots.values(), key=_Root.age)
+        self.roots = [each.resource for each in ordered]
         self._by_host: dict[str, list[Resource]] = {}
-        for each in self.roots:
-            if MESH in gateways(each):
-                for host in each.spec["hosts"]:
-                    self._by_host.setdefault(fqdn(host, each.meta.namespace), []).append(each)
+        for root in ordered:
+            for host in root.names:
+                self._by_host.setdefault(host, []).append(root.resource)
         self._wildcards = [host for host in self._by_host if host.startswith("*")]
+
+    def changed(self, before: VirtualServices) -> frozenset[str] | None:
+        """The hosts about which something is not as before, documents, services and how these are called; routes that
+        lean on none of them are the same. None: that cannot be told at a glance."""
+        wild = (self._wildcards, self._delegates, before._wildcards, before._delegates)
+        if any(wild) or self._hosts.wild or before._hosts.wild or self._mesh != before._mesh:
+            return None
+        if not self._destinations.says_the_same(before._destinations):
+            return None
+        one, other = before._roots, self._roots
+        roots = [*(one[key] for key in one.keys() - other.keys()), *(other[key] for key in other.keys() - one.keys())]
+        named = {name for root in roots for name in root.names}
+        return frozenset(named | before._hosts.differing(self._hosts))
 
     def about(self, service: Service, proxy: str) -> list[Resource]:
         """The documents that `of_service` looks at; all delegates, if one of them delegates."""
@@ -112,7 +156,8 @@ class VirtualServices:
             return known
         self._asked = {}
         http, l4 = self._of_service(service, proxy)
-        return Routes(http, l4, about, tuple(self._asked.values()), self._mesh)
+        leans = frozenset((service.hostname.lower(), *(host for host, _, _ in self._asked)))
+        return Routes(http, l4, about, tuple(self._asked.values()), self._mesh, leans)
 
     def _is_same(self, known: Routes, about: list[Resource]) -> bool:
         """The same documents, and every question that they asked then has the same answer now."""

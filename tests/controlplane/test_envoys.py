@@ -38,6 +38,8 @@ spec: {host: web, trafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}}}
 ONE = AMBIENT + WAY + SERVICE.format(name="web", ip="10.96.0.1")
 TWO = ONE + SERVICE.format(name="db", ip="10.96.0.2")
 WEB, DB = "out|80||shop/web.shop.svc.cluster.local", "out|80||shop/db.shop.svc.cluster.local"
+# What a tunnel may ask for, to get to it.
+ASKED = ("10.96.0.2:80", "db.shop.svc.cluster.local:80")
 WHO = ("shop/way", Place())
 
 
@@ -95,18 +97,19 @@ def test_what_refers_to_something_comes_after_it_and_goes_before_it():
     play = Play().greeted()
     [clusters] = play.update(TWO)
     assert clusters[0] == CLUSTER
-    assert set(clusters[1]) == {DB, "to|shop/db.shop.svc.cluster.local|80"}
+    assert set(clusters[1]) == {DB, *ASKED}
     [listeners] = play.answer(CLUSTER)
     assert listeners == (LISTENER, ["shop/db.shop.svc.cluster.local|80"], [])
-    [routes] = play.answer(LISTENER)
-    assert routes == (ROUTES, ["connect"], [])
+    table = "shop/db.shop.svc.cluster.local|80"
+    assert play.answer(LISTENER) == []
+    assert play.ask(ROUTES, table) == [(ROUTES, [table], [])]
     assert play.answer(ROUTES) == []
     [routes] = play.update(ONE)
-    assert routes == (ROUTES, ["connect"], [])
+    assert routes == (ROUTES, [], [table])
     [listeners] = play.answer(ROUTES)
     assert listeners == (LISTENER, [], ["shop/db.shop.svc.cluster.local|80"])
     [clusters] = play.answer(LISTENER)
-    assert (clusters[0], set(clusters[2])) == (CLUSTER, {DB, "to|shop/db.shop.svc.cluster.local|80"})
+    assert (clusters[0], set(clusters[2])) == (CLUSTER, {DB, *ASKED})
 
 
 def test_a_refusal_is_remembered_and_the_rest_goes_on():

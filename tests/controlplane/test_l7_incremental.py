@@ -51,6 +51,39 @@ FILES = {
         "",
         document("HTTPRoute", "h", "{parentRefs: [{group: '', kind: Service, name: web}]}", GATEWAY_API),
     ],
+    "entry.yaml": [
+        "",
+        *(
+            document(
+                "ServiceEntry", "e", f"{{hosts: ['{host}'], resolution: {how}, ports: [{{number: 80, name: http}}]}}"
+            )
+            for host, how in (("x.shop.svc.cluster.local", "NONE"), ("*.shop.svc.cluster.local", "NONE"), ("x", "DNS"))
+        ),
+    ],
+    "way.yaml": [
+        "",
+        document(
+            "Gateway",
+            "other",
+            "{gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}",
+            GATEWAY_API,
+        ).replace("namespace: shop", "namespace: shop, labels: {istio.io/waypoint-for: all}"),
+    ],
+    "bound.yaml": [
+        "",
+        pod("bound", labels="app: web, istio.io/use-waypoint: other", ip="10.0.0.7"),
+        pod("bound", labels="app: db, istio.io/use-waypoint: other", ip="10.1.0.1"),
+    ],
+    "telemetry.yaml": [
+        "",
+        document(
+            "Telemetry",
+            "t",
+            "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: way}],"
+            " accessLogging: [{disabled: true}]}",
+            "telemetry.istio.io/v1",
+        ),
+    ],
     "mesh.yaml": [
         "",
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n"

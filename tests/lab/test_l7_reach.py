@@ -11,8 +11,8 @@ from lab import apps, documents
 from lab.documents import AMBIENT, PodSpec
 from lab.layout import underlay_address
 from lab.processes import wait_until
-from tests.lab.mall import external
-from tests.lab.test_hbone_by_hand import byhand
+from tests.lab.mall import NAMESPACE, external
+from tests.lab.test_hbone_by_hand import ask_ca, byhand, new_key
 from tests.lab.test_l7_routing import routes
 from tests.lab.test_l7_security import policy
 
@@ -143,3 +143,21 @@ def test_another_trust_domain_is_believed_about_its_own_names_alone(mall):
     finally:
         bundle.unlink()
     mall.until(lambda: "SSL" in call(buyer))
+
+
+def test_what_a_tunnel_asks_for_is_an_address_or_a_name_with_a_port_and_no_other_word_of_the_waypoints(mall):
+    """Its clusters are called so: those that lead past the policies, or to its own key, must not be had by asking."""
+    key = new_key()
+    answer = ask_ca(mall.mesh, f"spiffe://cluster.local/ns/{NAMESPACE}/sa/alice", key)
+    who = {"chain": answer["chain"], "key": key}
+
+    def status(authority):
+        space = mall.mesh.pods["plain-1"].netns
+        return byhand(mall.mesh, space, "connect", ip=mall.way.ip, authority=authority, **who).get("status")
+
+    vip, host = mall.vip("reviews"), "reviews.mall.svc.cluster.local"
+    for asked in (f"{vip}:80", f"{host}:80"):
+        assert status(asked) == 200, asked
+    past = ("tunnels", "direct", "identity", "controlplane", "identity:", "nosuch:80", f"{vip}:81")
+    assert {asked: status(asked) for asked in past} == dict.fromkeys(past, 404)
+    assert status(f"out|80||mall/{host}") != 200

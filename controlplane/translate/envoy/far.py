@@ -75,12 +75,9 @@ def outer(proxy: Proxy) -> Json:
 
 def cluster() -> Json:
     """Of inner tunnels."""
-    found = tunnels.internal_cluster(BEYOND)
     return {
-        **found,
-        "name": FAR,
+        **tunnels.internal_cluster(BEYOND, FAR),
         "alt_stat_name": f"{FAR};",
-        "load_assignment": {**found["load_assignment"], "cluster_name": FAR},
         "connect_timeout": "5s",
         "circuit_breakers": tunnels.unlimited(),
         "typed_extension_protocol_options": tunnels.http2(),

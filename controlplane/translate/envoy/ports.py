@@ -29,6 +29,11 @@ def bound(each: Served, port: int, has: Has) -> Served:
     )
 
 
+def asked(each: Served) -> list[str]:
+    """The services, by key, whose ports may decide what is served."""
+    return [target.service for target in _shares(each)]
+
+
 def _is_open(target: Target) -> bool:
     return bool(target.service) and not target.port
 

@@ -6,7 +6,7 @@ what one service or destination adds is looked at as a whole first (`blocks.py`)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -26,11 +26,23 @@ from controlplane.translate.envoy import (
     tokens,
     tunnels,
 )
-from controlplane.translate.envoy.blocks import Block, Cache
+from controlplane.translate.envoy.blocks import Asked, Block, Cache, Parts, Seen, Shelf, same
 from controlplane.translate.envoy.clusters import Called
-from controlplane.translate.envoy.common import CONNECT, ORIGINATE, TERMINATE, TUNNELS, Json, outbound, served, unique
+from controlplane.translate.envoy.common import (
+    CONNECT,
+    ORIGINATE,
+    TERMINATE,
+    TUNNELS,
+    Json,
+    authority,
+    outbound,
+    served,
+    to_internal,
+    unique,
+)
 from controlplane.translate.envoy.limits import global_filter
 from controlplane.translate.envoy.locality import Place
+from controlplane.translate.envoy.moments import Moment
 from controlplane.translate.envoy.routes import targets_of
 from controlplane.translate.envoy.world import Member, Serving, View
 from mesh.delta import Versioned
@@ -50,15 +62,16 @@ class Translation:
     """Of one world and model."""
 
     def __init__(self, view: View, l7: L7, cache: Cache) -> None:
-        self._view, self._l7, self._cache = view, l7, cache
+        self._view, self._l7, self._cache, self._moment = view, l7, cache, cache.moment(view, l7)
 
     def of(self, proxy: Proxy, here: Place = Place()) -> ByType:  # noqa: B008 (immutable)
         """`here`: where this one of the proxy's processes is."""
-        return _Round(self._view, self._l7, self._cache, proxy, here).build()
+        return _Round(self._view, self._l7, self._cache, self._moment, proxy, here).build()
 
 
 class _Round:
-    def __init__(self, view: View, l7: L7, cache: Cache, proxy: Proxy, here: Place) -> None:
+    def __init__(self, view: View, l7: L7, cache: Cache, moment: Moment, proxy: Proxy, here: Place) -> None:
+        self._moment = moment
         self._view, self._l7, self._cache, self._proxy, self._here = view, l7, cache, proxy, here
         self._found: dict[str, dict[str, Versioned]] = {type_url: {} for type_url in TYPES}
         self._slots = tokens.slots(l7.authorizers, self._providers())
@@ -66,8 +79,11 @@ class _Round:
         # Without what it serves, or each service's listener would hang on all services.
         self._teller = Proxy(proxy.name, proxy.namespace, proxy.role, proxy.service_account)
         self._patches = {each.service: each.rules.patches for each in proxy.services if each.rules.patches}
-        self._claimed: set[tuple[str, int]] = set()
-        self._hosts: list[Versioned] = []
+        common = self._used, l7.tracers, proxy.destinations, self._patches, proxy.rules, self._teller
+        self._frame = cache.frame(proxy.key, (*common, view.world.network))
+        self._key, self._where = proxy.key, (*here.parts, *map("=".join, here.labels))
+        self._out = cache.shelf((self._key, "out", *self._where))
+        self._asked: dict[tuple[str, int], Asked] = {}
         self._all = self._now = Block()
 
     def build(self) -> ByType:
@@ -78,8 +94,8 @@ class _Round:
         self._once(CLUSTER, TUNNELS, tunnels.tunnels)
         self._put(LISTENER, ORIGINATE, (self._proxy.role,), lambda: tunnels.originate(self._proxy))
         self._extensions()
-        for target in self._all.targets:
-            self._destination(target)
+        for name, target in self._all.targets.items():
+            self._destination(name, target)
         for name in sorted(self._all.secrets):
             if secret := self._l7.secrets.get(name):
                 for key, made in secrets.secrets(name, secret).items():
@@ -88,21 +104,48 @@ class _Round:
             self._found[type_url][name] = item
         return self._found
 
-    def _block(self, key: tuple[str, ...], parts: tuple[Any, ...], make: Callable[[], None]) -> None:
-        """Whatever `make` puts and wants; as it was, when that would be the same."""
-        full = (self._proxy.key, *key)
-        block = self._cache.block(full, parts)
-        if not block or any(self._destination_of(target) != found for target, found in block.called.items()):
+    def _still(self, shelf: Shelf, name: str, source: object) -> bool:
+        """Takes over the block as it was, if a glance is enough to know that it would be the same."""
+        block = shelf.find(name)
+        if not block or not block.still(self._moment, self._frame, source):
+            return False
+        shelf.now[name] = block
+        self._take(block)
+        return True
+
+    def _block(
+        self,
+        shelf: Shelf,
+        name: str,
+        source: object,
+        leans: Iterable[str] | None,
+        parts: Parts,
+        make: Callable[[], None],
+    ) -> None:
+        """Whatever `make` puts and wants; as it was, when that would be the same. `leans` None: on more than keys."""
+        block = shelf.find(name)
+        called = block.called.items() if block and same(block.parts, parts) else None
+        if not block or called is None or any(self._destination_of(target) != found for target, found in called):
             self._now = block = Block(parts)
             make()
             self._now = self._all
-        self._cache.keep(full, block)
+        if leans is not None:
+            asked = (each.service for each in (*block.targets.values(), *block.called))
+            block.seen = Seen(self._moment.mark, self._frame, source, frozenset((*leans, *asked)))
+        shelf.now[name] = block
+        self._take(block)
+
+    def _take(self, block: Block) -> None:
         self._all.found += block.found
         self._all.targets |= block.targets
-        self._all.jwt |= block.jwt
-        self._all.secrets |= block.secrets
-        for listener, port, names in block.hosts:
-            self._connects(listener, port, names)
+        if block.jwt:
+            self._all.jwt |= block.jwt
+        if block.secrets:
+            self._all.secrets |= block.secrets
+        for asked in block.asked:
+            # What two services claim is the first one's.
+            if self._asked.setdefault(asked.claim, asked) is asked:
+                self._all.found += asked.found
 
     # Waypoint -----------------------------------------------------------------------------------------------------
 
@@ -110,16 +153,32 @@ class _Round:
         self._put(LISTENER, TERMINATE, (self._proxy.port,), lambda: tunnels.terminate(self._proxy.port))
         behind = list(self._view.behind(self._proxy))
         own = (Served(each.uid, rules=self._proxy.rules) for each in behind)
+        shelf = self._cache.shelf((self._key, "served"))
         for each in (*self._proxy.services, *own):
-            if service := self._view.service(each.service):
+            name = each.service
+            if not self._still(shelf, name, each) and (service := self._view.service(name)):
                 at = tuple(ports.bound(each, port.service_port, self._has_port) for port in service.ports)
                 parts = at, service, self._used, self._l7.tracers
-                self._block(("served", each.service), parts, partial(self._service, at, service))
+                make = partial(self._service, at, service)
+                self._block(shelf, name, each, (name, *ports.asked(each)), parts, make)
+        shelf = self._cache.shelf((self._key, "any"))
         for workload in behind:
-            about = workload, self._proxy.rules, self._l7.tracers
-            self._block(("any", workload.uid), about, partial(self._any_port, workload))
-        table = self._cache.packed(ROUTES, (self._proxy.key, CONNECT), (), lambda: {"name": CONNECT})
-        self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts)))
+            if not self._still(shelf, workload.uid, workload):
+                about = workload, self._proxy.rules, self._l7.tracers
+                self._block(shelf, workload.uid, workload, (), about, partial(self._any_port, workload))
+        table = self._cache.packed(ROUTES, (self._key, CONNECT), (), tunnels.connect_table)
+        self._all.found.append((ROUTES, CONNECT, joined(table, _VIRTUAL_HOSTS, self._hosts())))
+
+    def _hosts(self) -> Iterator[Versioned]:
+        """For addresses of which every port is served, and for names with a wildcard; and for all that these cover,
+        which else would be theirs."""
+        every = {host for host, port in self._asked if not port}
+        suffixes = tuple({host[1:] for host, _ in self._asked if host.startswith("*")})
+        for (host, port), asked in self._asked.items() if every or suffixes else ():
+            if host in every or host.endswith(suffixes):
+                domain = authority(host, port or "*")
+                make = partial(tunnels.connect_host, domain, asked.cluster)
+                yield self._cache.packed(VIRTUAL_HOST, (self._key, CONNECT, domain), (asked.cluster,), make)
 
     def _service(self, at: tuple[Served, ...], service: Service) -> None:
         """`at`: what is served at each of its ports."""
@@ -150,20 +209,18 @@ class _Round:
             )
             if each.rules.jwt:
                 self._now.jwt[name] = each.rules.jwt
-        self._once(CLUSTER, f"to|{name}", lambda: tunnels.internal_cluster(name))
         self._want(target, *targets_of(each.http), *(share.target for route in each.l4 for share in route.shares))
         self._want(*(limit.service for limit in each.rules.limits if limit.service))
         names = unique([*(str(vip.prefix.network_address) for vip in service.vips), service.hostname])
-        self._now.hosts.append((name, port, tuple(names)))
+        for host in names:
+            self._now.asked.append(self._asked_for(host, port, name))
 
-    def _connects(self, listener: str, port: int, names: tuple[str, ...]) -> None:
-        """A name that two services claim is the first one's: twice in a table, Envoy would refuse the whole of it."""
-        free = tuple(name for name in names if (name, port) not in self._claimed)
-        self._claimed.update((name, port) for name in free)
-        if free:
-            key = self._proxy.key, CONNECT, listener
-            make = partial(tunnels.connect_host, listener, free, port or None)
-            self._hosts.append(self._cache.packed(VIRTUAL_HOST, key, (free,), make))
+    def _asked_for(self, host: str, port: int, listener: str) -> Asked:
+        cluster = authority(host, port)
+        make = partial(tunnels.internal_cluster, listener, cluster)
+        key = self._key, CONNECT, listener, cluster
+        item = self._cache.packed(CLUSTER, key, (), make, self._now.entries)
+        return Asked((host, port), cluster, ((CLUSTER, cluster, item),))
 
     def _any_port(self, workload: Workload) -> None:
         """For connections to a workload's ports that no service names: layer 4."""
@@ -172,10 +229,11 @@ class _Round:
         about = workload.hbone, workload.addresses, Serving(workload, 0).identity
         make = partial(listeners.any_port, name, workload, rules, said)
         self._put(LISTENER, name, (about, rules, said), make)
-        self._once(CLUSTER, f"to|{name}", lambda: tunnels.internal_cluster(name))
+        cluster = to_internal(name)
+        self._once(CLUSTER, cluster, lambda: tunnels.internal_cluster(name, cluster))
         if not workload.hbone:
             self._once(CLUSTER, tunnels.DIRECT, tunnels.direct)
-        self._now.hosts.append((name, 0, tuple(map(str, workload.addresses))))
+        self._now.asked += [Asked((str(address), 0), cluster) for address in workload.addresses]
 
     def _said(self, wanted: Any, service: str, protocol: AppProtocol) -> telemetry.Said:
         tracer = self._l7.tracers.get(wanted.tracing.tracer) if wanted.tracing else None
@@ -241,7 +299,7 @@ class _Round:
         self._put(EXTENSION, name, parts, lambda: listeners.place(make(), name))
 
     def _want(self, *targets: Target | None) -> None:
-        self._now.targets.update({target: None for target in targets if target and target.service})
+        self._now.targets.update({outbound(target): target for target in targets if target and target.service})
 
     def _destination_of(self, target: Target) -> Destination:
         return self._proxy.destinations.get(target.service) or self._l7.destinations.get(target.service, _PLAIN)
@@ -256,14 +314,18 @@ class _Round:
         self._now.called[target] = called.destination
         return called.traffic
 
-    def _destination(self, target: Target) -> None:
+    def _destination(self, name: str, target: Target) -> None:
+        shelf = self._out
+        if self._still(shelf, name, None):
+            return
         called, known = self._called(target), self._view.members(target.service)
         through = called.service.waypoint if called.by_waypoint and called.service else None
-        # Through another network's gateway, or through a waypoint.
+        # Through another network's gateway, or through a waypoint; who that is, no key says.
         serving = tuple(self._view.waypoints(through)) if through else far.gateways(self._view, known)
-        where = *self._here.parts, *map("=".join, self._here.labels)
         parts = called, known, serving, self._changes(target), self._view.world.network
-        self._block(("out", outbound(target), *where), parts, partial(self._reached, called, known, serving, where))
+        make = partial(self._reached, called, known, serving, self._where)
+        beyond = through or any(self._view.is_far(each.workload) for each in known)
+        self._block(shelf, name, None, None if beyond else (target.service,), parts, make)
 
     def _changes(self, target: Target) -> tuple[Patch, ...]:
         wanted = self._patches.get(target.service, self._proxy.rules.patches)
@@ -274,10 +336,10 @@ class _Round:
     ) -> None:
         target, name = called.target, outbound(called.target)
         own: tuple[str, ...] = (self._proxy.role.value,) if called.by_waypoint else ()
-        own += (self._proxy.key,) if target.service in self._proxy.destinations else ()
+        own += (self._key,) if target.service in self._proxy.destinations else ()
         changes = self._changes(target)
         parts = (called, known if called.by_name else (), changes)
-        mine = (*own, self._proxy.key) if changes else own
+        mine = (*own, self._key) if changes else own
         self._put(CLUSTER, name, parts, lambda: patches.cluster(clusters.cluster(called, self._view), changes), *mine)
         if clusters.has_endpoints(called):
             members = (called, known, serving, self._view.world.network)
@@ -301,6 +363,6 @@ class _Round:
     def _put(self, type_url: str, name: str, parts: tuple[Any, ...], make: Callable[[], Json], *more: str) -> None:
         """`more`: what tells this proxy's form of it from another's."""
         shared = type_url in (CLUSTER, ENDPOINTS)
-        key = (name, *more) if shared else (self._proxy.key, name, *more)
+        key = (name, *more) if shared else (self._key, name, *more)
         item = self._cache.packed(type_url, key, parts, make, self._now.entries)
         self._now.found.append((type_url, name, item))

@@ -1,7 +1,7 @@
 """HBONE on both sides of a proxy: the listener that ends tunnels, the one that begins them, and their TLS. Pure.
 
-A CONNECT's authority is a virtual host of the table `connect`, which leads to the internal listener of that service and
-port: adding a service touches no other one's listener. Each endpoint brings the identity that its tunnel must prove.
+A CONNECT's authority is the name of a cluster, which leads to the internal listener of that service and port: adding a
+service touches nothing that others have. Each endpoint brings the identity that its tunnel must prove.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from controlplane.translate.envoy.common import (
     TERMINATE,
     TUNNELS,
     Json,
-    authority,
     extension,
     filter_state,
     to_internal,
@@ -32,6 +31,9 @@ from controlplane.translate.envoy.common import (
 from controlplane.translate.envoy.telemetry import baggage, source_states
 
 DIRECT: Final = "direct"
+# No other cluster of ours is called so: theirs have a `|`, or no port.
+AUTHORITY: Final = r"(\[[0-9a-f:.]+\]|[0-9A-Za-z._-]+):[0-9]+"
+_CONNECTED: Final[Json] = {"timeout": "0s", "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}]}
 _HCM: Final = "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER: Final = extension("envoy.filters.http.router", "extensions.filters.http.router.v3.Router")
 _WINDOWS: Final[Json] = {"initial_stream_window_size": 4 << 20, "initial_connection_window_size": 16 << 20}
@@ -107,30 +109,33 @@ def terminate(port: int = HBONE_PORT) -> Json:
     }
 
 
-def connect_host(listener: str, hosts: Iterable[str], port: int | None) -> Json:
-    """The virtual host of one service's port in the table `connect`; None: of every port that has none of its own."""
-    return {
-        "name": listener,
-        "domains": [authority(host, "*" if port is None else port) for host in hosts],
-        "routes": [
-            {
-                "match": {"connect_matcher": {}},
-                "route": {
-                    "cluster": to_internal(listener),
-                    "timeout": "0s",
-                    "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
-                },
-            }
-        ],
+def connect_table() -> Json:
+    """Whoever is asked for is the name of a cluster: one more service is one more cluster, and no table of all of them.
+
+    Peers choose what is asked for, so only what an address and a port can look like is a name here.
+    """
+    to_it = {
+        "match": {
+            "connect_matcher": {},
+            "headers": [{"name": ":authority", "string_match": {"safe_regex": {"regex": AUTHORITY}}}],
+        },
+        "route": {"cluster_header": ":authority", "cluster_not_found_response_code": "NOT_FOUND", **_CONNECTED},
     }
+    return {"name": CONNECT, "virtual_hosts": [{"name": "asked", "domains": ["*"], "routes": [to_it]}]}
 
 
-def internal_cluster(listener: str) -> Json:
-    name = to_internal(listener)
+def connect_host(domain: str, cluster: str) -> Json:
+    """A virtual host for what no cluster can be called after (`10.0.0.1:*`, `*.example.com:80`)."""
+    route = {"match": {"connect_matcher": {}}, "route": {"cluster": cluster, **_CONNECTED}}
+    return {"name": domain, "domains": [domain], "routes": [route]}
+
+
+def internal_cluster(listener: str, name: str) -> Json:
+    """Leads to an internal listener."""
     address = {"envoy_internal_address": {"server_listener_name": listener}}
     return {
         "name": name,
-        "alt_stat_name": f"{name};",
+        "alt_stat_name": f"{to_internal(listener)};",
         "type": "STATIC",
         "load_assignment": {
             "cluster_name": name,

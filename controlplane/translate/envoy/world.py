@@ -41,9 +41,14 @@ class Member:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Member) or self.ports != other.ports:
             return False
-        return self.workload is other.workload or bool(_own(self.workload) == _own(other.workload))
+        return is_same_endpoint(self.workload, other.workload)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def is_same_endpoint(one: Workload, other: Workload) -> bool:
+    """To a service that both serve at the same ports."""
+    return one is other or bool(_own(one) == _own(other))
 
 
 class View:
