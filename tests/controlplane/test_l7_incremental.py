@@ -89,6 +89,37 @@ FILES = {
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\n"
         "data: {mesh: 'defaultHttpRetryPolicy: {attempts: 7}'}\n",
     ],
+    "network.yaml": [
+        "",
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system, labels: {topology.istio.io/network: here}}\n",
+    ],
+    "passage.yaml": [
+        "",
+        *(
+            document(
+                "Gateway",
+                "passage",
+                f"{{gatewayClassName: istio-remote, addresses: [{{type: IPAddress, value: {address}}}],"
+                " listeners: [{name: cross-network, port: 15008, protocol: HBONE}]}",
+                GATEWAY_API,
+                "istio-system",
+            ).replace(
+                "namespace: istio-system",
+                "namespace: istio-system, labels: {topology.istio.io/network: there},"
+                f" annotations: {{gateway.istio.io/service-account: {account}}}",
+            )
+            for address, account in (("203.0.113.1", "one"), ("203.0.113.1", "other"), ("203.0.113.2", "one"))
+        ),
+    ],
+    "far.yaml": [
+        "",
+        *(
+            document(
+                "WorkloadEntry", "far", f"{{address: 10.0.0.3, network: {network}, labels: {{app: web}}}}"
+            ).replace("namespace: shop", "namespace: shop, annotations: {ambient.istio.io/redirection: enabled}")
+            for network in ("here", "there")
+        ),
+    ],
     "pod.yaml": [
         "",
         document("Pod", "edge", "{nodeName: n, serviceAccountName: s}", "v1").replace(
@@ -155,3 +186,17 @@ def test_a_pod_that_serves_one_more_service_changes_no_other_services_resources(
     other = [(url, name) for url, named in before.items() for name in named if "web" in name]
     assert other
     assert all(after[url][name] is before[url][name] for url, name in other)
+
+
+def test_endpoints_in_another_network_follow_the_gateway_to_it():
+    store, cache, chosen = Store(Mesh()), Cache(), dict.fromkeys(FILES, 0)
+    chosen |= {"network.yaml": 1, "far.yaml": 2}
+    sent = []
+    for gateway in (0, 1, 2, 3, 0):
+        store.update(contents(chosen | {"passage.yaml": gateway}))
+        view = View(store.world)
+        [proxy] = store.l7.proxies.values()
+        sent.append(Translation(view, store.l7, cache).of(proxy))
+        cache.turn()
+        assert sent[-1] == Translation(view, store.l7, Cache()).of(proxy)
+    assert len({str(each) for each in sent[:4]}) == 4
