@@ -176,7 +176,7 @@ def test_a_legacy_rule_does_take_tcp_from_capture_by_nft(pod, reader, version):
 
 
 def children():
-    return {each for each in psutil.Process().children() if CHILD in each.cmdline()}
+    return {each for each in psutil.Process().children() if CHILD in each.as_dict(["cmdline"], ad_value=[])["cmdline"]}
 
 
 def test_a_child_that_is_killed_costs_one_reading_and_not_what_it_was_to_find(pod):
