@@ -182,6 +182,10 @@ class Cluster:
     def _start_nodes(self) -> None:
         for node in self.nodes:
             self._record(daemons.start_agent(self.layout, node, self._capture_of(node), self.direct))
+        self._start_tunnels()
+
+    def _start_tunnels(self) -> None:
+        """Returns when every daemon is up and every node's tunnel ready."""
         for node in self.nodes:
             self._admit(node)
             self._record(daemons.start_tunnel(self.layout, node))

@@ -63,13 +63,8 @@ class IstioNodeCluster(KubernetesCluster):
             self._mount(node, "nodemesh-node", self._node_settings(node), pod=f"istio-cni-node-{node}")
             Runtime(self.layout, node).install(number, None)
             self.start_istio_cni(node)
+        self._start_tunnels()
         for node in self.nodes:
-            self._admit(node)
-            self._record(daemons.start_tunnel(self.layout, node))
-        for process in list(self.daemons.values()):
-            self._wait_up(process)
-        for node in self.nodes:
-            self._wait_ready(node)
             self.wait_chained(node)
 
     def start_istio_cni(self, node: str) -> None:

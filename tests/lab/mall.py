@@ -50,6 +50,27 @@ def provider(name: str, what: str) -> str:
     return _PROVIDER.format(name=name, provider=what)
 
 
+def edge(host: str, service: str) -> str:
+    """An ingress gateway that leads from `host` to the service, for which both documents are called."""
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: {service}}}
+spec:
+  selector: {{istio: ingress}}
+  servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: [{host}]}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: {service}}}
+spec:
+  hosts: [{host}]
+  gateways: [{service}]
+  http: [{{route: [{{destination: {{host: {service}}}}}]}}]
+---
+"""
+
+
 def external(name: str, vip: str, address: str, port: int) -> str:
     """A host beyond the mesh, `NAME.example.com`, through the mall's waypoint."""
     return _EXTERNAL.format(name=name, vip=vip, address=address, port=port)

@@ -6,28 +6,12 @@ import pytest
 
 from lab.processes import wait_until
 from lab.proxies import LABELS
-from tests.lab.mall import EFFECT_S, NAMESPACE
+from tests.lab.mall import EFFECT_S, NAMESPACE, edge
 from tests.lab.test_hbone_by_hand import ask_ca, new_key
 
 pytestmark = pytest.mark.lab
 HOST = "bare.example"
-EDGE = f"""
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: bare}}
-spec:
-  selector: {{istio: ingress}}
-  servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: [{HOST}]}}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: bare}}
-spec:
-  hosts: [{HOST}]
-  gateways: [bare]
-  http: [{{route: [{{destination: {{host: bare}}}}]}}]
----
-"""
+EDGE = edge(HOST, "bare")
 
 
 def certificate(mesh, account):

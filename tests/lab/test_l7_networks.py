@@ -6,7 +6,7 @@ import pytest
 
 from lab.processes import wait_until
 from lab.proxies import LABELS
-from tests.lab.mall import EFFECT_S, NAMESPACE
+from tests.lab.mall import EFFECT_S, NAMESPACE, edge
 from tests.lab.test_l7_impostor import certificate
 
 pytestmark = pytest.mark.lab
@@ -30,23 +30,7 @@ metadata: {{name: distant, annotations: {{ambient.istio.io/redirection: enabled}
 spec: {{address: 192.0.2.77, network: far, serviceAccount: ratings, labels: {{app: {service}, version: v9}}}}
 ---
 """
-EDGE = f"""
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {{name: farther}}
-spec:
-  selector: {{istio: ingress}}
-  servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: [{HOST}]}}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {{name: farther}}
-spec:
-  hosts: [{HOST}]
-  gateways: [farther]
-  http: [{{route: [{{destination: {{host: overseas}}}}]}}]
----
-"""
+EDGE = edge(HOST, "overseas")
 SUBSET = """
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
