@@ -16,7 +16,7 @@ from typing import Final
 
 from bench.cases import Case
 from bench.measure import Ends, Load
-from lab import cgroups, cluster, netns, processes
+from lab import cgroups, netns, processes, teardown
 from lab.layout import NETNS, Layout
 from lab.processes import Process, wait_until
 from nodeagent.redirect.backend import Backend, Sandbox
@@ -113,6 +113,6 @@ class Place:
 def place(load: Path, *, every: bool) -> Iterator[list[tuple[Place, Hook]]]:
     layout = Layout(f"hooks{os.getpid() % 10000}")
     with ExitStack() as ends:
-        ends.callback(cluster.down, layout)
+        ends.callback(teardown.down, layout)
         made = Place(layout, load)
         yield [(made, hook) for hook in made.hooks(every=every)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lab import apps, cgroups, daemons, documents, needs, netns, processes
+from lab import apps, cgroups, daemons, documents, needs, netns, processes, teardown
 from lab.documents import PodSpec
 from lab.layout import (
     MADE_NETNS,
@@ -118,7 +117,7 @@ class Cluster:
         try:
             cluster._build(nodes, pods)
         except BaseException:
-            down(cluster.layout)
+            teardown.down(cluster.layout)
             raise
         return cluster
 
@@ -141,7 +140,7 @@ class Cluster:
         return cluster
 
     def down(self) -> None:
-        down(self.layout)
+        teardown.down(self.layout)
 
     def _build(self, nodes: int, pods: int) -> None:
         self.say(f"fabric and {nodes} nodes as network namespaces")
@@ -415,40 +414,3 @@ def _claim(layout: Layout) -> None:
         raise OperatorError(f"lab {layout.name} exists: `meshctl lab down --name {layout.name}` first") from None
     for directory in (layout.config, layout.logs, layout.dir / "tmp", layout.dir / "pods"):
         directory.mkdir()
-
-
-def down(layout: Layout) -> bool:
-    """Takes away whatever there is of a lab, in any state; False: there was nothing. Idempotent.
-
-    Processes first, because a namespace lives as long as somebody in it; the directory last, because it is what
-    tells the next `down` that there is work left.
-    """
-    found = processes.all_of(layout)
-    processes.end(found)
-    spaces = [name for name in netns.names() if layout.owns_netns(name)]
-    for space in spaces:
-        netns.delete(space)
-    _unmount(layout)
-    for keys in layout.keys.parent.glob(f"{layout.keys.name}-*"):
-        shutil.rmtree(keys, ignore_errors=True)
-    existed = cgroups.delete_all(layout) or layout.dir.is_dir()
-    shutil.rmtree(layout.dir, ignore_errors=True)
-    _leave_the_machine_as_it_was()
-    return bool(found or spaces or existed)
-
-
-def _unmount(layout: Layout) -> None:
-    """What the agents pinned goes with it."""
-    for directory in layout.dir.glob("nodes/*/bpf"):
-        subprocess.run(["umount", "-q", str(directory)], capture_output=True)
-
-
-def _leave_the_machine_as_it_was() -> None:
-    """The last lab takes the shared directories with it, /run/netns only if it was a lab that made it."""
-    others = [p for p in ROOT.iterdir() if p.is_dir()] if ROOT.is_dir() else []
-    if others or not ROOT.is_dir():
-        return
-    if (ROOT / MADE_NETNS).exists() and not netns.names():
-        subprocess.run(["umount", str(NETNS)], capture_output=True)
-        NETNS.rmdir()
-    shutil.rmtree(ROOT, ignore_errors=True)

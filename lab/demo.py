@@ -9,7 +9,7 @@ import signal
 import time
 from types import FrameType
 
-from lab import cluster, demo_failures, demo_parts, demo_speed, demo_waypoint, leftovers, needs
+from lab import demo_failures, demo_parts, demo_speed, demo_waypoint, leftovers, needs, teardown
 from lab.layout import Layout
 from lab.report import Report, ms
 from lab.watchdog import Guard
@@ -30,7 +30,7 @@ def run(name: str, capture: str) -> int:
         _play(report, name, capture)
     finally:
         began = time.monotonic()
-        cluster.down(layout)
+        teardown.down(layout)
         took = time.monotonic() - began
         guard.release()
     _compare(report, layout, before, took)

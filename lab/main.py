@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from lab import cluster, hosts, needs, netns, processes
+from lab import hosts, needs, netns, processes, teardown
 from lab.cluster import Cluster
 from lab.daemons import AUTO, CAPTURES
 from lab.layout import DEFAULT_NAME, Layout
@@ -76,7 +76,7 @@ def exec_(name: str, where: str, command: tuple[str, ...]) -> None:
 def down(name: str) -> None:
     """Takes everything of a lab away; also what a crash left. Idempotent."""
     needs.require_root()
-    there_was = cluster.down(Layout(name))
+    there_was = teardown.down(Layout(name))
     click.echo(f"lab {name} is down" if there_was else f"lab {name}: nothing to take away")
 
 

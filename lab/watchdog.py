@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lab import cluster
+from lab import teardown
 from lab.layout import MARK, Layout
 from lab.needs import REPOSITORY
 
@@ -48,7 +48,7 @@ def guarded(layout: Layout) -> Iterator[Layout]:
     try:
         yield layout
     finally:
-        cluster.down(layout)
+        teardown.down(layout)
         guard.release()
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     os.write(1, b"!")
     os.close(1)
     select.select([0], [], [])
-    cluster.down(layout)
+    teardown.down(layout)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from cni.install import Place, install, uninstall
-from lab import cgroups, cluster, daemons, hosts, netns, processes
+from lab import cgroups, daemons, hosts, netns, processes, teardown
 from lab.cluster import Cluster
 from lab.documents import PodSpec
 from lab.layout import Layout
@@ -197,7 +197,7 @@ def life(capture):
         made.end_pod()
         yield made
     finally:
-        cluster.down(layout)
+        teardown.down(layout)
         guard.release()
 
 

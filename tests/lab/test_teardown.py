@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import cluster, leftovers, netns, processes
+from lab import leftovers, netns, processes, teardown
 from lab.cluster import Cluster
 from lab.layout import ROOT, Layout
 from lab.processes import wait_until
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 def layout():
     layout = Layout(f"d{os.getpid()}")
     yield layout
-    cluster.down(layout)
+    teardown.down(layout)
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def test_a_lab_killed_while_it_comes_up_is_taken_down_whole(layout, machine, ste
         assert line, "it ended before that step"
     rising.kill()
     rising.communicate()
-    assert cluster.down(layout)
+    assert teardown.down(layout)
     assert machine() == []
 
 
 def test_down_twice_and_down_of_nothing_are_fine(layout, machine):
-    assert not cluster.down(layout)
-    assert not cluster.down(layout)
+    assert not teardown.down(layout)
+    assert not teardown.down(layout)
     assert machine() == []
 
 
@@ -72,7 +72,7 @@ def test_processes_whose_files_and_namespaces_lost_their_names_are_found_by_thei
     layout.processes.unlink()
     layout.state.unlink()
     assert made.daemons["ztunnel-node1"].pid in {p.pid for p in processes.all_of(layout)}
-    assert cluster.down(layout)
+    assert teardown.down(layout)
     assert not any(process.alive for process in made.daemons.values())
     assert machine() == []
 
@@ -80,7 +80,7 @@ def test_processes_whose_files_and_namespaces_lost_their_names_are_found_by_thei
 def test_stopped_processes_end_too(layout, machine):
     made = Cluster.up(layout.name, nodes=1, pods=1)
     made.daemons["ztunnel-node1"].signal(signal.SIGSTOP)
-    assert cluster.down(layout)
+    assert teardown.down(layout)
     assert machine() == []
 
 
@@ -94,7 +94,7 @@ def test_a_lab_that_fails_to_come_up_leaves_nothing(layout, machine, monkeypatch
 def test_one_labs_end_is_not_anothers(layout, mesh):
     alive = [process for process in mesh.daemons.values() if process.alive]
     Cluster.up(layout.name, nodes=1, pods=0)
-    assert cluster.down(layout)
+    assert teardown.down(layout)
     assert alive
     assert all(process.alive for process in alive)
     assert ROOT.is_dir()
