@@ -165,7 +165,7 @@ def take(case: Case, contender: str, round_: int, seconds: float, load: Load) ->
     """Runs one case against one contender."""
     if case.mode == "hold":
         return _hold(case, contender, round_, load)
-    seconds *= case.longer
+    seconds *= case.longer / case.slices
     busy, servers, ends = machine_busy_s(), _total_cpu_s(load.servers), load.ends.cpu_s()
     began = time.monotonic()
     bulk = load.bulk(seconds + 0.2) if case.behind_bulk else None

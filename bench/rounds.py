@@ -63,9 +63,9 @@ def run(
         asked = [(arena, c) for arena, c in pairs if case.asks(c.name)]
         taken: list[Sample] = []
         try:
-            for number in range(plan.most):
+            for number in range(plan.most * case.slices):
                 in_time = plan.in_time(index, len(cases))
-                if number >= plan.least and (not in_time or agree(taken)):
+                if number >= plan.least * case.slices and (not in_time or agree(taken)):
                     break
                 for pair in asked if number % 2 == 0 else asked[::-1]:
                     taken.append(_sample(pair, case, number, plan.seconds, RETAKES if in_time else 0))
