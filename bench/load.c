@@ -18,6 +18,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/netfilter_ipv4.h>
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -32,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BATCH = 256, MAX_FD = 1 << 16, BUFFER = 1 << 18, WARM_UP_PERCENT = 10, WARM_UP_MOST_MS = 200 };
+enum { BATCH = 256, MAX_FD = 1 << 16, BUFFER = 1 << 18, WARM_UP_PERCENT = 10, WARM_UP_MOST_MS = 200, OUTBOUND_PORT = 15001 };
 
 static char buffer[BUFFER];
 

@@ -9,11 +9,22 @@ static void forget(int fd)
 	close(fd);
 }
 
+static bool is_tunnel; /* it stands in a tunnel's place: captured connections come to it */
+
+static void ask_destination(int fd)
+{
+	struct sockaddr_in asked;
+	socklen_t size = sizeof asked;
+	getsockopt(fd, IPPROTO_IP, SO_ORIGINAL_DST, &asked, &size);
+}
+
 static void accept_all(int listener)
 {
 	for (int fd; (fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0;) {
 		int on = 1;
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+		if (is_tunnel)
+			ask_destination(fd);
 		watch(fd, EPOLLIN, EPOLL_CTL_ADD);
 	}
 }
@@ -63,6 +74,7 @@ static void serve(int port)
 	if (bind(listener, (struct sockaddr *)&any, sizeof any) || listen(listener, 8192))
 		die("listen");
 	watch(listener, EPOLLIN, EPOLL_CTL_ADD);
+	is_tunnel = port == OUTBOUND_PORT;
 	for (struct epoll_event ready[BATCH];;) {
 		int n = epoll_wait(poller, ready, BATCH, -1);
 		for (int i = 0; i < n; i++)

@@ -4,7 +4,7 @@
  * destination kept beside the socket. What is captured is decided in capture.h; here it is done, and done or refused.
  *
  * The destination travels: connect() keeps it with the client's socket; the socket's tuple carries it over before the
- * SYN (so that fast open is no exception); the tunnel's accepted socket takes it and tells it as SO_ORIGINAL_DST.
+ * SYN (so that fast open is no exception); the tunnel's accepted socket takes it when asked for SO_ORIGINAL_DST.
  */
 #include "sockets.h"
 

@@ -23,7 +23,7 @@ struct {
 	__type(value, struct mesh_destination);
 } mesh_asked SEC(".maps");
 
-/* From the SYN until the tunnel's side is established: microseconds. */
+/* From the SYN until the tunnel has accepted and asks: microseconds. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MESH_MOST_CONNECTIONS);

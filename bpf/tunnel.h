@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What hangs on the tunnel's control group: its listeners file themselves, its accepted sockets learn where the client
+ * What hangs on the tunnel's control group: its listeners file themselves, its accepted sockets tell where the client
  * wanted to go, its dials to applications get the connection mark and a ticket. Part of capture.bpf.c.
  */
 #ifndef MESH_TUNNEL_H
@@ -8,20 +8,35 @@
 
 #include "sockets.h"
 
-static __always_inline void take_destination(struct bpf_sock_ops *ops)
+/*
+ * The accepted socket as its client sees it, from there on found with the socket. Done when the tunnel asks and not when
+ * the handshake ends: that is within the client's connect(), which would wait for it.
+ */
+static __always_inline struct mesh_destination *take_destination(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 {
-	struct mesh_destination *underway;
-	struct mesh_tuple t = {};
-	struct bpf_sock *sk = ops->sk;
+	struct mesh_tuple t = { .from_port = bpf_ntohs(sk->dst_port), .to_port = (__u16)sk->src_port };
+	struct mesh_destination *underway, *taken;
 
-	if (!sk)
-		return;
-	read_tuple(ops, &t, 1);
+	if (sk->family == MESH_AF_INET) {
+		t.from = mesh_mapped(MESH_READ(sk, bpf_sock, dst_ip4));
+		t.to = mesh_mapped(MESH_READ(sk, bpf_sock, src_ip4));
+	} else {
+		t.from.word_be[0] = MESH_READ(sk, bpf_sock, dst_ip6[0]);
+		t.from.word_be[1] = MESH_READ(sk, bpf_sock, dst_ip6[1]);
+		t.from.word_be[2] = MESH_READ(sk, bpf_sock, dst_ip6[2]);
+		t.from.word_be[3] = MESH_READ(sk, bpf_sock, dst_ip6[3]);
+		t.to.word_be[0] = MESH_READ(sk, bpf_sock, src_ip6[0]);
+		t.to.word_be[1] = MESH_READ(sk, bpf_sock, src_ip6[1]);
+		t.to.word_be[2] = MESH_READ(sk, bpf_sock, src_ip6[2]);
+		t.to.word_be[3] = MESH_READ(sk, bpf_sock, src_ip6[3]);
+	}
+	t.netns = bpf_get_netns_cookie(ctx);
 	underway = bpf_map_lookup_elem(&mesh_underway, &t);
 	if (!underway)
-		return;
-	bpf_sk_storage_get(&mesh_asked, sk, underway, BPF_SK_STORAGE_GET_F_CREATE);
+		return 0;
+	taken = bpf_sk_storage_get(&mesh_asked, sk, underway, BPF_SK_STORAGE_GET_F_CREATE);
 	bpf_map_delete_elem(&mesh_underway, &t);
+	return taken;
 }
 
 static __always_inline void give_ticket(struct bpf_sock_ops *ops)
@@ -61,9 +76,6 @@ int mesh_tunnel_sockops(struct bpf_sock_ops *ops)
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		note_listener(ops);
-		break;
-	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		take_destination(ops);
 		break;
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		give_ticket(ops);
@@ -237,6 +249,8 @@ int mesh_tunnel_getsockopt(struct bpf_sockopt *ctx)
 	if (!sk)
 		return ALLOW;
 	asked = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
+	if (!asked)
+		asked = take_destination(ctx, sk);
 	if (!asked)
 		return ALLOW;
 	length = ctx->level == MESH_SOL_IP ? answer4(ctx, asked) : answer6(ctx, asked);

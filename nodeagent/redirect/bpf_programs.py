@@ -58,8 +58,8 @@ WORKLOAD_HOOKS: Final = {
 DIRECT_HOOKS: Final = {"setsockopt": Hook("mesh_setsockopt", 22)}
 """Before them, where a workload may talk to others of its node directly."""
 TUNNEL_HOOKS: Final = {
+    "getsockopt": Hook("mesh_tunnel_getsockopt", 21),  # before sockops, which in earlier versions did a part of its work
     "sockops": Hook("mesh_tunnel_sockops", 3),
-    "getsockopt": Hook("mesh_tunnel_getsockopt", 21),
     "recvmsg4": Hook("mesh_tunnel_recvmsg4", 19),
     "recvmsg6": Hook("mesh_tunnel_recvmsg6", 20),
     "connect4": Hook("mesh_tunnel_connect4", 10),
