@@ -48,7 +48,7 @@ def is_ours(contender: str) -> bool:
     return contender.split("-")[0] == "ours"
 
 
-SLICES = 4
+SLICES = 8
 
 CASES = (
     # First, while nobody's heap has grown by other loads.

@@ -65,14 +65,15 @@ class Place:
         return Load(run, hook.target, Ends(), hook.servers)
 
     def hooks(self, *, every: bool) -> Iterator[Hook]:
-        """`every`: also iptables, whose rules do per packet what nft's do."""
+        """`every`: also with the guard, and iptables, whose rules do per packet what nft's do."""
         yield self._hook("none", None, guarded=False)
         yield self._hook("none-again", None, guarded=False)
         backends: list[Backend] = [Bpf(self._layout.bpf_dir("node1")), Nft()]
         for backend in [*backends, Iptables()] if every else backends:
             if backend.unusable() is None:
                 yield self._hook(backend.name, backend, guarded=False)
-                yield self._hook(backend.name + GUARDED, backend, guarded=True)
+                if every:
+                    yield self._hook(backend.name + GUARDED, backend, guarded=True)
 
     def _hook(self, name: str, backend: Backend | None, *, guarded: bool) -> Hook:
         space = self._layout.pod_netns("bench", name.replace("+", "-"))
