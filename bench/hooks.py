@@ -80,6 +80,7 @@ class Place:
         netns.create(space)
         ends = ["link add eth0 type veth peer name wire0", "link set eth0 up", "link set wire0 up"]
         netns.batch(space, [*ends, f"addr add {OWN}/24 dev eth0", "route add default dev eth0"])
+        netns.prefer_cubic(space, local=OWN)
         cgroups.create(space)
         port = OUTBOUND_PORT if backend else PORT
         server = self._serve(space, name, port)
@@ -89,8 +90,10 @@ class Place:
         return Hook(f"hook-{name}", space, target, (server.pid,))
 
     def _serve(self, space: str, name: str, port: int) -> Process:
-        """In the pod's namespace and the host's group, as the tunnel is."""
-        command = ["nsenter", f"--net={NETNS / space}", "--", "taskset", "-c", self._core, str(self._load), "serve"]
+        """In the pod's namespace and the host's group, as the tunnel is. As a batch process: else the scheduler now and
+        then lets it run in the middle of the client's connect(), whose time it then is."""
+        command = ["nsenter", f"--net={NETNS / space}", "--", "taskset", "-c", self._core, "chrt", "-b", "0"]
+        command += [str(self._load), "serve"]
         server = processes.start(self._layout, f"server-{name}", self._host, [*command, str(port)], group="ztunnel")
         listening = ["ss", "-Hltn", f"sport = :{port}"]
         wait_until("the server listens", lambda: bool(netns.run(*netns.inside(space), *listening)), _READY_S)

@@ -88,11 +88,14 @@ def route_from(netns: str, numbers: Iterable[int]) -> None:
     batch(netns, [f"route add {to} via {over} dev eth0{_cubic()}" for to, over in ways])
 
 
-def prefer_cubic(netns: str) -> None:
+def prefer_cubic(netns: str, *, local: str = "") -> None:
     """Every route of a pod asks for cubic where the machine's default is BBR, whose software pacing halves both
-    contenders on a veth and hides the difference. A namespace may not choose by sysctl; a route may."""
+    contenders on a veth and hides the difference. A namespace may not choose by sysctl; a route may. `local`: also the
+    one to this address of its own."""
     if not _cubic():
         return
+    if local:
+        run("ip", "-n", netns, "route", "replace", "local", local, "dev", "lo", "table", "local", "congctl", "cubic")
     for family in ("-4", "-6"):
         routes = run("ip", "-n", netns, family, "route", "show").splitlines()
         own = [route for route in routes if "proto kernel" not in route or family == "-4"]
