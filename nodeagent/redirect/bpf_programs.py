@@ -58,7 +58,7 @@ WORKLOAD_HOOKS: Final = {
 DIRECT_HOOKS: Final = {"setsockopt": Hook("mesh_setsockopt", 22)}
 """Before them, where a workload may talk to others of its node directly."""
 TUNNEL_HOOKS: Final = {
-    "getsockopt": Hook("mesh_tunnel_getsockopt", 21),  # before sockops, which in earlier versions did a part of its work
+    "getsockopt": Hook("mesh_tunnel_getsockopt", 21),  # before sockops, which once did a part of its work
     "sockops": Hook("mesh_tunnel_sockops", 3),
     "recvmsg4": Hook("mesh_tunnel_recvmsg4", 19),
     "recvmsg6": Hook("mesh_tunnel_recvmsg6", 20),
