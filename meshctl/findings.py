@@ -105,7 +105,6 @@ RESIDUAL: Final = (
     "gVisor and Kata send by a kernel of their own: only what enters their namespace's stack is captured",
     "pods on the host's network are not captured",
     "UDP (but DNS), ICMP and SCTP are nobody's: only TCP is meshed",
-    "captured by BPF, getpeername() of an MPTCP client shows the pod's own address",
 )
 
 
