@@ -29,17 +29,18 @@ struct {
  */
 static __always_inline void name_whole(struct bpf_sock_ops *ops)
 {
-	__u64 subflow = bpf_get_socket_cookie(ops);
 	struct mesh_destination *asked;
 	struct bpf_sock *sk = ops->sk;
 	struct mptcp_sock *whole;
 	struct mesh_peer *peer;
+	__u64 subflow;
 
 	if (!sk)
 		return;
 	whole = bpf_skc_to_mptcp_sock(sk);
 	if (!whole)
 		return;
+	subflow = bpf_get_socket_cookie(ops);
 	peer = bpf_sk_storage_get(&mesh_peers, whole, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!peer || (peer->subflow && peer->subflow != subflow))
 		return;
