@@ -9,6 +9,7 @@
 #include "sockets.h"
 
 #include "direct.h"
+#include "multipath.h"
 #include "probes.h"
 #include "tunnel.h"
 
@@ -196,9 +197,13 @@ int mesh_sendmsg6(struct bpf_sock_addr *ctx)
 /* What the socket's owner takes its peer to be. */
 static __always_inline struct mesh_destination *asked_of(struct bpf_sock_addr *ctx)
 {
+	struct mesh_destination *asked;
 	struct bpf_sock *sk = ctx->sk;
 
-	return sk ? bpf_sk_storage_get(&mesh_asked, sk, 0, 0) : 0;
+	if (!sk)
+		return 0;
+	asked = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
+	return asked ? asked : asked_of_whole(sk);
 }
 
 static __always_inline int name_peer4(struct bpf_sock_addr *ctx)
@@ -291,6 +296,8 @@ int mesh_sockops(struct bpf_sock_ops *ops)
 {
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		if (mesh_multipath)
+			name_whole(ops);
 		if (!begin_direct(ops))
 			begin(ops);
 		break;

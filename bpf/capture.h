@@ -80,6 +80,13 @@ struct mesh_destination {
 	__u16 zero;
 };
 
+/* What is kept with an MPTCP socket. `diverted`: else its peer is whom it is connected to. */
+struct mesh_peer {
+	__u64 subflow; /* cookie of the one that connect() uses; 0: none yet */
+	struct mesh_destination asked;
+	__u32 diverted;
+};
+
 struct mesh_tuple {
 	__u64 netns;
 	struct mesh_address from, to;

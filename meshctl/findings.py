@@ -104,8 +104,8 @@ RESIDUAL: Final = (
     "with NET_ADMIN, SYS_ADMIN or a writable /sys/fs/cgroup a pod can take its own capture out",
     "gVisor and Kata send by a kernel of their own: only what enters their namespace's stack is captured",
     "pods on the host's network are not captured",
+    "on a host, what listens on loopback, or was opened by systemd for a service, is reached unjudged",
     "UDP (but DNS), ICMP and SCTP are nobody's: only TCP is meshed",
-    "captured by BPF, getpeername() of an MPTCP client shows the pod's own address",
 )
 
 

@@ -135,9 +135,9 @@ def _checked(result: int | None, what: str) -> int:
 class Object:
     """A loaded object file. Its programs live as long as it, or as a link of theirs."""
 
-    def __init__(self, path: Path, pins: Path | None, constants: bytes = b"") -> None:
+    def __init__(self, path: Path, pins: Path | None, constants: bytes = b"", section: str = ".rodata") -> None:
         """Maps that have a pin below `pins` are shared, the others are made and pinned; None: nothing is pinned.
-        `constants`: the .rodata. Raises BpfError; then nothing is loaded."""
+        `constants`: all of `section`. Raises BpfError; then nothing is loaded."""
         self._bpf = _library()
         if not path.is_file():
             raise BpfError(f"{path} is not built: run `make setup`")
@@ -148,7 +148,7 @@ class Object:
                     at = pins and os.fsencode(pins / self._bpf.bpf_map__name(handle).decode())
                     _checked(self._bpf.bpf_map__set_pin_path(handle, at), f"{path.name}: a map's pin")
             if constants:
-                self._set_constants(path, constants)
+                self._set_constants(path, section, constants)
             _said.clear()
             _checked(self._bpf.bpf_object__load(self._object), f"{path.name} was not loaded")
         except BaseException:
@@ -159,8 +159,9 @@ class Object:
         maps = ((self._bpf.bpf_map__name(each), self._bpf.bpf_map__fd(each)) for each in self._each("map"))
         self.maps = {name.decode(): fd for name, fd in maps}
 
-    def _set_constants(self, path: Path, constants: bytes) -> None:
-        data = _checked(self._bpf.bpf_object__find_map_by_name(self._object, b".rodata"), f"{path.name} has none")
+    def _set_constants(self, path: Path, section: str, constants: bytes) -> None:
+        found = self._bpf.bpf_object__find_map_by_name(self._object, section.encode())
+        data = _checked(found, f"{path.name} has no {section}")
         _checked(self._bpf.bpf_map__set_initial_value(data, constants, len(constants)), f"{path.name}: constants")
 
     def _each(self, kind: str) -> Iterator[int]:

@@ -23,6 +23,7 @@ from nodeagent.redirect.bpf_records import (
     PORT_BYTES,
     RANGE_BYTES,
     WORKLOAD_BYTES,
+    pack_abilities,
     pack_cookie,
 )
 from nodeagent.redirect.pins import Pins
@@ -31,6 +32,8 @@ OBJECTS: Final = Path(__file__).parent / "objects"
 """Built from bpf/ by tools/setup.sh and shipped in the package."""
 CAPTURE: Final = OBJECTS / "capture.bpf.o"
 INBOUND: Final = OBJECTS / "inbound.bpf.o"
+ABLE: Final = ".rodata.able"
+"""Of the former: what this kernel lets it do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +138,22 @@ def _find(directory: Path) -> dict[str, int]:
 
 def _load(pins: Pins, directory: Path) -> dict[str, int]:
     directory.mkdir(mode=0o700, exist_ok=True)
-    with libbpf.Object(CAPTURE, pins.maps) as loaded:
+    with _capture(pins.maps) as loaded:
         for name in _names():
             (directory / name).unlink(missing_ok=True)  # of an agent that was killed half way
             libbpf.pin(loaded.programs[name], directory / name)
         return {name: os.dup(loaded.programs[name]) for name in _names()}
 
 
+def _capture(maps: Path | None) -> libbpf.Object:
+    """With what not every kernel can that captures, where it can. Raises BpfError."""
+    try:
+        return libbpf.Object(CAPTURE, maps, pack_abilities(multipath=True), ABLE)
+    except BpfError:
+        return libbpf.Object(CAPTURE, maps, pack_abilities(multipath=False), ABLE)
+
+
 def try_out() -> None:
     """Loads everything, pins nothing, and lets it go again. Raises BpfError: this kernel cannot."""
-    with libbpf.Object(CAPTURE, None), libbpf.Object(INBOUND, None, pack_cookie(1)):
+    with _capture(None), libbpf.Object(INBOUND, None, pack_cookie(1)):
         pass

@@ -168,3 +168,8 @@ def pack_listener(cookie: int, port: int) -> bytes:
 def pack_cookie(cookie: int) -> bytes:
     """The .rodata of inbound.bpf.c."""
     return struct.pack("=Q", cookie)
+
+
+def pack_abilities(multipath: bool) -> bytes:
+    """The .rodata.able of bpf/multipath.h: what this kernel lets its programs do."""
+    return struct.pack("=I", multipath)

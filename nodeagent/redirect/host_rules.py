@@ -3,6 +3,9 @@
 Several identities share one namespace, so nothing goes by the namespace: what leaves is told by the control group of
 its socket, what arrives by its address. Each workload's tunnel listens on the workload's own addresses. The way back of
 what the tunnel opens towards an application is as in a pod (`plan.py`): a mark, remembered by the connection.
+
+An application may listen at more than its own addresses. What would reach it at another one has passed no tunnel and
+is refused: told by the control group of the listener that the kernel finds for it, so nothing else is concerned.
 """
 
 from __future__ import annotations
@@ -61,6 +64,7 @@ def render(captured: Sequence[Captured], tunnels: Sequence[Group]) -> str:
         _chain("mangle-output", "route", "output", -150, [_restore()]),
         _chain("nat-output", "nat", "output", -100, [*_tunnels(tunnels), *_outbound(inward), *_arriving(inward)]),
         _chain("nat-prerouting", "nat", "prerouting", -100, [f'iifname != "lo" {rule}' for rule in _arriving(inward)]),
+        _chain("meet", "filter", "input", 0, _meet(inward)),
         _chain("leave", "filter", "postrouting", 300, [f'oifname != "lo" {_UNTURNED} counter drop']),
     ]
     return f"{REMOVAL}table inet {TABLE} {{\n{''.join(chains)}}}\n"
@@ -73,6 +77,17 @@ def _judge(captured: Sequence[Captured]) -> Iterator[str]:
             if each.address(version) is None:  # refused: it could not be told from whom it is
                 yield f"{away} meta nfproto {family} reject with tcp reset"
         yield f"{away} meta mark set meta mark {_KEEP} | {UNTURNED_MARK:#x} accept"
+
+
+def _meet(captured: Sequence[Captured]) -> Iterator[str]:
+    """What comes to its listeners at its own addresses and from this host is the tunnel's, or its own: whoever else
+    asked for them has been sent to the tunnel by now. Loopback is everybody's on the host."""
+    yield from ("meta l4proto != tcp accept", "tcp flags & (fin | syn | rst | ack) != syn accept")
+    yield from (f'iifname "lo" {ip} daddr {loopback} accept' for ip, _, loopback in _NAMES.values())
+    for each in captured:
+        for own in each.addresses:
+            yield f'iifname "lo" {_NAMES[own.version][0]} daddr {own} {each.socket} accept'
+        yield f"{each.socket} counter reject with tcp reset"
 
 
 def _remember() -> str:

@@ -16,6 +16,13 @@ import socket, struct
 connection = socket.create_connection(({ip!r}, {port}), 30)
 {body}
 """
+_MULTIPATH_CLIENT = """
+import socket
+connection = socket.socket(socket.AF_INET6 if ":" in {ip!r} else socket.AF_INET, socket.SOCK_STREAM, 262)
+connection.settimeout(30)
+connection.connect(({ip!r}, {port}))
+{body}
+"""
 RESET = 'connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); connection.close()'
 
 
@@ -30,6 +37,11 @@ def server(port, body, host="::"):
 
 def client(ip, port, body):
     return python(_CLIENT.format(ip=ip, port=port, body=body))
+
+
+def multipath_client(ip, port, body):
+    """By MPTCP."""
+    return python(_MULTIPATH_CLIENT.format(ip=ip, port=port, body=body))
 
 
 def _indented(body):

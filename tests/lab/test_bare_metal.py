@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from lab import daemons, documents, hosts
+from lab import daemons, documents, hosts, layout
 from lab.access import AccessLog
 from lab.apps import ECHO_PORT, HTTP_PORT
 from lab.cluster import Cluster
@@ -22,13 +22,14 @@ from tests.lab import scripts, settle, successors
 pytestmark = pytest.mark.lab
 
 SOON_S = 60.0
+WIDE_PORT, HOSTS_PORT = 9010, 9011
 
 
 @pytest.fixture(scope="module")
 def bare(request):
     """`web-1` and `web-3` on node1, `web-2` and `web-4` on node2, `plain-1` and `plain-2` on them outside the mesh."""
-    with guarded(Layout(f"b{os.getpid()}")) as layout:
-        made = Cluster.up(layout.name, nodes=2, pods=0, capture=request.config.getoption("--mesh-capture"))
+    with guarded(Layout(f"b{os.getpid()}")) as place:
+        made = Cluster.up(place.name, nodes=2, pods=0, capture=request.config.getoption("--mesh-capture"))
         hosts.populate(made, 4)
         for number in (1, 2):
             hosts.add(made, PodSpec(f"plain-{number}", f"node{number}"), enrolled=False)
@@ -102,6 +103,66 @@ def test_out_of_the_mesh_the_way_is_plain(bare, all_of, version, target):
 @pytest.mark.parametrize("source", ["plain-1", "plain-2"])
 def test_into_the_mesh_plaintext_is_passed_on_unless_a_policy_forbids(bare, all_of, version, source):
     assert bare.http(all_of[source], all_of["web-2"].at(HTTP_PORT, version)).endswith(" web-2")
+
+
+# What listens on more than its own addresses ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wide(bare):
+    """Programs on node1 that listen on all addresses: one of web-1's, and one of the host's own. They write down whom
+    they accept, and answer."""
+    body = 'print(peer[0].removeprefix("::ffff:"), flush=True); connection.sendall(b"yes"); connection.close()'
+
+    def said(name):
+        return bare.layout.log(name).read_text().split()
+
+    for name, owner, port in (("wide", "web-1", WIDE_PORT), ("hosts-own", "plain-1", HOSTS_PORT)):
+        bare.start_in(bare.pods[owner], name, scripts.server(port, body))
+        wait_until(f"{name} listens", lambda each=name: "listening" in said(each), SOON_S)
+    return said
+
+
+def answer(bare, source, ip, port):
+    body = "print(connection.recv(3))"
+    return bare.exec(source, scripts.client(ip, port, body)).stdout.strip()
+
+
+@pytest.mark.parametrize("source", ["plain-2", "web-2", "plain-1", "web-3", "web-1"])
+def test_at_the_hosts_address_and_its_neighbours_nobody_gets_past_its_tunnel(bare, all_of, wide, version, source):
+    """From the wire and from the host. A neighbour's policies are not its own."""
+    host = layout.underlay_address(1, version)
+    before = wide("wide")
+    for ip in (host, all_of["web-3"].address(version)):
+        assert answer(bare, all_of[source], ip, WIDE_PORT) != "b'yes'"
+    assert wide("wide") == before
+    assert answer(bare, all_of[source], host, HOSTS_PORT) == "b'yes'", "what is the host's own is as it was"
+
+
+@pytest.mark.parametrize("source", ["plain-2", "web-2", "plain-1", "web-3", "web-1"])
+def test_at_its_own_address_everybody_else_comes_by_the_tunnel(bare, all_of, wide, version, source):
+    before = len(wide("wide"))
+    log = AccessLog(bare, "node1")
+    assert answer(bare, all_of[source], all_of["web-1"].address(version), WIDE_PORT) == "b'yes'"
+    assert len(wide("wide")) == before + 1
+    if source != "web-1":
+        assert log.wait_for(direction="inbound", dst_workload="web-1")
+
+
+def test_without_the_tunnel_it_is_as_unreachable_at_the_hosts_address(bare, all_of, wide, version):
+    before = wide("wide")
+    bare.daemons["ztunnel-node1"].kill()
+    try:
+        for source in ("plain-2", "plain-1"):
+            assert answer(bare, all_of[source], layout.underlay_address(1, version), WIDE_PORT) != "b'yes'"
+        assert wide("wide") == before
+    finally:
+        bare.start_tunnel("node1")
+    wait_until("they talk again", lambda: bare.reaches(all_of["plain-2"], all_of["web-1"], version), SOON_S)
+
+
+def test_on_loopback_it_reaches_itself(bare, all_of, wide, version):
+    assert answer(bare, all_of["web-1"], "127.0.0.1" if version == 4 else "::1", WIDE_PORT) == "b'yes'"
 
 
 # Policy --------------------------------------------------------------------------------------------------------------

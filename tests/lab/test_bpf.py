@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -99,6 +101,20 @@ def test_questions_are_answered_by_the_tunnel_or_by_the_server_that_was_asked_un
         wanted = [mesh.vips["web"]] if answers == "of the mesh" else answers
         assert dnswire.Message(bytes.fromhex(answer)).texts == wanted
     assert done.stdout.count("\n") == 2, done.stderr
+
+
+def test_a_kernel_that_cannot_tell_the_peer_of_an_mptcp_socket_captures_all_the_same(tmp_path):
+    """A helper that no kernel has stands for one that an older kernel lacks."""
+    shutil.copytree(needs.REPOSITORY / "bpf", tmp_path / "bpf")
+    header = tmp_path / "bpf/multipath.h"
+    lacking = "((struct mptcp_sock *(*)(void *))9999)(sk)"
+    header.write_text(header.read_text().replace("bpf_skc_to_mptcp_sock(sk)", lacking))
+    made = tmp_path / "objects/capture.bpf.o"
+    subprocess.run(["make", "-s", "-C", header.parent, f"OUT={made.parent}", made], check=True)
+    with pytest.raises(libbpf.BpfError, match="mesh_sockops"):
+        libbpf.Object(made, None, bpf_records.pack_abilities(multipath=True), bpf_programs.ABLE)
+    with libbpf.Object(made, None, bpf_records.pack_abilities(multipath=False), bpf_programs.ABLE) as loaded:
+        assert "mesh_connect4" in loaded.programs
 
 
 def test_nothing_of_netfilter_is_used_for_capture(mesh):

@@ -133,6 +133,7 @@ def test_a_service_with_one_endpoint_leads_there_directly_and_the_client_sees_th
     wait_until("it goes directly", is_direct, SOON_S)
     assert set(said) == {vip}
     assert path(log, "outbound")[0]["dst.workload"] == "solo-1"
+    assert mesh.exec(client, scripts.multipath_client(vip, ECHO_PORT, body)).stdout.strip() == vip
 
 
 def test_a_service_with_two_endpoints_is_the_tunnels_to_balance(mesh, pods):

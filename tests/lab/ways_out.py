@@ -3,12 +3,14 @@
 `python -I -S ways_out.py IP PORT`: the server says whom it sees and repeats what it reads.
 """
 
+import ctypes
 import json
 import select
 import socket
 import sys
 
 MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, IPPROTO_MPTCP = 0x20000000, 30, 262
+NOWHERE = bytes(16)  # AF_UNSPEC
 WAIT_S = 30.0
 HELLO = b"hello\n"
 
@@ -47,8 +49,8 @@ def bound_first(ip, port):
         return talk(sock)
 
 
-def mapped(ip, port):
-    with socket.socket(socket.AF_INET6) as sock:
+def mapped(ip, port, protocol=0):
+    with socket.socket(socket.AF_INET6, socket.SOCK_STREAM, protocol) as sock:
         sock.connect((ip if ":" in ip else f"::ffff:{ip}", port))
         told = talk(sock)
         return told | {key: told[key].removeprefix("::ffff:") for key in ("peer", "own")}
@@ -57,7 +59,43 @@ def mapped(ip, port):
 def by_multipath(ip, port):
     with made(ip, IPPROTO_MPTCP) as sock:
         sock.connect((ip, port))
-        return talk(sock) | {"peer": ip}  # the kernel keeps the peer's name on the subflow only: a known gap
+        return talk(sock)
+
+
+def by_multipath_mapped(ip, port):
+    return mapped(ip, port, IPPROTO_MPTCP)
+
+
+def by_multipath_with_fast_open(ip, port):
+    with made(ip, IPPROTO_MPTCP) as sock:
+        sock.sendto(HELLO, MSG_FASTOPEN, (ip, port))
+        return talk(sock, b"")
+
+
+def by_multipath_from_elsewhere_and_back(ip, port):
+    """The same socket, one after the other: its own pod first, then the peer, then its own pod again."""
+    own = "::1" if ":" in ip else "127.0.0.1"
+    with made(ip) as listener, made(ip, IPPROTO_MPTCP) as sock:
+        listener.bind((own, 0))
+        listener.listen()
+        assert names_its_peer(sock, listener.getsockname())
+        sock.connect((ip, port))
+        told = talk(sock)
+        disconnect(sock)
+        assert names_its_peer(sock, listener.getsockname())
+        return told
+
+
+def names_its_peer(sock, there):
+    """Connects, asks, and lets go again."""
+    sock.connect(there)
+    named = sock.getpeername()
+    disconnect(sock)
+    return named == there
+
+
+def disconnect(sock):
+    assert ctypes.CDLL(None).connect(sock.fileno(), NOWHERE, len(NOWHERE)) == 0
 
 
 def fast_open(ip, port):
@@ -87,6 +125,9 @@ WAYS = (
     bound_first,
     mapped,
     by_multipath,
+    by_multipath_mapped,
+    by_multipath_with_fast_open,
+    by_multipath_from_elsewhere_and_back,
     fast_open,
     fast_open_by_connect,
     again_after_a_refusal,

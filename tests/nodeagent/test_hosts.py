@@ -102,3 +102,17 @@ def test_a_family_without_an_address_is_refused_not_let_out():
         "reject with tcp reset"
     ]
     assert rules(render([INNER], []), "leave") == ['oifname != "lo" meta mark & 0xfff == 0x222 counter drop']
+
+
+def test_what_listens_everywhere_is_met_at_its_own_addresses_from_this_host_and_nowhere_else():
+    assert rules(render([OUTER, INNER], [TUNNEL]), "meet") == [
+        "meta l4proto != tcp accept",
+        "tcp flags & (fin | syn | rst | ack) != syn accept",
+        'iifname "lo" ip daddr 127.0.0.0/8 accept',
+        'iifname "lo" ip6 daddr ::1 accept',
+        'iifname "lo" ip daddr 10.0.0.102 socket cgroupv2 level 2 "web.slice/web-api.slice" accept',
+        'socket cgroupv2 level 2 "web.slice/web-api.slice" counter reject with tcp reset',
+        'iifname "lo" ip daddr 10.0.0.101 socket cgroupv2 level 1 "web.slice" accept',
+        'iifname "lo" ip6 daddr fd00::1 socket cgroupv2 level 1 "web.slice" accept',
+        'socket cgroupv2 level 1 "web.slice" counter reject with tcp reset',
+    ]
