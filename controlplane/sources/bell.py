@@ -1,4 +1,4 @@
-"""The kernel's word that something changed in a directory (inotify), so that it is looked at now and not at the next round.
+"""The kernel's word that something changed in a directory (inotify), so that nobody waits for the next look at it.
 
 Owns no truth: who hears it looks as always, and looks from time to time without it, because a change made on another
 machine, or behind a symlink, does not ring, nor does anything where the kernel has no watch left.
