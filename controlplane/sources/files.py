@@ -89,13 +89,15 @@ class FileSource:
         return self._take(self._scan())
 
     async def changes(self) -> AsyncIterator[News]:
+        rung = False
         with Bell() as self._bell:
             while True:
                 stamps, look_s = await asyncio.to_thread(self._look)
                 if stamps != self._stamps:
                     yield News(await asyncio.to_thread(self._take, await self._settled(stamps)))
-                await asyncio.sleep(look_s / RUNG_SHARE)
-                await self._bell.rung(self._rest(look_s))
+                if rung:
+                    await asyncio.sleep(look_s / RUNG_SHARE)
+                rung = await self._bell.rung(self._rest(look_s))
 
     async def _settled(self, stamps: Stamps) -> Stamps:
         for _ in range(MAX_SETTLES):
