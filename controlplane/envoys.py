@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from controlplane.l7.model import L7
@@ -35,22 +36,27 @@ Who = tuple[str, Place]
 """A proxy's key and where one of its processes is."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(eq=False)
 class Configuration:
     """One publication. `made`: for whom it was asked so far; a proxy that the model does not know has nothing."""
 
     world: World
     l7: L7
-    made: dict[Who, ByType]
-    translation: Translation
+    cache: Cache
+    made: dict[Who, ByType] = field(default_factory=dict)
 
     def of(self, who: Who) -> ByType:
         found = self.made.get(who)
         if found is None:
             proxy = self.l7.proxies.get(who[0])
-            found = self.translation.of(proxy, who[1]) if proxy else {type_url: {} for type_url in TYPES}
+            found = self._translation.of(proxy, who[1]) if proxy else {type_url: {} for type_url in TYPES}
             self.made[who] = found
         return found
+
+    @cached_property
+    def _translation(self) -> Translation:
+        """Not before an Envoy asks: it goes through all workloads, and the tunnels would wait for that."""
+        return Translation(View(self.world), self.l7, self.cache)
 
 
 class Envoys:
@@ -64,7 +70,7 @@ class Envoys:
         self._changed, self._touched = asyncio.Event(), asyncio.Event()
 
     def _made(self, world: World, l7: L7) -> Configuration:
-        made = Configuration(world, l7, {}, Translation(View(world), l7, self._cache))
+        made = Configuration(world, l7, self._cache)
         for who in list(self._connected):
             made.of(who)
         return made

@@ -122,11 +122,9 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
     authority = load_authority(settings.state_dir, settings.mesh.trust_domain)
     store = Store(settings.mesh)
     async with AsyncExitStack() as stack:
-        cluster, source = await _source(settings, authority, store, stack)
-        callers: Callers = cluster.callers if cluster else Tokens(settings.state_dir)
-        board, envoys = Board(store.world), Envoys(store.world, store.l7)
         frozen = Frozen()
-        frozen.look(store.size)
+        cluster, source, board, envoys = await _start(settings, authority, store, stack, frozen)
+        callers: Callers = cluster.callers if cluster else Tokens(settings.state_dir)
         discovery = server.Discovery(board, callers, envoys)
         certificates = server.Certificates(authority, callers, board, settings.mesh.trust_domain, envoys)
         bundles = server.Bundles(authority, callers, settings.mesh.trust_domain)
@@ -151,22 +149,34 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda _: Non
         _log.info(log.STOPPING)
 
 
+async def _start(
+    settings: Settings, authority: Authority, store: Store, stack: AsyncExitStack, frozen: Frozen
+) -> tuple[Cluster | None, Source, Board, Envoys]:
+    """With the whole of the source's first state in the other three. Raises OperatorError."""
+    cluster, source, first = await _source(settings, authority, store, stack)
+    with without_collector():  # all that is made here stays: to look for garbage in it takes seconds
+        await asyncio.to_thread(lambda: _take(store, first()))
+        board, envoys = Board(store.world), Envoys(store.world, store.l7)
+        frozen.look(store.size)
+    if cluster:
+        cluster.statuses.touch()
+    return cluster, source, board, envoys
+
+
 async def _source(
     settings: Settings, authority: Authority, store: Store, stack: AsyncExitStack
-) -> tuple[Cluster | None, Source]:
-    """With its first state in `store`: the whole of it. Raises OperatorError."""
+) -> tuple[Cluster | None, Source, Callable[[], Contents]]:
+    """And what gives its first state. Both raise OperatorError."""
     if settings.kubernetes is None:
         files = _files(settings.config_dir, settings, store)
-        _take(store, files.read())
-        return None, files
+        return None, files, files.read
     settings.kubernetes.access.check()
     seen, told, judge = store.judge, store.conditions, lambda: store.layer7
     cluster = Cluster(settings, settings.kubernetes, authority, seen, told, judge)
     stack.push_async_callback(cluster.stop)
     cluster.start()
-    await asyncio.to_thread(_take, store, await cluster.source.first())
-    cluster.statuses.touch()
-    return cluster, cluster.source
+    contents = await cluster.source.first()
+    return cluster, cluster.source, lambda: contents
 
 
 def _files(directory: Path, settings: Settings, store: Store) -> FileSource:

@@ -1,7 +1,8 @@
-"""A directory of YAML or JSON files, polled: no mount, editor or symlink swap can hide a change from a stat.
+"""A directory of YAML or JSON files, looked at when a bell rings, and from time to time without: no mount, editor or
+symlink swap can hide a change from a stat.
 
-Owns when a file is whole enough to be read. Latency of a change: one poll and one settling
-interval, 50 to 80 ms; cost when nothing changes: one stat per file and poll.
+Owns when a file is whole enough to be read. Latency of a change: two looks and the settling interval between them, and
+one rest where nothing rang; cost when nothing changes: one stat per file and rest.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +18,16 @@ from typing import Final, NamedTuple
 
 from controlplane.documents import MAX_FILE_BYTES, Parsed, broken, parse
 from controlplane.sources.base import Contents, News
+from controlplane.sources.bell import Bell
 from mesh.errors import OperatorError
 from mesh.membership import is_document, is_hidden
 
-# Between two looks; longer where a look takes long, so that looking never costs more than a twentieth of a core.
+# Between two looks when nothing rings; longer where a look is much work, so that looking costs a twentieth of a core.
 POLL_S: Final = 0.03
 LOOKS_SHARE: Final = 0.05
+LONGEST_S: Final = 0.5
+# However often it rings.
+RUNG_SHARE: Final = 0.2
 # Two equal looks in a row this far apart: a writer that is still busy is not read in the middle.
 SETTLE_S: Final = 0.02
 MAX_SETTLES: Final = 4
@@ -38,6 +44,13 @@ class Stamp(NamedTuple):
 
 
 UNKNOWN: Final = Stamp(0, 0, 0, 0, 0)
+Stamps = dict[str, Stamp]
+
+
+def rest_s(look_s: float) -> float:
+    """`look_s`: what the last look took of a processor. What it waited for one is no work: it would be counted twenty
+    times over as soon as the machine, or we, have something to do."""
+    return min(max(POLL_S, look_s / LOOKS_SHARE), LONGEST_S)
 
 
 Loader = Callable[[Sequence[str], int], dict[str, Parsed]]
@@ -60,11 +73,12 @@ def one_by_one(seen: Callable[[Parsed], object] = lambda _: None) -> Loader:
 class FileSource:
     """`directory` and everything below, without hidden files and directories (`..data` of a ConfigMap included)."""
 
-    def __init__(self, directory: Path, loader: Loader | None = None) -> None:
+    def __init__(self, directory: Path, loader: Loader | None = None, rest: Callable[[float], float] = rest_s) -> None:
         """`loader`: whoever judges each file there and then spares the memory of all the others' trees, some 40 KB a
-        document."""
-        self._directory, self._load = directory, loader or one_by_one()
-        self._stamps: dict[str, Stamp] = {}
+        document. `rest`: see `rest_s`."""
+        self._directory, self._load, self._rest = directory, loader or one_by_one(), rest
+        self._bell: Bell | None = None
+        self._stamps: Stamps = {}
         self._contents: dict[str, Parsed] = {}
 
     def read(self) -> Contents:
@@ -75,16 +89,17 @@ class FileSource:
         return self._take(self._scan())
 
     async def changes(self) -> AsyncIterator[News]:
-        clock, took = asyncio.get_running_loop().time, 0.0
-        while True:
-            await asyncio.sleep(max(POLL_S, took / LOOKS_SHARE))
-            began = clock()
-            stamps = await asyncio.to_thread(self._scan)
-            took = clock() - began
-            if stamps != self._stamps:
-                yield News(await asyncio.to_thread(self._take, await self._settled(stamps)))
+        rung = False
+        with Bell() as self._bell:
+            while True:
+                stamps, look_s = await asyncio.to_thread(self._look)
+                if stamps != self._stamps:
+                    yield News(await asyncio.to_thread(self._take, await self._settled(stamps)))
+                if rung:
+                    await asyncio.sleep(look_s / RUNG_SHARE)
+                rung = await self._bell.rung(self._rest(look_s))
 
-    async def _settled(self, stamps: dict[str, Stamp]) -> dict[str, Stamp]:
+    async def _settled(self, stamps: Stamps) -> Stamps:
         for _ in range(MAX_SETTLES):
             await asyncio.sleep(SETTLE_S)
             again = await asyncio.to_thread(self._scan)
@@ -93,11 +108,18 @@ class FileSource:
             stamps = again
         return stamps
 
-    def _scan(self) -> dict[str, Stamp]:
+    def _look(self) -> tuple[Stamps, float]:
+        """And the seconds that it took of a processor."""
+        began = time.thread_time()
+        return self._scan(), time.thread_time() - began
+
+    def _scan(self) -> Stamps:
         return dict(self._walk(str(self._directory), set()))
 
     def _walk(self, directory: str, visited: set[tuple[int, int]]) -> Iterator[tuple[str, Stamp]]:
         """Files in the order of their names. A directory that cannot be listed keeps its files, and shows up itself."""
+        if self._bell:
+            self._bell.listen(directory)  # before it is listed: what comes between rings
         try:
             status = os.stat(directory)
             entries = sorted(os.scandir(directory), key=lambda entry: entry.name)

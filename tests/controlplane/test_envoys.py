@@ -3,15 +3,15 @@
 import pytest
 
 from controlplane.documents import parse
-from controlplane.envoys import Configuration, EnvoyConversation, place_of
+from controlplane.envoys import Configuration, EnvoyConversation, Envoys, place_of
+from controlplane.l7.model import L7
 from controlplane.objects import Mesh
 from controlplane.store import Store
 from controlplane.translate.envoy.blocks import Cache
 from controlplane.translate.envoy.locality import Place
-from controlplane.translate.envoy.resources import Translation
-from controlplane.translate.envoy.world import View
 from mesh.envoy import CLUSTER, ENDPOINTS, LISTENER, ROUTES
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest
+from mesh.model import World
 from tests.controlplane.documents import AMBIENT
 
 WAY = """
@@ -53,7 +53,7 @@ class Play:
     def configuration(self, text):
         self.store.update({"a.yaml": parse("a.yaml", text.encode())})
         world, l7 = self.store.world, self.store.l7
-        return Configuration(world, l7, {}, Translation(View(world), l7, self.cache))
+        return Configuration(world, l7, self.cache)
 
     def ask(self, type_url, *names, **fields):
         return self._noted(
@@ -135,3 +135,16 @@ def test_an_envoy_says_where_it_is(region, zone):
     request = DeltaDiscoveryRequest()
     request.node.metadata.update({"REGION": region, "ZONE": zone, "LABELS": {"a": "b"}})
     assert place_of(request) == Place(region, zone, "", (("a", "b"),))
+
+
+class Untouched(dict):
+    """Workloads that nobody may go through."""
+
+    def values(self):
+        raise AssertionError("somebody went through all workloads")
+
+
+def test_a_world_is_not_gone_through_for_envoys_while_none_asks():
+    """With 100,000 workloads the tunnels would hear of each change later for that."""
+    envoys = Envoys(World(workloads=Untouched()), L7())
+    assert envoys.current.of(("shop/unknown", Place()))[CLUSTER] == {}

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from controlplane.sources.files import FileSource
+from controlplane.sources.files import FileSource, rest_s
 from mesh.errors import OperatorError
 
 
@@ -101,6 +101,35 @@ def test_changes_come_by_themselves(tmp_path):
         changes = source.changes()
         (tmp_path / "a.yaml").write_text(document("n"))
         contents, _ = await anext(changes)
+        await changes.aclose()
+        return contents
+
+    assert nodes(asyncio.run(watch())) == ["n"]
+
+
+@pytest.mark.parametrize(
+    ("look_s", "rests_s"),
+    [(0.0, 0.03), (0.004, 0.08), (0.02, 0.4), (3.0, 0.5)],
+)
+def test_the_rest_between_two_looks_grows_with_their_work_up_to_a_limit(look_s, rests_s):
+    assert rest_s(look_s) == pytest.approx(rests_s)
+
+
+@pytest.mark.parametrize("where", ["", "deep", "new"])
+def test_a_change_is_not_waited_for_until_the_rest_is_over(tmp_path, where):
+    """It rings, also in a directory below, and in one that came after the first look."""
+    (tmp_path / "deep").mkdir()
+
+    async def watch():
+        looked = asyncio.Event()
+        source = FileSource(tmp_path, rest=lambda _: looked.set() or float("inf"))
+        source.read()
+        changes = source.changes()
+        news = asyncio.ensure_future(anext(changes))
+        await looked.wait()
+        (tmp_path / where).mkdir(exist_ok=True)
+        (tmp_path / where / "a.yaml").write_text(document("n"))
+        contents, _ = await news
         await changes.aclose()
         return contents
 

@@ -1,6 +1,7 @@
 """The command line, and the whole daemon in this process: files in, status out."""
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -140,6 +141,21 @@ def test_the_daemon_serves_follows_its_files_and_ends_cleanly(environment, confi
     assert after["world"]["version"] == 2
     assert list(resources["istio.security.Authorization"]) == ["istio-system/istio_converted_static_strict"]
     assert not socket.exists()
+
+
+def test_the_garbage_collector_leaves_out_what_was_read_and_looks_at_what_comes_then(environment):
+    async def play():
+        daemon = await started(environment)
+        seen = gc.isenabled(), gc.get_freeze_count()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await daemon
+        return seen
+
+    gc.unfreeze()
+    enabled, frozen = asyncio.run(play())
+    gc.unfreeze()
+    assert enabled
+    assert frozen
 
 
 def test_a_second_daemon_does_not_take_the_socket_of_the_first(environment):

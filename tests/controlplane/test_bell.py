@@ -1,0 +1,93 @@
+"""What rings, however a change is made, and what does not."""
+
+import asyncio
+import os
+
+import pytest
+
+from controlplane.sources.bell import Bell
+
+LONG_S, NOT_AT_ALL_S = 60.0, 0.0
+
+
+@pytest.fixture
+def directory(tmp_path):
+    (tmp_path / "a.yaml").write_text("old")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "..1").mkdir()
+    (tmp_path / "..data").symlink_to("..1")
+    return tmp_path
+
+
+def rung(directory, change, at_most_s=LONG_S):
+    async def heard():
+        with Bell() as bell:
+            bell.listen(str(directory))
+            change(directory)
+            await asyncio.sleep(0)  # the loop looks once at what is readable
+            return await bell.rung(at_most_s)
+
+    return asyncio.run(heard())
+
+
+def by_rename(directory):
+    (directory / ".new").write_text("new")
+    os.replace(directory / ".new", directory / "a.yaml")
+
+
+def by_a_swap(directory):
+    (directory / "..new").symlink_to("deep")
+    os.replace(directory / "..new", directory / "..data")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        by_rename,
+        by_a_swap,
+        lambda d: (d / "a.yaml").write_text("new"),
+        lambda d: (d / "a.yaml").unlink(),
+        lambda d: (d / "a.yaml").chmod(0o600),
+        lambda d: (d / "a.yaml").rename(d / "deep" / "a.yaml"),
+        lambda d: (d / "b.json").symlink_to("elsewhere"),
+        lambda d: (d / "more").mkdir(),
+        lambda d: (d / "deep").rmdir(),
+        lambda d: d.rename(d.with_name("elsewhere")),
+    ],
+)
+def test_a_change_rings(directory, change):
+    assert rung(directory, change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: (d / "a.yaml").read_text(),
+        lambda d: (d / ".a.yaml.new").write_text("not yet"),
+        lambda d: (d / "4913").write_text(""),
+        lambda d: (d / "a.txt").write_text(""),
+        lambda d: (d / "deep" / "a.yaml").write_text("nobody listens there"),
+    ],
+)
+def test_what_changes_no_document_does_not(directory, change):
+    assert not rung(directory, change, NOT_AT_ALL_S)
+
+
+def test_it_rings_once_for_what_came_before_it_was_asked(directory):
+    async def heard():
+        with Bell() as bell:
+            bell.listen(str(directory))
+            for name in ("b.yaml", "c.yaml"):
+                (directory / name).write_text("new")
+            return await bell.rung(LONG_S), await bell.rung(NOT_AT_ALL_S)
+
+    assert asyncio.run(heard()) == (True, False)
+
+
+def test_where_the_kernel_has_none_it_stays_silent(directory):
+    async def heard():
+        bell = Bell()  # as one that was given no descriptor
+        bell.listen(str(directory))
+        return await bell.rung(NOT_AT_ALL_S)
+
+    assert asyncio.run(heard()) is False
