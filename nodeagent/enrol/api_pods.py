@@ -16,7 +16,7 @@ from kube.objects import NAMESPACES, PODS, Key, Pod, Whole
 from kube.reflect import Change
 from mesh import log
 from mesh.errors import MeshError
-from nodeagent.enrol.pods import FINISHED, PodSpec, UnknownYet
+from nodeagent.enrol.pods import FINISHED, PodName, PodSpec, UnknownYet
 
 ASK_S: Final = 5.0
 MOST_ASKED: Final = 1024
@@ -91,8 +91,9 @@ class ApiPods:
         await self._changed.wait()
         self._changed.clear()
 
-    def pods(self) -> list[PodSpec]:
-        return [_spec(pod) for pod in (dict(self.node_pods.objects) | self._asked).values()]
+    def pods(self) -> Mapping[PodName, PodSpec]:
+        specs = (_spec(pod) for pod in (dict(self.node_pods.objects) | self._asked).values())
+        return {(spec.namespace, spec.name): spec for spec in specs}
 
     def pod(self, namespace: str, name: str) -> PodSpec:
         key = Key(namespace, name)

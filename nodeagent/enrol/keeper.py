@@ -113,8 +113,8 @@ class Keeper:
     # Who belongs ----------------------------------------------------------------------------------------------------
 
     def reconcile(self) -> None:
-        """Starts what has to be done; waits for nothing. Cost: one pass over the documents."""
-        specs = {(spec.namespace, spec.name): spec for spec in self._source.pods()}
+        """Starts what has to be done; waits for nothing."""
+        specs = self._source.pods()
         for pod in self._registry.pods:
             spec = specs.get((pod.member.namespace, pod.member.name))
             if pod.state in m.RESTING_STATES and spec is not None and self._eligible(spec) is False:

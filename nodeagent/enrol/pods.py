@@ -55,6 +55,9 @@ class PodSpec:
         return {"true": True, "false": False}.get(self.annotations.get(DNS_ANNOTATION, ""), default)
 
 
+PodName = tuple[str, str]
+"""Namespace and name."""
+
 FINISHED: Final = ("Succeeded", "Failed")
 """Phases."""
 
@@ -73,14 +76,14 @@ class PodSource(Protocol):
     async def changed(self) -> None:
         """Returns when an answer may be another one than at the last return."""
 
-    def pods(self) -> list[PodSpec]:
-        """All that it knows; those of other nodes may be among them."""
+    def pods(self) -> Mapping[PodName, PodSpec]:
+        """All that it knows, also of other nodes. Asked in every round, so that it must not cost a pass over all."""
 
     def pod(self, namespace: str, name: str) -> PodSpec:
         """Raises UnknownYet."""
 
     def namespace_labels(self, namespace: str) -> Mapping[str, str]:
-        """Raises UnknownYet."""
+        """As of the last of the other questions. Raises UnknownYet."""
 
 
 def is_eligible(pod: PodSpec, source: PodSource) -> bool:
@@ -94,25 +97,23 @@ def is_eligible(pod: PodSpec, source: PodSource) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
-    kind: str
-    namespace: str
-    name: str
-    content: Mapping[str, Any]
+_Said = tuple[dict[PodName, PodSpec], dict[str, Mapping[str, str]]]
+"""What a file says: its pods, and its namespaces' labels. Not the documents: those of a big world fill the memory."""
 
 
 class FilePods:
     """Pod and Namespace documents of the YAML files in a directory and below. A file is parsed again only when it
-    changed; one that is no YAML keeps what it last said (the control plane reports it with its line)."""
+    changed; one that is no YAML keeps what it last said (the control plane reports it with its line). Of several
+    documents of one name the first counts."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._parsed: dict[str, tuple[tuple[int, ...], list[_Document]]] = {}
+        self._parsed: dict[str, tuple[tuple[int, ...], _Said]] = {}
+        self._said: _Said = ({}, {})
         self._told: dict[str, tuple[int, ...]] | None = None
 
     async def prepare(self, namespace: str, name: str, uid: str) -> None:
-        pass
+        self._refresh()
 
     async def changed(self) -> None:
         while True:
@@ -123,34 +124,42 @@ class FilePods:
                 return
             await asyncio.sleep(_POLL_S)
 
-    def pods(self) -> list[PodSpec]:
-        return [_pod_spec(document) for document in self._documents("Pod")]
+    def pods(self) -> Mapping[PodName, PodSpec]:
+        self._refresh()
+        return self._said[0]
 
     def pod(self, namespace: str, name: str) -> PodSpec:
-        for document in self._documents("Pod"):
-            if (document.namespace, document.name) == (namespace, name):
-                return _pod_spec(document)
-        raise UnknownYet(f"pod {namespace}/{name} is not known yet (looked in {self._directory})")
+        found = self.pods().get((namespace, name))
+        if found is None:
+            raise UnknownYet(f"pod {namespace}/{name} is not known yet (looked in {self._directory})")
+        return found
 
     def namespace_labels(self, namespace: str) -> Mapping[str, str]:
-        for document in self._documents("Namespace"):
-            if document.name == namespace:
-                return _strings(document.content, "metadata", "labels")
-        raise UnknownYet(f"namespace {namespace} is not known yet (looked in {self._directory})")
-
-    def _documents(self, kind: str) -> Iterator[_Document]:
-        self._refresh()
-        for _, documents in self._parsed.values():
-            yield from (document for document in documents if document.kind == kind)
+        labels = self._said[1].get(namespace)
+        if labels is None:
+            raise UnknownYet(f"namespace {namespace} is not known yet (looked in {self._directory})")
+        return labels
 
     def _refresh(self) -> None:
-        """Cost: one stat per file, and parsing what changed."""
-        found: dict[str, tuple[tuple[int, ...], list[_Document]]] = {}
+        """Cost: one stat per file; when one has changed, parsing it and one pass over all names."""
+        found: dict[str, tuple[tuple[int, ...], _Said]] = {}
         for path, status in _files(str(self._directory), set()):
             version = (status.st_mtime_ns, status.st_size, status.st_ino)
-            known = self._parsed.get(path, ((), []))
-            found[path] = known if known[0] == version else (version, _parse(path, known[1]))
+            known = self._parsed.get(path)
+            same = known is not None and known[0] == version
+            found[path] = known if known and same else (version, _parse(path, known[1] if known else ({}, {})))
+        if list(found.items()) != list(self._parsed.items()):
+            self._said = _joined([said for _, said in found.values()])
         self._parsed = found
+
+
+def _joined(files: list[_Said]) -> _Said:
+    pods: dict[PodName, PodSpec] = {}
+    namespaces: dict[str, Mapping[str, str]] = {}
+    for its_pods, its_namespaces in reversed(files):
+        pods.update(its_pods)
+        namespaces.update(its_namespaces)
+    return pods, namespaces
 
 
 def _files(directory: str, visited: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
@@ -173,9 +182,9 @@ def _files(directory: str, visited: set[tuple[int, int]]) -> Iterator[tuple[str,
                     yield entry.path, status
 
 
-def _parse(path: str, last_good: list[_Document]) -> list[_Document]:
+def _parse(path: str, last_good: _Said) -> _Said:
     try:
-        return list(_read_documents(yaml.load_all(Path(path).read_bytes(), Loader=_Loader)))
+        return _read_documents(yaml.load_all(Path(path).read_bytes(), Loader=_Loader))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         _log.warning("file not understood, its last good content stays", path=path, why=" ".join(str(error).split()))
         return last_good
@@ -184,36 +193,41 @@ def _parse(path: str, last_good: list[_Document]) -> list[_Document]:
 _Loader: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def _read_documents(loaded: Iterable[Any]) -> Iterator[_Document]:
+def _read_documents(loaded: Iterable[Any]) -> _Said:
+    pods: dict[PodName, PodSpec] = {}
+    namespaces: dict[str, Mapping[str, str]] = {}
     for content in loaded:
         items = content.get("items") if _is_kind(content, "List") else [content]
         for item in items if isinstance(items, list) else []:
-            if _is_kind(item, "Pod") or _is_kind(item, "Namespace"):
-                named = {"namespace": "default", "name": ""} | dict(_strings(item, "metadata"))
-                document = _Document(item["kind"], named["namespace"], named["name"], item)
-                _pod_spec(document)  # what cannot be read is found out here, where the last good content stays
-                yield document
+            if _is_kind(item, "Pod"):
+                pod = _pod_spec(item)
+                pods.setdefault((pod.namespace, pod.name), pod)
+            elif _is_kind(item, "Namespace"):
+                name = _strings(item, "metadata").get("name", "")
+                namespaces.setdefault(name, _strings(item, "metadata", "labels"))
+    return pods, namespaces
 
 
 def _is_kind(content: Any, kind: str) -> bool:
     return isinstance(content, dict) and content.get("apiVersion") == "v1" and content.get("kind") == kind
 
 
-def _pod_spec(document: _Document) -> PodSpec:
-    given = document.content.get("spec")
+def _pod_spec(document: Mapping[str, Any]) -> PodSpec:
+    given = document.get("spec")
     spec = given if isinstance(given, dict) else {}
+    about = _strings(document, "metadata")
     return PodSpec(
-        namespace=document.namespace,
-        name=document.name,
+        namespace=about.get("namespace", "default"),
+        name=about.get("name", ""),
         service_account=_scalar(spec.get("serviceAccountName")) or "default",
         node=_scalar(spec.get("nodeName")),
         host_network=spec.get("hostNetwork") is True,
-        labels=_strings(document.content, "metadata", "labels"),
-        annotations=_strings(document.content, "metadata", "annotations"),
+        labels=_strings(document, "metadata", "labels"),
+        annotations=_strings(document, "metadata", "annotations"),
         search=_search(spec.get("dnsConfig")),
-        uid=_strings(document.content, "metadata").get("uid", ""),
-        ips=_ips(document.content.get("status")),
-        finished=_strings(document.content, "status").get("phase") in FINISHED,
+        uid=about.get("uid", ""),
+        ips=_ips(document.get("status")),
+        finished=_strings(document, "status").get("phase") in FINISHED,
     )
 
 

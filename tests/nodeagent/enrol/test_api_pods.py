@@ -38,7 +38,7 @@ def test_what_the_informer_has_is_not_asked_for(tmp_path):
         await pods.prepare("shop", "here", uid)
         await pods.prepare("shop", "here", "")
         assert is_eligible(pods.pod("shop", "here"), pods)
-        assert [each.name for each in pods.pods()] == ["here"]
+        assert [each.name for each in pods.pods().values()] == ["here"]
         assert asked(api, "here") == 0
 
     follows(story, tmp_path)
@@ -89,7 +89,7 @@ def test_without_a_server_known_pods_are_answered_for_and_new_ones_are_not(tmp_p
         await api.stop()
         await until(lambda: pods.node_pods.trouble)
         await pods.prepare("shop", "here", uid)
-        assert [each.name for each in pods.pods()] == ["here"]
+        assert [each.name for each in pods.pods().values()] == ["here"]
         for name, known in (("new", "u"), ("here", ""), ("here", "another")):
             with pytest.raises(UnknownYet, match=f"pod shop/{name} is not known yet: GET .*Cannot connect"):
                 await pods.prepare("shop", name, known)
@@ -121,7 +121,7 @@ def test_everything_that_enrolment_reads_is_there(tmp_path):
         made = api.create(cluster.PODS, "shop", {"metadata": about, "spec": spec})
         status = {"phase": "Failed", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}
         api.set_status(cluster.PODS, "shop", "full", status)
-        await until(lambda: any(each.finished for each in pods.pods()))
+        await until(lambda: any(each.finished for each in pods.pods().values()))
         assert pods.pod("shop", "full") == PodSpec(
             "shop", "full", "web", "node-1", True, {"a": "b"}, {"c": "d"}, ("corp.example",),
             made["metadata"]["uid"], ("10.0.0.1", "fd00::1"), True,
