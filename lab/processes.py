@@ -100,12 +100,6 @@ def start(
     return process
 
 
-def favour(process: Process) -> None:
-    """As a service manager does by `CPUWeight=1000`: ten times the share of the processor, where sessions share it."""
-    with contextlib.suppress(OSError):  # CONFIG_SCHED_AUTOGROUP is not set
-        Path(f"/proc/{process.pid}/autogroup").write_text("-10")
-
-
 def environment(layout: Layout, extra: Mapping[str, str]) -> dict[str, str]:
     """A lab's processes see little of the caller's environment, put their temporary files into the lab's directory,
     and carry its mark."""
