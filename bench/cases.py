@@ -16,8 +16,8 @@ client's pod (`hooks.py`)."""
 class Case:
     """One load: `args` go to bench/load.c between the target and the seconds; `unit` is what CPU is divided by.
 
-    `longer`: how many times the run's seconds a sample takes. `slices`: a round is cut into so many, each with all
-    contenders in turn: for figures so close together that a machine which is slower for a second decides between them.
+    `longer`: how many times the run's seconds a sample takes. `turns`: all contenders at the same time, a few
+    milliseconds each in turn: for figures so close together that a machine which is slower for a second decides.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Case:
     behind_bulk: bool = False
     quick: bool = True
     longer: float = 1.0
-    slices: int = 1
+    turns: bool = False
     counted: bool = False
     """Its system calls are counted too, after the timed rounds."""
 
@@ -47,8 +47,6 @@ def is_ours(contender: str) -> bool:
     """`ours`, or `ours-BACKEND` for another capture backend."""
     return contender.split("-")[0] == "ours"
 
-
-SLICES = 8
 
 CASES = (
     # First, while nobody's heap has grown by other loads.
@@ -71,9 +69,9 @@ CASES = (
     Case("same-node-request", "rr", (1, 1), "request", place="near"),
     Case("same-node-connect", "crr", (1,), "connection", place="near", quick=False),
     Case("passthrough-stream", "send", (1,), "GiB", place="outside", quick=False),
-    Case("capture-connect", "con", (), "connection", place="here", slices=SLICES),
-    Case("capture-request-64B", "rr", (64, 1), "request", place="here", slices=SLICES),
-    Case("capture-stream", "send", (1,), "GiB", place="here", slices=SLICES),
+    Case("capture-connect", "con", (), "connection", place="here", turns=True),
+    Case("capture-request-64B", "rr", (64, 1), "request", place="here", turns=True),
+    Case("capture-stream", "send", (1,), "GiB", place="here", turns=True),
     Case("workloads-100k", "world", (100_000, 10_000), "request", quick=False),
 )
 BY_NAME = {case.name: case for case in CASES}

@@ -10,6 +10,8 @@
  *                                            TUNNELPORT were destroyed (ss -K): the next one needs a new tunnel
  *   load send|recv HOST PORT CONNS SECONDS   bulk towards / from the server
  *   load hold HOST PORT CONNS                opens CONNS connections, one byte each way on each, then waits for EOF on stdin
+ *   load turns I N rr|con|send ...           the I-th of N that run at the same time, a few milliseconds each in turn; SECONDS
+ *                                            is the time of its own turns
  *
  * Prints one JSON object: operations (all, and those with a latency) or bytes, seconds, latency quantiles in
  * microseconds, errors, own CPU seconds. Latency is taken from the moment before the write (rr), when the request was
@@ -53,6 +55,7 @@ static void interrupt(int number)
 }
 
 #include "load_report.h"
+#include "load_turns.h"
 
 /* --- sockets ------------------------------------------------------------------------------------------------------- */
 
@@ -102,6 +105,10 @@ static uint32_t pending[MAX_FD];
 static void rr_one(int fd, size_t size, uint64_t end)
 {
 	for (uint64_t begin = now_ns(), warm = begin + warm_up_ns(end - begin); begin < end;) {
+		if (!is_turn(begin)) {
+			begin = await_turn(begin, begin > warm);
+			continue;
+		}
 		exactly(fd, size, true);
 		exactly(fd, size, false);
 		uint64_t done = now_ns();
@@ -292,7 +299,11 @@ static uint64_t bulk(int conns, uint64_t end, bool sending)
 		watch(fd, sending ? EPOLLOUT : EPOLLIN, EPOLL_CTL_ADD);
 	}
 	struct epoll_event ready[BATCH];
-	while (now_ns() < end) {
+	for (uint64_t now; (now = now_ns()) < end;) {
+		if (!is_turn(now)) {
+			await_turn(now, true);
+			continue;
+		}
 		int n = epoll_wait(poller, ready, BATCH, 100);
 		for (int i = 0; i < n; i++) {
 			int fd = ready[i].data.fd;
@@ -311,7 +322,11 @@ static uint64_t bulk(int conns, uint64_t end, bool sending)
 static void con(uint64_t end)
 {
 	const struct linger reset = {.l_onoff = 1, .l_linger = 0};
-	while (now_ns() < end) {
+	for (uint64_t now; (now = now_ns()) < end;) {
+		if (!is_turn(now)) {
+			await_turn(now, true);
+			continue;
+		}
 		int fd = new_socket(0);
 		uint64_t begun = now_ns();
 		if (connect(fd, (struct sockaddr *)&target, sizeof target))
@@ -346,7 +361,7 @@ static void client(const char *what, char **arg, int args)
 	}
 	target.sin_family = AF_INET;
 	target.sin_port = htons((uint16_t)atoi(arg[1]));
-	double seconds = atof(arg[args - 1]);
+	double seconds = atof(arg[args - 1]) * (double)turns_of_all();
 	uint64_t begin = now_ns(), end = begin + (uint64_t)(seconds * 1e9), bytes = 0, errors = 0;
 	double measured = seconds;
 	if (!strcmp(what, "rr")) {
@@ -366,7 +381,7 @@ static void client(const char *what, char **arg, int args)
 		bytes = bulk(atoi(arg[2]), end, *what == 's');
 		measured = (double)(now_ns() - begin) / 1e9;
 	}
-	report(what, measured, bytes, errors);
+	report(what, measured - (double)waited_ns / 1e9, bytes, errors);
 }
 
 int main(int argc, char **argv)
@@ -381,6 +396,11 @@ int main(int argc, char **argv)
 	signal(SIGINT, interrupt);
 	memset(buffer, 'x', sizeof buffer);
 	poller = epoll_create1(EPOLL_CLOEXEC);
+	if (argc > 4 && !strcmp(argv[1], "turns")) {
+		take_turns(atoi(argv[2]), atoi(argv[3]));
+		argv += 3;
+		argc -= 3;
+	}
 	if (argc == 3 && !strcmp(argv[1], "serve"))
 		serve(atoi(argv[2]));
 	if (argc == 5 && !strcmp(argv[1], "hold")) {

@@ -140,8 +140,10 @@ class Load:
     ends: Ends
     servers: tuple[int, ...]
 
-    def start(self, case: Case, seconds: float) -> subprocess.Popen[str]:
-        return self.run([case.mode, *self.target.split(), *map(str, case.args), str(seconds)])
+    def start(self, case: Case, seconds: float, *turn: int) -> subprocess.Popen[str]:
+        """`turn`: its number and of how many, where generators take turns."""
+        first = ["turns", *map(str, turn)] if turn else []
+        return self.run([*first, case.mode, *self.target.split(), *map(str, case.args), str(seconds)])
 
     def bulk(self, seconds: float) -> subprocess.Popen[str]:
         return self.run(["send", *self.target.split(), "1", str(seconds)])
@@ -165,7 +167,7 @@ def take(case: Case, contender: str, round_: int, seconds: float, load: Load) ->
     """Runs one case against one contender."""
     if case.mode == "hold":
         return _hold(case, contender, round_, load)
-    seconds *= case.longer / case.slices
+    seconds *= case.longer
     busy, servers, ends = machine_busy_s(), _total_cpu_s(load.servers), load.ends.cpu_s()
     began = time.monotonic()
     bulk = load.bulk(seconds + 0.2) if case.behind_bulk else None
@@ -193,6 +195,33 @@ def take(case: Case, contender: str, round_: int, seconds: float, load: Load) ->
         others=others,
         disturbed=others > DISTURBED,
     )
+
+
+def take_in_turns(case: Case, loads: dict[str, Load], round_: int, seconds: float) -> list[Sample]:
+    """Runs one case against all contenders at the same time. They are disturbed together; none has a tunnel."""
+    busy, servers = machine_busy_s(), {name: _total_cpu_s(load.servers) for name, load in loads.items()}
+    began = time.monotonic()
+    running = {name: load.start(case, seconds, turn, len(loads)) for turn, (name, load) in enumerate(loads.items())}
+    timeout_s = seconds * len(loads) * 5 + 30
+    results = {name: result_of(one, f"{name}, {case.name}", timeout_s) for name, one in running.items()}
+    wall = time.monotonic() - began
+    spent = {name: results[name]["cpu_s"] + _total_cpu_s(loads[name].servers) - servers[name] for name in loads}
+    others = (machine_busy_s() - busy - sum(spent.values())) / (wall * CORES)
+    return [
+        Sample(
+            case.name,
+            name,
+            round_,
+            rate=_rate(case, result),
+            p50=result["p50_us"],
+            p99=result["p99_us"],
+            generator=spent[name] / units_of(case, result),
+            errors=result["errors"],
+            others=others,
+            disturbed=others > DISTURBED,
+        )
+        for name, result in results.items()
+    ]
 
 
 def _total_cpu_s(pids: Sequence[int]) -> float:

@@ -6,12 +6,13 @@ Owns the run's time: when a run falls behind its budget, cases get their least r
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import median
 from typing import Any, Protocol
 
 from bench import measure
 from bench.cases import Case
-from bench.measure import Load, Sample, machine_busy_s, take
+from bench.measure import Load, Sample, machine_busy_s, take, take_in_turns
 from mesh.errors import OperatorError
 
 RETAKES = 2
@@ -63,12 +64,11 @@ def run(
         asked = [(arena, c) for arena, c in pairs if case.asks(c.name)]
         taken: list[Sample] = []
         try:
-            for number in range(plan.most * case.slices):
+            for number in range(plan.most):
                 in_time = plan.in_time(index, len(cases))
-                if number >= plan.least * case.slices and (not in_time or agree(taken)):
+                if number >= plan.least and (not in_time or agree(taken)):
                     break
-                for pair in asked if number % 2 == 0 else asked[::-1]:
-                    taken.append(_sample(pair, case, number, plan.seconds, RETAKES if in_time else 0))
+                taken += _round(asked, case, number, plan.seconds, RETAKES if in_time else 0)
         except OperatorError as error:
             failed.append(str(error))
             say(f"{case.name}: {error}")
@@ -101,17 +101,29 @@ def _brief(samples: Sequence[Sample], contender: str) -> str:
     )
 
 
-def _sample(pair: Pair, case: Case, number: int, seconds: float, retakes: int) -> Sample:
-    """The least disturbed one of up to 1 + `retakes` attempts."""
-    arena, contender = pair
-    attempts: list[Sample] = []
+def _round(asked: Sequence[Pair], case: Case, number: int, seconds: float, retakes: int) -> list[Sample]:
+    if case.turns:
+        loads = {contender.name: arena.load_for(contender, case) for arena, contender in asked}
+        return _least_disturbed(lambda: take_in_turns(case, loads, number, seconds), retakes)
+
+    def take_one(pair: Pair) -> list[Sample]:
+        arena, contender = pair
+        return [take(case, contender.name, number, seconds, arena.load_for(contender, case))]
+
+    in_order = asked if number % 2 == 0 else asked[::-1]
+    return [sample for pair in in_order for sample in _least_disturbed(partial(take_one, pair), retakes)]
+
+
+def _least_disturbed(attempt: Callable[[], list[Sample]], retakes: int) -> list[Sample]:
+    """Of up to 1 + `retakes` attempts."""
+    attempts: list[list[Sample]] = []
     for _ in range(1 + retakes):
         _settle()
-        attempts.append(take(case, contender.name, number, seconds, arena.load_for(contender, case)))
-        if not attempts[-1].disturbed:
+        attempts.append(attempt())
+        if not attempts[-1][0].disturbed:
             break
-    best = min(attempts, key=lambda s: s.others)
-    return replace(best, retakes=len(attempts) - 1)
+    best = min(attempts, key=lambda samples: samples[0].others)
+    return [replace(sample, retakes=len(attempts) - 1) for sample in best]
 
 
 def _settle() -> None:
