@@ -6,7 +6,8 @@ from typing import Literal
 GIB = float(1 << 30)
 
 STREAM_TURN_MS = 40
-"""Long enough that the queues of a tunnel are a small part of what moves in a turn."""
+"""Long enough that the queues of our tunnel are a small part of what moves in a turn. Envoy's are not: with eight
+streams it hands on what it has for longer than a turn, in somebody else's."""
 
 Mode = Literal["send", "recv", "rr", "orr", "crr", "con", "cold", "hold", "world"]
 Unit = Literal["GiB", "request", "connection"]
@@ -55,9 +56,9 @@ CASES = (
     # First, while nobody's heap has grown by other loads.
     Case("idle-1000", "hold", (1000,), "connection"),
     Case("idle-5000", "hold", (5000,), "connection", quick=False),
-    Case("stream-1", "send", (1,), "GiB", counted=True, turn_ms=STREAM_TURN_MS),
-    Case("stream-8", "send", (8,), "GiB", turn_ms=STREAM_TURN_MS),
-    Case("stream-8-back", "recv", (8,), "GiB", quick=False, turn_ms=STREAM_TURN_MS),
+    Case("stream-1", "send", (1,), "GiB", counted=True),
+    Case("stream-8", "send", (8,), "GiB"),
+    Case("stream-8-back", "recv", (8,), "GiB", quick=False),
     Case("request-1B", "rr", (1, 1), "request", counted=True),
     Case("request-1KiB", "rr", (1024, 1), "request", quick=False),
     Case("request-1B-x32", "rr", (1, 32), "request"),
