@@ -17,6 +17,9 @@ use ztunnel_core::ids::SpiffeId;
 use ztunnel_core::tables::{Kind, Tables};
 
 #[allow(dead_code, unreachable_pub)]
+#[path = "../ztunnel/crates/net/src/tls/cipher.rs"]
+mod cipher;
+#[allow(dead_code, unreachable_pub)]
 #[path = "../ztunnel/crates/net/src/tls/record.rs"]
 mod record;
 #[allow(dead_code, clippy::all, clippy::use_self, unreachable_pub)]

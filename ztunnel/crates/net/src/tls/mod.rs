@@ -4,6 +4,7 @@
 //! updates; the records of an established tunnel are sealed and opened here, in our own buffers, because rustls (0.23)
 //! allocates and copies once more per record in either direction.
 
+mod cipher;
 mod handshake;
 mod record;
 

@@ -2,9 +2,10 @@
 //!
 //! Owns nonces, headers, padding and the limits of a key; not sockets, not the handshake. One key per direction.
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rustls::ConnectionTrafficSecrets;
 use rustls::kernel::KernelConnection;
+
+use super::cipher::{Cipher, TAG};
 
 /// type, legacy version, length.
 pub(crate) const RECORD_HEADER: usize = 5;
@@ -12,7 +13,6 @@ pub(crate) const RECORD_HEADER: usize = 5;
 pub(crate) const RECORD_TRAILER: usize = 1 + TAG;
 /// RFC 8446 §5.1: 2^14 bytes of content per record.
 pub(crate) const MAX_PLAINTEXT: usize = 1 << 14;
-const TAG: usize = 16;
 /// RFC 8446 §5.2: content, type, padding and tag take at most this.
 const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 256;
 /// RFC 8446 §5.5 allows 2^24.5 full records under one AES-GCM key; change it before.
@@ -44,33 +44,23 @@ pub(crate) enum Content {
 
 /// One direction's key and its next nonce (RFC 8446 §5.3).
 struct Keyed {
-    key: LessSafeKey,
+    cipher: Cipher,
     iv: [u8; 12],
     sequence: u64,
 }
 
 impl Keyed {
     fn new((sequence, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, String> {
-        let (algorithm, key, iv) = match &secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            _ => return Err("a cipher suite was negotiated that nobody offered".to_owned()),
-        };
-        let iv = iv
-            .as_ref()
-            .try_into()
-            .map_err(|_| "an IV of a strange length".to_owned())?;
-        let key = UnboundKey::new(algorithm, key.as_ref())
-            .map_err(|_| "a key of a strange length".to_owned())?;
+        let (cipher, iv) = Cipher::new(&secrets)?;
         Ok(Self {
-            key: LessSafeKey::new(key),
+            cipher,
             iv,
             sequence,
         })
     }
 
     /// Never the same twice: the sequence only counts up and ends with the key long before it could wrap.
-    fn nonce(&mut self) -> Nonce {
+    fn nonce(&mut self) -> [u8; 12] {
         let mut nonce = self.iv;
         let counter = self.sequence.to_be_bytes();
         nonce[4..]
@@ -78,7 +68,7 @@ impl Keyed {
             .zip(counter)
             .for_each(|(byte, count)| *byte ^= count);
         self.sequence += 1;
-        Nonce::assume_unique_for_key(nonce)
+        nonce
     }
 }
 
@@ -99,12 +89,10 @@ impl Sealer {
         if let Some(last) = plain.last_mut() {
             *last = content as u8;
         }
-        let tag = self
-            .0
-            .key
-            .seal_in_place_separate_tag(nonce, Aad::from(&*header), plain)
-            .map_err(|_| "sealing failed".to_owned())?;
-        tag_room.copy_from_slice(tag.as_ref());
+        self.0
+            .cipher
+            .seal(nonce, header, plain, tag_room)
+            .ok_or("sealing failed")?;
         Ok(())
     }
 
@@ -147,9 +135,9 @@ impl Opener {
         let (header, body) = record.split_at_mut(RECORD_HEADER);
         let plain = self
             .0
-            .key
-            .open_in_place(nonce, Aad::from(&*header), body)
-            .map_err(|_| "a record does not open: it was altered or is out of order".to_owned())?;
+            .cipher
+            .open(nonce, header, body)
+            .ok_or("a record does not open: it was altered or is out of order")?;
         // Padding is zeros behind the content type, RFC 8446 §5.4.
         let end = plain
             .iter()
