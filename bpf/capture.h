@@ -52,6 +52,7 @@ enum mesh_flag {
 	MESH_EXCLUSIONS = 1 << 5,    /* some of mesh_left_ports, mesh_left_ranges is the workload's */
 	MESH_MORE_ADDRESSES = 1 << 6, /* it has others than `listen`: mesh_own has them all */
 	MESH_GOES_DIRECT = 1 << 7,    /* takes part in the direct path within the node: all hooks for it hang */
+	MESH_ONE_IPV4 = 1 << 8,	      /* `listen` is all that it has of the family, whatever it has of the other */
 };
 
 /* Who a socket belongs to: the cookie of its network namespace, or the id of a control group in the host's. */
