@@ -4,9 +4,11 @@
 """
 
 import ctypes
+import errno
 import json
 import select
 import socket
+import struct
 import sys
 
 MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, IPPROTO_MPTCP = 0x20000000, 30, 262
@@ -119,6 +121,22 @@ def again_after_a_refusal(ip, port):
         return talk(sock)
 
 
+def again_after_its_tuple_was_taken(ip, port):
+    """From the port of another socket, both at the tunnel: only when that one is gone there is a way."""
+    with made(ip) as first, made(ip) as sock:
+        for each in (first, sock):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        first.bind(("", 0))
+        first.connect((ip, port))
+        talk(first)
+        sock.bind(("", first.getsockname()[1]))
+        assert sock.connect_ex((ip, port)) == errno.EADDRNOTAVAIL
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        first.close()
+        sock.connect((ip, port))
+        return talk(sock)
+
+
 WAYS = (
     plainly,
     without_blocking,
@@ -131,6 +149,7 @@ WAYS = (
     fast_open,
     fast_open_by_connect,
     again_after_a_refusal,
+    again_after_its_tuple_was_taken,
 )
 
 
