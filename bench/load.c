@@ -10,10 +10,10 @@
  *                                            TUNNELPORT were destroyed (ss -K): the next one needs a new tunnel
  *   load send|recv HOST PORT CONNS SECONDS   bulk towards / from the server
  *   load hold HOST PORT CONNS                opens CONNS connections, one byte each way on each, then waits for EOF on stdin
- *   load turns I N rr|con|send ...           the I-th of N that run at the same time, a few milliseconds each in turn; SECONDS
- *                                            is the time of its own turns
+ *   load turns I N MS rr|con|send|recv ...   the I-th of N that run at the same time, MS milliseconds each in turn; SECONDS
+ *                                            is the time of its own turns; the first quarter of a stream's turn does not count
  *
- * Prints one JSON object: operations (all, and those with a latency) or bytes, seconds, latency quantiles in
+ * Prints one JSON object: operations or bytes (`total`, and `ops` or `bytes`: those that count), seconds, latency quantiles in
  * microseconds, errors, own CPU seconds. Latency is taken from the moment before the write (rr), when the request was
  * due (orr) or before the connect (crr, cold) until the answer was read.
  */
@@ -289,7 +289,8 @@ static uint64_t cold(int tunnel_port, uint64_t end)
 	return errors;
 }
 
-static uint64_t bulk(int conns, uint64_t end, bool sending)
+/* Returns the bytes that count, which took `counted_ns`. */
+static uint64_t bulk(int conns, uint64_t end, bool sending, uint64_t *counted_ns)
 {
 	uint64_t bytes = 0;
 	for (int i = 0; i < conns; i++) {
@@ -299,11 +300,12 @@ static uint64_t bulk(int conns, uint64_t end, bool sending)
 		watch(fd, sending ? EPOLLOUT : EPOLLIN, EPOLL_CTL_ADD);
 	}
 	struct epoll_event ready[BATCH];
-	for (uint64_t now; (now = now_ns()) < end;) {
-		if (!is_turn(now)) {
-			await_turn(now, true);
+	for (uint64_t begin = now_ns(), done; begin < end; begin = done) {
+		if (!is_turn(begin)) {
+			done = await_turn(begin, false);
 			continue;
 		}
+		uint64_t before = total;
 		int n = epoll_wait(poller, ready, BATCH, 100);
 		for (int i = 0; i < n; i++) {
 			int fd = ready[i].data.fd;
@@ -312,7 +314,12 @@ static uint64_t bulk(int conns, uint64_t end, bool sending)
 				continue;
 			if (moved <= 0)
 				die("bulk connection closed by peer");
-			bytes += (uint64_t)moved;
+			total += (uint64_t)moved;
+		}
+		done = now_ns();
+		if (is_settled(begin)) {
+			bytes += total - before;
+			*counted_ns += done - begin;
 		}
 	}
 	return bytes;
@@ -378,8 +385,9 @@ static void client(const char *what, char **arg, int args)
 	} else if (!strcmp(what, "crr")) {
 		errors = crr_many(atoi(arg[2]), end);
 	} else {
-		bytes = bulk(atoi(arg[2]), end, *what == 's');
-		measured = (double)(now_ns() - begin) / 1e9;
+		uint64_t counted_ns = 0;
+		bytes = bulk(atoi(arg[2]), end, *what == 's', &counted_ns);
+		measured = (double)counted_ns / 1e9;
 	}
 	report(what, measured - (double)waited_ns / 1e9, bytes, errors);
 }
@@ -396,10 +404,10 @@ int main(int argc, char **argv)
 	signal(SIGINT, interrupt);
 	memset(buffer, 'x', sizeof buffer);
 	poller = epoll_create1(EPOLL_CLOEXEC);
-	if (argc > 4 && !strcmp(argv[1], "turns")) {
-		take_turns(atoi(argv[2]), atoi(argv[3]));
-		argv += 3;
-		argc -= 3;
+	if (argc > 5 && !strcmp(argv[1], "turns")) {
+		take_turns(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
+		argv += 4;
+		argc -= 4;
 	}
 	if (argc == 3 && !strcmp(argv[1], "serve"))
 		serve(atoi(argv[2]));

@@ -29,7 +29,7 @@ static double cpu_s(void)
 
 enum { STEPS = 64, STEP_BITS = 6 };
 static uint64_t bins[64 * STEPS], samples, largest;
-static uint64_t total; /* operations, also those that were too early to have a latency */
+static uint64_t total; /* operations or bytes, also those that were too early to count */
 static double sum;
 
 static void record(uint64_t ns)

@@ -142,7 +142,7 @@ class Load:
 
     def start(self, case: Case, seconds: float, *turn: int) -> subprocess.Popen[str]:
         """`turn`: its number and of how many, where generators take turns."""
-        first = ["turns", *map(str, turn)] if turn else []
+        first = ["turns", *map(str, turn), str(case.turn_ms)] if turn else []
         return self.run([*first, case.mode, *self.target.split(), *map(str, case.args), str(seconds)])
 
     def bulk(self, seconds: float) -> subprocess.Popen[str]:
@@ -160,24 +160,59 @@ def result_of(load: subprocess.Popen[str], what: str, timeout_s: float) -> dict[
 
 def units_of(case: Case, result: dict[str, Any]) -> float:
     """GiB, or millions of operations: CPU then comes out in seconds per GiB, or in microseconds."""
-    return float(result["bytes"] / GIB if case.unit == "GiB" else result["total"] * 1e-6)
+    return float(result["total"] / GIB if case.unit == "GiB" else result["total"] * 1e-6)
 
 
-def take(case: Case, contender: str, round_: int, seconds: float, load: Load) -> Sample:
-    """Runs one case against one contender."""
+class Meter:
+    """What one contender's processes use, from now on."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._servers, self._ends = _total_cpu_s(load.servers), load.ends.cpu_s()
+
+    def ends(self) -> list[float]:
+        return [after - before for after, before in zip(self._load.ends.cpu_s(), self._ends, strict=True)]
+
+    def server(self) -> float:
+        return _total_cpu_s(self._load.servers) - self._servers
+
+
+def take(case: Case, loads: dict[str, Load], round_: int, seconds: float) -> list[Sample]:
+    """Runs one case against these contenders: several at the same time take turns, and are disturbed together."""
     if case.mode == "hold":
-        return _hold(case, contender, round_, load)
+        return [_hold(case, name, round_, load) for name, load in loads.items()]
     seconds *= case.longer
-    busy, servers, ends = machine_busy_s(), _total_cpu_s(load.servers), load.ends.cpu_s()
+    patience_s = seconds * len(loads) * 5 + 30
+    busy, meters = machine_busy_s(), {name: Meter(load) for name, load in loads.items()}
     began = time.monotonic()
-    bulk = load.bulk(seconds + 0.2) if case.behind_bulk else None
-    result = result_of(load.start(case, seconds), f"{contender}, {case.name}", seconds * 5 + 30)
-    beside = result_of(bulk, f"{contender}, bulk beside {case.name}", seconds * 5 + 30) if bulk else None
+    bulks = {name: load.bulk(seconds + 0.2) for name, load in loads.items() if case.behind_bulk}
+    turns = {name: (turn, len(loads)) if case.turn_ms else () for turn, name in enumerate(loads)}
+    running = {name: load.start(case, seconds, *turns[name]) for name, load in loads.items()}
+    results = {name: result_of(one, f"{name}, {case.name}", patience_s) for name, one in running.items()}
+    besides = {name: result_of(one, f"{name}, bulk beside {case.name}", patience_s) for name, one in bulks.items()}
     wall = time.monotonic() - began
-    spent = [after - before for after, before in zip(load.ends.cpu_s(), ends, strict=True)]
-    served = _total_cpu_s(load.servers) - servers
-    generated = result["cpu_s"] + (beside["cpu_s"] if beside else 0.0) + served
-    others = (machine_busy_s() - busy - sum(spent) - generated) / (wall * CORES)
+    spent = {name: meter.ends() for name, meter in meters.items()}
+    generated = {name: results[name]["cpu_s"] + meter.server() for name, meter in meters.items()}
+    for name, beside in besides.items():
+        generated[name] += beside["cpu_s"]
+    ours = sum(generated.values()) + sum(map(sum, spent.values()))
+    others = (machine_busy_s() - busy - ours) / (wall * CORES)
+    return [
+        _sample(case, name, round_, result, besides.get(name), spent[name], generated[name], others)
+        for name, result in results.items()
+    ]
+
+
+def _sample(
+    case: Case,
+    contender: str,
+    round_: int,
+    result: dict[str, Any],
+    beside: dict[str, Any] | None,
+    spent: Sequence[float],
+    generated: float,
+    others: float,
+) -> Sample:
     units = 0.0 if beside else units_of(case, result)
     per_unit = tuple(s / units if units else 0.0 for s in spent)
     return Sample(
@@ -195,33 +230,6 @@ def take(case: Case, contender: str, round_: int, seconds: float, load: Load) ->
         others=others,
         disturbed=others > DISTURBED,
     )
-
-
-def take_in_turns(case: Case, loads: dict[str, Load], round_: int, seconds: float) -> list[Sample]:
-    """Runs one case against all contenders at the same time. They are disturbed together; none has a tunnel."""
-    busy, servers = machine_busy_s(), {name: _total_cpu_s(load.servers) for name, load in loads.items()}
-    began = time.monotonic()
-    running = {name: load.start(case, seconds, turn, len(loads)) for turn, (name, load) in enumerate(loads.items())}
-    timeout_s = seconds * len(loads) * 5 + 30
-    results = {name: result_of(one, f"{name}, {case.name}", timeout_s) for name, one in running.items()}
-    wall = time.monotonic() - began
-    spent = {name: results[name]["cpu_s"] + _total_cpu_s(loads[name].servers) - servers[name] for name in loads}
-    others = (machine_busy_s() - busy - sum(spent.values())) / (wall * CORES)
-    return [
-        Sample(
-            case.name,
-            name,
-            round_,
-            rate=_rate(case, result),
-            p50=result["p50_us"],
-            p99=result["p99_us"],
-            generator=spent[name] / units_of(case, result),
-            errors=result["errors"],
-            others=others,
-            disturbed=others > DISTURBED,
-        )
-        for name, result in results.items()
-    ]
 
 
 def _total_cpu_s(pids: Sequence[int]) -> float:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from bench import measure
 from bench.cases import Case
-from bench.measure import Load, Sample, machine_busy_s, take, take_in_turns
+from bench.measure import Load, Sample, machine_busy_s, take
 from mesh.errors import OperatorError
 
 RETAKES = 2
@@ -102,16 +102,11 @@ def _brief(samples: Sequence[Sample], contender: str) -> str:
 
 
 def _round(asked: Sequence[Pair], case: Case, number: int, seconds: float, retakes: int) -> list[Sample]:
-    if case.turns:
-        loads = {contender.name: arena.load_for(contender, case) for arena, contender in asked}
-        return _least_disturbed(lambda: take_in_turns(case, loads, number, seconds), retakes)
-
-    def take_one(pair: Pair) -> list[Sample]:
-        arena, contender = pair
-        return [take(case, contender.name, number, seconds, arena.load_for(contender, case))]
-
     in_order = asked if number % 2 == 0 else asked[::-1]
-    return [sample for pair in in_order for sample in _least_disturbed(partial(take_one, pair), retakes)]
+    loads = {contender.name: arena.load_for(contender, case) for arena, contender in in_order}
+    together = [loads] if case.turn_ms else [{name: load} for name, load in loads.items()]
+    attempts = [partial(take, case, some, number, seconds) for some in together]
+    return [sample for attempt in attempts for sample in _least_disturbed(attempt, retakes)]
 
 
 def _least_disturbed(attempt: Callable[[], list[Sample]], retakes: int) -> list[Sample]:

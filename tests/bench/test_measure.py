@@ -41,7 +41,7 @@ def test_generators_that_take_turns_are_told_which_turn_is_theirs():
         load.start(BY_NAME["capture-request-64B"], 1.5, number, 2)
     load.start(BY_NAME["request-1B"], 1.5)
     assert [" ".join(arguments) for arguments in started] == [
-        "turns 0 2 rr 192.0.2.1 80 64 1 1.5",
-        "turns 1 2 rr 192.0.2.1 80 64 1 1.5",
+        "turns 0 2 5 rr 192.0.2.1 80 64 1 1.5",
+        "turns 1 2 5 rr 192.0.2.1 80 64 1 1.5",
         "rr 192.0.2.1 80 1 1 1.5",
     ]
