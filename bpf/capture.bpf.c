@@ -346,6 +346,12 @@ static __always_inline void end(struct bpf_sock_ops *ops, __u32 from)
 		bpf_map_delete_elem(&mesh_underway, &t);
 }
 
+/* Until the socket's next SYN: a connect() of it that fails before, as its tuple is another's, ends with the same change. */
+static __always_inline void be_told_no_more(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
 SEC("sockops")
 int mesh_sockops(struct bpf_sock_ops *ops)
 {
@@ -366,6 +372,7 @@ int mesh_sockops(struct bpf_sock_ops *ops)
 		if (ops->args[1] == BPF_TCP_CLOSE) {
 			end(ops, ops->args[0]);
 			end_direct(ops, ops->args[0]);
+			be_told_no_more(ops);
 		}
 		break;
 	}

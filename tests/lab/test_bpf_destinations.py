@@ -147,6 +147,22 @@ def test_who_goes_to_the_tunnel_by_himself_is_not_taken_for_who_was_there_before
     assert filed.get(key) is None
 
 
+def test_what_was_said_before_it_was_broken_off_goes_nowhere_else(mesh, server, version):
+    """Two from one port, before the tunnel asks for either: what is filed under their tuple is the second's."""
+    client, tunnel, ip = mesh.pods["web-1"], mesh.daemons["ztunnel-node1"], server.address(version)
+    astray = f"{FROM_PORT.format(ip=ip, port=PORT + 1, source=FROM)}connection.sendall(b'astray\\n')\n{scripts.RESET}\n"
+    kept = f"{FROM_PORT.format(ip=ip, port=PORT, source=FROM)}print('both', flush=True){SAY}"
+    name = f"both{version}"
+    tunnel.signal(signal.SIGSTOP)
+    try:
+        mesh.start_in(client, name, scripts.python(f"import struct{astray}{kept}"))
+        wait_until("both are filed", lambda: "both" in mesh.layout.log(name).read_text(), SOON_S)
+    finally:
+        tunnel.signal(signal.SIGCONT)
+    wait_until("the second is answered", lambda: "said hello" in mesh.layout.log(name).read_text(), SOON_S)
+    assert "astray" not in mesh.layout.log("listener").read_text()
+
+
 @pytest.mark.parametrize("way", ["taken", "free"])
 def test_connections_find_their_way_whether_or_not_their_place_is_anothers(mesh, server, version, way):
     client, ip = mesh.pods["web-1"].address(version), server.address(version)

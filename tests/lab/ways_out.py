@@ -122,19 +122,27 @@ def again_after_a_refusal(ip, port):
 
 
 def again_after_its_tuple_was_taken(ip, port):
-    """From the port of another socket, both at the tunnel: only when that one is gone there is a way."""
-    with made(ip) as first, made(ip) as sock:
-        for each in (first, sock):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Was at the tunnel before, and comes from the port of another that is, who loses nothing by that."""
+    with sharing(ip) as sock, sharing(ip) as first:
         first.bind(("", 0))
-        first.connect((ip, port))
-        talk(first)
         sock.bind(("", first.getsockname()[1]))
+        sock.connect((ip, port))
+        talk(sock)
+        disconnect(sock)
+        first.connect((ip, port))
         assert sock.connect_ex((ip, port)) == errno.EADDRNOTAVAIL
+        assert talk(first)["peer"] == ip
         first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         first.close()
         sock.connect((ip, port))
         return talk(sock)
+
+
+def sharing(ip, protocol=0):
+    """Its port, with others that do so."""
+    sock = made(ip, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return sock
 
 
 WAYS = (
