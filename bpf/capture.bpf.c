@@ -90,7 +90,9 @@ static __always_inline int remember(struct bpf_sock_addr *ctx, const struct mesh
 		return keep(sk, &asked);
 	if (bpf_sk_storage_get(&mesh_asked, sk, 0, 0)) /* that takes no reference, as deleting does */
 		bpf_sk_storage_delete(&mesh_asked, sk);
-	return hand_over(bpf_get_socket_cookie(ctx), &asked) || keep(sk, &asked);
+	if (!is_subflow(sk) && hand_over(bpf_get_socket_cookie(ctx), &asked))
+		return 1;
+	return keep(sk, &asked);
 }
 
 /*

@@ -23,6 +23,12 @@ struct {
 	__type(value, struct mesh_peer);
 } mesh_peers SEC(".maps");
 
+/* The kernel's own socket: where it goes, sock_release is not called. */
+static __always_inline int is_subflow(struct bpf_sock *sk)
+{
+	return mesh_multipath && bpf_skc_to_mptcp_sock(sk);
+}
+
 /*
  * The subflow that connect() of the socket itself uses is the first, and the same when the socket is used again. Others
  * (MP_JOIN) go where the kernel sends them, which is nobody's wish. So even one that was not diverted is written down.

@@ -138,6 +138,15 @@ def again_after_its_tuple_was_taken(ip, port):
         return talk(sock)
 
 
+def beside_one_by_multipath_that_finds_no_way(ip, port):
+    with sharing(ip) as sock, sharing(ip, IPPROTO_MPTCP) as other:
+        sock.bind(("", 0))
+        sock.connect((ip, port))
+        other.bind(("", sock.getsockname()[1]))
+        assert other.connect_ex((ip, port)) == errno.EADDRNOTAVAIL
+        return talk(sock)
+
+
 def sharing(ip, protocol=0):
     """Its port, with others that do so."""
     sock = made(ip, protocol)
@@ -158,6 +167,7 @@ WAYS = (
     fast_open_by_connect,
     again_after_a_refusal,
     again_after_its_tuple_was_taken,
+    beside_one_by_multipath_that_finds_no_way,
 )
 
 
