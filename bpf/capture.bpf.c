@@ -3,8 +3,8 @@
  * Connections out of a workload, on its control group: sent to the tunnel's listener before the first packet, with the
  * destination kept beside the socket. What is captured is decided in capture.h; here it is done, and done or refused.
  *
- * The destination travels: connect() keeps it with the client's socket; the socket's tuple carries it over before the
- * SYN (so that fast open is no exception); the tunnel's accepted socket takes it when asked for SO_ORIGINAL_DST.
+ * The destination travels: connect() hands it over to the callback before the SYN (so that fast open is no exception), which
+ * files it under the socket's tuple; the tunnel's accepted socket takes it when asked for SO_ORIGINAL_DST.
  */
 #include "sockets.h"
 
@@ -65,28 +65,34 @@ static __always_inline enum mesh_why judge(struct bpf_sock_addr *ctx, const stru
 	return mesh_outbound(who, ctx->protocol, to, port, own, left);
 }
 
-/* Keeps where the socket wanted to go. A socket that goes somewhere else now must not be told the old tale. */
-static __always_inline int keep(struct bpf_sock_addr *ctx, const struct mesh_address *to)
+/* A socket that goes somewhere else now must not be told the old tale. */
+static __always_inline void forget(struct bpf_sock_addr *ctx)
 {
-	struct mesh_destination *asked;
+	struct mesh_destination dropped;
+	struct bpf_sock *sk = ctx->sk;
+
+	if (!sk)
+		return;
+	bpf_sk_storage_delete(&mesh_asked, sk);
+	if (ctx->protocol == MESH_TCP)
+		take_over(bpf_get_socket_cookie(ctx), &dropped);
+}
+
+/* A datagram's socket asks nobody in between: what it is told comes from where it keeps it. */
+static __always_inline int remember(struct bpf_sock_addr *ctx, const struct mesh_address *to)
+{
+	struct mesh_destination asked = { .ip = *to, .port_be = (__u16)ctx->user_port };
 	struct bpf_sock *sk = ctx->sk;
 
 	if (!sk)
 		return 0;
-	asked = bpf_sk_storage_get(&mesh_asked, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!asked)
-		return 0;
-	asked->ip = *to;
-	asked->port_be = (__u16)ctx->user_port;
-	return 1;
-}
-
-static __always_inline void forget(struct bpf_sock_addr *ctx)
-{
-	struct bpf_sock *sk = ctx->sk;
-
-	if (sk)
+	if (ctx->protocol != MESH_TCP)
+		return keep(sk, &asked);
+	if (bpf_sk_storage_get(&mesh_asked, sk, 0, 0)) /* that takes no reference, as deleting does */
 		bpf_sk_storage_delete(&mesh_asked, sk);
+	if (!is_subflow(sk) && hand_over(bpf_get_socket_cookie(ctx), &asked))
+		return 1;
+	return keep(sk, &asked);
 }
 
 /*
@@ -113,10 +119,10 @@ static __always_inline int divert(struct bpf_sock_addr *ctx, struct mesh_address
 		forget(ctx);
 		return 0;
 	}
-	if (!keep(ctx, to))
-		return -1; /* without it the tunnel could not tell where to, nor the application whom it asked for */
 	if (why == MESH_CAPTURED && go_direct(ctx, who, &id, to, port_be))
 		return 1;
+	if (!remember(ctx, to))
+		return -1; /* without it the tunnel could not tell where to, nor the application whom it asked for */
 	side = mesh_side(to);
 	*to = why == MESH_DNS_CAPTURED ? who->dns_listen[side & 1] : who->listen[side & 1];
 	*port_be = bpf_htons(why == MESH_DNS_CAPTURED ? who->dns_port[side & 1] : who->tcp_port[side & 1]);
@@ -194,6 +200,18 @@ int mesh_sendmsg6(struct bpf_sock_addr *ctx)
 	return divert6(ctx) < 0 ? REFUSE : ALLOW;
 }
 
+/* Of a connection to the tunnel. */
+static __always_inline struct mesh_destination *filed_of(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
+{
+	struct mesh_tuple t = {};
+
+	if (ctx->protocol != MESH_TCP || !mesh_is_met_at(bpf_ntohs(sk->dst_port)))
+		return 0;
+	read_tuple_of(sk, &t, 0);
+	t.netns = bpf_get_netns_cookie(ctx);
+	return bpf_map_lookup_elem(&mesh_underway, &t);
+}
+
 /* What the socket's owner takes its peer to be. */
 static __always_inline struct mesh_destination *asked_of(struct bpf_sock_addr *ctx)
 {
@@ -203,7 +221,9 @@ static __always_inline struct mesh_destination *asked_of(struct bpf_sock_addr *c
 	if (!sk)
 		return 0;
 	asked = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
-	return asked ? asked : asked_of_whole(sk);
+	if (!asked)
+		asked = asked_of_whole(sk);
+	return asked ? asked : filed_of(ctx, sk);
 }
 
 static __always_inline int name_peer4(struct bpf_sock_addr *ctx)
@@ -275,20 +295,63 @@ int mesh_bind6(struct bpf_sock_addr *ctx)
 	return may_bind(ctx);
 }
 
-/* Before the SYN is built the tuple is complete. */
+static __always_inline int wanted_of(struct bpf_sock_ops *ops, struct bpf_sock *sk, struct mesh_destination *asked)
+{
+	struct mesh_destination *kept;
+
+	if (take_over(bpf_get_socket_cookie(ops), asked))
+		return 1;
+	kept = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
+	if (kept)
+		*asked = *kept;
+	return kept != 0;
+}
+
+/* Before the SYN is built the tuple is complete. Who goes to the tunnel by himself gets nobody's destination. */
 static __always_inline void begin(struct bpf_sock_ops *ops)
 {
-	struct mesh_destination *asked;
-	struct mesh_tuple t = {};
+	struct mesh_destination asked = {};
 	struct bpf_sock *sk = ops->sk;
+	struct mesh_tuple t = {};
+	int diverted;
 
 	if (!sk)
 		return;
-	asked = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
-	if (!asked)
+	diverted = wanted_of(ops, sk, &asked);
+	if (mesh_multipath)
+		name_whole(ops, sk, diverted ? &asked : 0);
+	if (begin_direct(ops))
 		return;
 	read_tuple(ops, &t, 0);
-	bpf_map_update_elem(&mesh_underway, &t, asked, BPF_ANY);
+	if (diverted && !bpf_map_update_elem(&mesh_underway, &t, &asked, BPF_ANY))
+		bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	else if (mesh_is_met_at(t.to_port))
+		bpf_map_delete_elem(&mesh_underway, &t);
+}
+
+/*
+ * The tuple is free from now on. A tunnel that has not accepted yet may ask still, unless the connection was broken off, by
+ * whichever end: `from` is the state of TCP that it closes from.
+ */
+static __always_inline void end(struct bpf_sock_ops *ops, __u32 from)
+{
+	struct mesh_destination *filed;
+	struct mesh_tuple t = {};
+
+	read_tuple(ops, &t, 0);
+	if (!mesh_is_met_at(t.to_port))
+		return;
+	filed = bpf_map_lookup_elem(&mesh_underway, &t);
+	if (filed && filed->state == MESH_FILED && mesh_is_orderly(from))
+		filed->state = MESH_CLIENT_GONE;
+	else if (filed)
+		bpf_map_delete_elem(&mesh_underway, &t);
+}
+
+/* Until the socket's next SYN: a connect() of it that fails before, as its tuple is another's, ends with the same change. */
+static __always_inline void be_told_no_more(struct bpf_sock_ops *ops)
+{
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 SEC("sockops")
@@ -296,10 +359,7 @@ int mesh_sockops(struct bpf_sock_ops *ops)
 {
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
-		if (mesh_multipath)
-			name_whole(ops);
-		if (!begin_direct(ops))
-			begin(ops);
+		begin(ops);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		open_direct(ops);
@@ -311,9 +371,22 @@ int mesh_sockops(struct bpf_sock_ops *ops)
 		listen_unmarked(ops);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		if (ops->args[1] == BPF_TCP_CLOSE)
+		if (ops->args[1] == BPF_TCP_CLOSE) {
+			end(ops, ops->args[0]);
 			end_direct(ops, ops->args[0]);
+			be_told_no_more(ops);
+		}
 		break;
 	}
+	return ALLOW;
+}
+
+/* A socket that goes before its SYN. */
+SEC("cgroup/sock_release")
+int mesh_release(struct bpf_sock *sk)
+{
+	struct mesh_destination dropped;
+
+	take_over(bpf_get_socket_cookie(sk), &dropped);
 	return ALLOW;
 }

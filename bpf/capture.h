@@ -52,6 +52,7 @@ enum mesh_flag {
 	MESH_EXCLUSIONS = 1 << 5,    /* some of mesh_left_ports, mesh_left_ranges is the workload's */
 	MESH_MORE_ADDRESSES = 1 << 6, /* it has others than `listen`: mesh_own has them all */
 	MESH_GOES_DIRECT = 1 << 7,    /* takes part in the direct path within the node: all hooks for it hang */
+	MESH_ONE_IPV4 = 1 << 8,	      /* `listen` is all that it has of the family, whatever it has of the other */
 };
 
 /* Who a socket belongs to: the cookie of its network namespace, or the id of a control group in the host's. */
@@ -73,11 +74,14 @@ struct mesh_workload {
 	__u32 zero;
 };
 
+/* Of what is filed under a tuple. The client's end removes it, and where the tunnel has not asked yet, the tunnel does. */
+enum mesh_filed { MESH_FILED, MESH_TAKEN, MESH_CLIENT_GONE };
+
 /* Where a socket's owner wanted to go. */
 struct mesh_destination {
 	struct mesh_address ip;
 	__u16 port_be;
-	__u16 zero;
+	__u16 state; /* enum mesh_filed */
 };
 
 /* What is kept with an MPTCP socket. `diverted`: else its peer is whom it is connected to. */
@@ -203,6 +207,12 @@ MESH_INLINE int mesh_is_loopback(const struct mesh_address *a)
 	if (mesh_is_ipv4(a))
 		return MESH_BE32(a->word_be[3]) >> 24 == 127;
 	return !a->word_be[0] && !a->word_be[1] && !a->word_be[2] && a->word_be[3] == MESH_BE32(1);
+}
+
+/* Where captured TCP comes to the tunnel: only there is anything filed under a connection's tuple. */
+MESH_INLINE int mesh_is_met_at(__u16 port)
+{
+	return port == MESH_OUTBOUND_PORT || port == MESH_DNS_CAPTURE_PORT;
 }
 
 /* connect() to :: or 0.0.0.0 means this machine. */
@@ -347,6 +357,14 @@ MESH_INLINE __u64 mesh_sent(__u64 acknowledged, __u32 from)
 	__u64 more = 1 + (fin_acknowledged >> from & 1);
 
 	return acknowledged > more ? acknowledged - more : 0;
+}
+
+/* Closed by a FIN of this end: whoever accepts it still finds what was sent. `from`: TCP's state until now. */
+MESH_INLINE int mesh_is_orderly(__u32 from)
+{
+	const __u32 fin_sent = 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 11; /* FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING */
+
+	return fin_sent >> from & 1;
 }
 
 /* The peer's FIN has come, or, from FIN_WAIT2 of a socket that nobody holds any longer, may yet come: then one too few. */

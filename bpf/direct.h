@@ -84,18 +84,21 @@ static __always_inline int unmark(struct bpf_sock_addr *ctx)
 	return set_mark(ctx, sk->mark & ~MESH_MARK_MASK);
 }
 
-static __always_inline int note(struct bpf_sock_addr *ctx, const struct mesh_pass *pass, __u64 netns, __u64 now)
+static __always_inline int note(struct bpf_sock_addr *ctx, const struct mesh_pass *pass, __u64 netns, __u64 now,
+				const struct mesh_destination *asked)
 {
 	struct mesh_direct_key key = { .socket = bpf_get_socket_cookie(ctx), .began_ns = now };
 	struct mesh_direct connection = { .pass = pass->number, .issuer = pass->issuer, .netns = netns };
+	struct mesh_destination dropped;
 	struct bpf_sock *sk = ctx->sk;
 	struct mesh_direct_key *noted;
 
+	take_over(key.socket, &dropped); /* of a connect() that failed before its SYN */
 	connection.tuple.netns = pass->netns;
 	if (!sk || bpf_map_update_elem(&mesh_direct, &key, &connection, BPF_NOEXIST))
 		return 0; /* nobody would see it */
 	noted = bpf_sk_storage_get(&mesh_noted, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (noted && set_mark(ctx, mesh_direct_mark(sk->mark))) {
+	if (noted && keep(sk, asked) && set_mark(ctx, mesh_direct_mark(sk->mark))) {
 		*noted = key;
 		return 1;
 	}
@@ -108,7 +111,8 @@ static __always_inline int note(struct bpf_sock_addr *ctx, const struct mesh_pas
 static __always_inline int go_direct(struct bpf_sock_addr *ctx, const struct mesh_workload *who, const struct mesh_id *id,
 				     struct mesh_address *to, __u16 *port_be)
 {
-	struct mesh_pass_key key = { .netns = id->number, .to = *to, .port_be = (__u16)ctx->user_port };
+	struct mesh_destination asked = { .ip = *to, .port_be = (__u16)ctx->user_port };
+	struct mesh_pass_key key = { .netns = id->number, .to = asked.ip, .port_be = asked.port_be };
 	const struct mesh_pass *pass;
 	__u64 now;
 
@@ -118,7 +122,7 @@ static __always_inline int go_direct(struct bpf_sock_addr *ctx, const struct mes
 	if (!pass)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (!is_good(pass, now) || !takes_part(pass->netns) || !note(ctx, pass, id->number, now))
+	if (!is_good(pass, now) || !takes_part(pass->netns) || !note(ctx, pass, id->number, now, &asked))
 		return 0;
 	*to = pass->to;
 	*port_be = pass->port_be;

@@ -95,7 +95,9 @@ static __always_inline int mesh_owns(const struct mesh_workload *who, const stru
 
 	if (mesh_same(ip, &who->listen[mesh_side(ip)]))
 		return 1;
-	return who->flags & MESH_MORE_ADDRESSES && bpf_map_lookup_elem(&mesh_own, &key);
+	if (!(who->flags & MESH_MORE_ADDRESSES) || (who->flags & MESH_ONE_IPV4 && mesh_is_ipv4(ip)))
+		return 0;
+	return bpf_map_lookup_elem(&mesh_own, &key) != 0;
 }
 
 /* Whether the workload's owner wants a port, or an address, of one direction left alone. */

@@ -23,20 +23,22 @@ struct {
 	__type(value, struct mesh_peer);
 } mesh_peers SEC(".maps");
 
+/* The kernel's own socket: where it goes, sock_release is not called. */
+static __always_inline int is_subflow(struct bpf_sock *sk)
+{
+	return mesh_multipath && bpf_skc_to_mptcp_sock(sk);
+}
+
 /*
  * The subflow that connect() of the socket itself uses is the first, and the same when the socket is used again. Others
  * (MP_JOIN) go where the kernel sends them, which is nobody's wish. So even one that was not diverted is written down.
  */
-static __always_inline void name_whole(struct bpf_sock_ops *ops)
+static __always_inline void name_whole(struct bpf_sock_ops *ops, struct bpf_sock *sk, const struct mesh_destination *asked)
 {
-	struct mesh_destination *asked;
-	struct bpf_sock *sk = ops->sk;
 	struct mptcp_sock *whole;
 	struct mesh_peer *peer;
 	__u64 subflow;
 
-	if (!sk)
-		return;
 	whole = bpf_skc_to_mptcp_sock(sk);
 	if (!whole)
 		return;
@@ -44,7 +46,6 @@ static __always_inline void name_whole(struct bpf_sock_ops *ops)
 	peer = bpf_sk_storage_get(&mesh_peers, whole, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!peer || (peer->subflow && peer->subflow != subflow))
 		return;
-	asked = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
 	peer->subflow = subflow;
 	peer->diverted = asked != 0;
 	if (asked)

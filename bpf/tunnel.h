@@ -9,33 +9,29 @@
 #include "sockets.h"
 
 /*
- * The accepted socket as its client sees it, from there on found with the socket. Done when the tunnel asks and not when
- * the handshake ends: that is within the client's connect(), which would wait for it.
+ * What the accepted socket's client filed, from there on found with the socket. Done when the tunnel asks and not when the
+ * handshake ends: that is within the client's connect(), which would wait for it. Read before it is said to be taken: from
+ * then on the client's end may free the entry.
  */
 static __always_inline struct mesh_destination *take_destination(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 {
-	struct mesh_tuple t = { .from_port = bpf_ntohs(sk->dst_port), .to_port = (__u16)sk->src_port };
 	struct mesh_destination *underway, *taken;
+	struct mesh_tuple t = {};
 
-	if (sk->family == MESH_AF_INET) {
-		t.from = mesh_mapped(MESH_READ(sk, bpf_sock, dst_ip4));
-		t.to = mesh_mapped(MESH_READ(sk, bpf_sock, src_ip4));
-	} else {
-		t.from.word_be[0] = MESH_READ(sk, bpf_sock, dst_ip6[0]);
-		t.from.word_be[1] = MESH_READ(sk, bpf_sock, dst_ip6[1]);
-		t.from.word_be[2] = MESH_READ(sk, bpf_sock, dst_ip6[2]);
-		t.from.word_be[3] = MESH_READ(sk, bpf_sock, dst_ip6[3]);
-		t.to.word_be[0] = MESH_READ(sk, bpf_sock, src_ip6[0]);
-		t.to.word_be[1] = MESH_READ(sk, bpf_sock, src_ip6[1]);
-		t.to.word_be[2] = MESH_READ(sk, bpf_sock, src_ip6[2]);
-		t.to.word_be[3] = MESH_READ(sk, bpf_sock, src_ip6[3]);
-	}
+	read_tuple_of(sk, &t, 1);
 	t.netns = bpf_get_netns_cookie(ctx);
 	underway = bpf_map_lookup_elem(&mesh_underway, &t);
 	if (!underway)
 		return 0;
 	taken = bpf_sk_storage_get(&mesh_asked, sk, underway, BPF_SK_STORAGE_GET_F_CREATE);
-	bpf_map_delete_elem(&mesh_underway, &t);
+	if (bpf_map_lookup_elem(&mesh_underway, &t) != underway) {
+		bpf_sk_storage_delete(&mesh_asked, sk); /* gone meanwhile: what was read may be another connection's */
+		return 0;
+	}
+	if (underway->state == MESH_CLIENT_GONE)
+		bpf_map_delete_elem(&mesh_underway, &t);
+	else
+		underway->state = MESH_TAKEN;
 	return taken;
 }
 

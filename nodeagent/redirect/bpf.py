@@ -322,7 +322,7 @@ class Bpf:
                 _unlink_all(pins, TUNNEL_HOOKS)
 
     def _upgrade(self, programs: Programs) -> None:
-        every = ((self._pins.workloads(), _ALL_HOOKS), (self._pins.tunnels(), TUNNEL_HOOKS))
+        every = ((self._pins.tunnels(), TUNNEL_HOOKS), (self._pins.workloads(), _ALL_HOOKS))  # takers before givers
         for pins, hooks in (*every, (self._pins.kubelets(), PROBE_HOOKS)):
             for directory in pins:
                 for name, hook in hooks.items():

@@ -46,6 +46,7 @@ class Hook:
 
 WORKLOAD_HOOKS: Final = {
     "sockops": Hook("mesh_sockops", 3),  # before connect4: a diverted connection must not go without its destination
+    "release": Hook("mesh_release", 34),
     "bind4": Hook("mesh_bind4", 8),
     "bind6": Hook("mesh_bind6", 9),
     "getpeername4": Hook("mesh_getpeername4", 29),

@@ -53,6 +53,7 @@ class Flag(IntFlag):
     EXCLUSIONS = 1 << 5
     MORE_ADDRESSES = 1 << 6
     GOES_DIRECT = 1 << 7
+    ONE_IPV4 = 1 << 8
 
 
 OUTCOMES: Final = (
@@ -86,7 +87,8 @@ class Workload:
 def pod(options: Options, addresses: Iterable[str]) -> Workload:
     """A pod's listeners are met at its own address: then the kernel gives the connection that address as its source,
     which the tunnel and the application take for the pod's. `addresses`: those of its interfaces, loopback's not."""
-    usable = [a for a in map(ip_address, addresses) if not a.is_link_local]
+    present = [ip_address(text) for text in addresses]
+    usable = [a for a in present if not a.is_link_local]
     four = next((a for a in usable if a.version == 4), None)
     six = next((a for a in usable if a.version == 6), None)
     wanted = {
@@ -99,6 +101,7 @@ def pod(options: Options, addresses: Iterable[str]) -> Workload:
             options.excluded_inbound_ports or options.excluded_outbound_ports or options.excluded_outbound_ranges
         ),
         Flag.MORE_ADDRESSES: True,
+        Flag.ONE_IPV4: four is not None and [a for a in present if a.version == 4] == [four],
         Flag.GOES_DIRECT: options.direct and not options.ingress_mode,
     }
     flags = Flag(sum(flag for flag, on in wanted.items() if on))

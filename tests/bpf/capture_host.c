@@ -26,6 +26,8 @@ __u32 direct_mark(__u32 mark) { return mesh_direct_mark(mark); }
 int has_direct_mark(__u32 mark) { return mesh_has_direct_mark(mark); }
 __u64 sent(__u64 acknowledged, __u32 from) { return mesh_sent(acknowledged, from); }
 __u64 received(__u64 bytes, __u32 from) { return mesh_received(bytes, from); }
+int orderly(__u32 from) { return mesh_is_orderly(from); }
+int met_at(__u16 port) { return mesh_is_met_at(port); }
 int is_direct_ticket(__u64 now) { return mesh_is_direct_ticket(mesh_direct_ticket(now)); }
 
 int good(__u64 epoch, __u64 until_ns, __u64 now_epoch, __u64 seen_ns, __u64 now)

@@ -196,9 +196,32 @@ def test_the_peers_fin_is_no_byte(c, state, counted, received):
     assert c.received(ctypes.c_uint64(counted), state) == received
 
 
+def test_what_this_end_closed_by_a_fin_may_still_be_asked_for(c):
+    """And what was broken off, or never opened, may not: FIN_WAIT1 and 2, TIME_WAIT, LAST_ACK, CLOSING."""
+    assert [state for state in range(1, 13) if c.orderly(state)] == [4, 5, 6, 9, 11]
+
+
+def test_tcp_meets_the_tunnel_at_two_ports(c):
+    assert [port for port in range(65536) if c.met_at(port)] == [plan.OUTBOUND_PORT, plan.DNS_CAPTURE_PORT]
+
+
 @pytest.mark.parametrize("now", [0, 1, 2**63])
 def test_a_workloads_ticket_is_told_from_the_tunnels(c, now):
     assert c.is_direct_ticket(ctypes.c_uint64(now))
+
+
+@pytest.mark.parametrize(
+    ("addresses", "one"),
+    [
+        (["10.244.1.7"], True),
+        (["10.244.1.7", "fd00::7", "fe80::1"], True),
+        (["10.244.1.7", "10.1.0.7"], False),
+        (["10.244.1.7", "169.254.3.4"], False),
+        (["fd00::7"], False),
+    ],
+)
+def test_a_pod_with_one_ipv4_address_says_so(addresses, one):
+    assert bool(records.pod(plan.Options(), addresses).flags & Flag.ONE_IPV4) == one
 
 
 def test_a_pod_is_met_at_its_own_addresses_and_a_missing_family_at_loopback(c):

@@ -111,7 +111,7 @@ def test_a_kernel_that_cannot_tell_the_peer_of_an_mptcp_socket_captures_all_the_
     header.write_text(header.read_text().replace("bpf_skc_to_mptcp_sock(sk)", lacking))
     made = tmp_path / "objects/capture.bpf.o"
     subprocess.run(["make", "-s", "-C", header.parent, f"OUT={made.parent}", made], check=True)
-    with pytest.raises(libbpf.BpfError, match="mesh_sockops"):
+    with pytest.raises(libbpf.BpfError, match="mesh_connect4"):
         libbpf.Object(made, None, bpf_records.pack_abilities(multipath=True), bpf_programs.ABLE)
     with libbpf.Object(made, None, bpf_records.pack_abilities(multipath=False), bpf_programs.ABLE) as loaded:
         assert "mesh_connect4" in loaded.programs
@@ -211,11 +211,13 @@ def test_what_a_pod_left_while_no_agent_was_there_goes_with_the_next_one(mesh):
     wait_until("the others are back", lambda: _in_mesh(mesh, "node1"), SOON_S)
 
 
-def test_a_link_that_somebody_took_is_missed_and_put_back(mesh, pods):
-    pin = _pins(mesh, pods["web-1"]) / "connect4"
+@pytest.mark.parametrize("hook", ["connect4", "release"])
+def test_a_link_that_somebody_took_is_missed_and_put_back(mesh, pods, hook):
+    """Or that an agent of an earlier version did not put in, as `release`."""
+    pin = _pins(mesh, pods["web-1"]) / hook
     pin.unlink()
     verified = {pod["name"]: pod["differences"] for pod in mesh.ask("nodeagent-node1", "/verify")}
-    assert verified["web-1"] == ["the hook connect4 is missing"]
+    assert verified["web-1"] == [f"the hook {hook} is missing"]
     mesh.daemons["nodeagent-node1"].signal(signal.SIGKILL)
     mesh.start_agent("node1")
     wait_until("it is repaired", pin.exists, SOON_S)

@@ -4,9 +4,11 @@
 """
 
 import ctypes
+import errno
 import json
 import select
 import socket
+import struct
 import sys
 
 MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, IPPROTO_MPTCP = 0x20000000, 30, 262
@@ -119,6 +121,39 @@ def again_after_a_refusal(ip, port):
         return talk(sock)
 
 
+def again_after_its_tuple_was_taken(ip, port):
+    """Was at the tunnel before, and comes from the port of another that is, who loses nothing by that."""
+    with sharing(ip) as sock, sharing(ip) as first:
+        first.bind(("", 0))
+        sock.bind(("", first.getsockname()[1]))
+        sock.connect((ip, port))
+        talk(sock)
+        disconnect(sock)
+        first.connect((ip, port))
+        assert sock.connect_ex((ip, port)) == errno.EADDRNOTAVAIL
+        assert talk(first)["peer"] == ip
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        first.close()
+        sock.connect((ip, port))
+        return talk(sock)
+
+
+def beside_one_by_multipath_that_finds_no_way(ip, port):
+    with sharing(ip) as sock, sharing(ip, IPPROTO_MPTCP) as other:
+        sock.bind(("", 0))
+        sock.connect((ip, port))
+        other.bind(("", sock.getsockname()[1]))
+        assert other.connect_ex((ip, port)) == errno.EADDRNOTAVAIL
+        return talk(sock)
+
+
+def sharing(ip, protocol=0):
+    """Its port, with others that do so."""
+    sock = made(ip, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return sock
+
+
 WAYS = (
     plainly,
     without_blocking,
@@ -131,6 +166,8 @@ WAYS = (
     fast_open,
     fast_open_by_connect,
     again_after_a_refusal,
+    again_after_its_tuple_was_taken,
+    beside_one_by_multipath_that_finds_no_way,
 )
 
 
