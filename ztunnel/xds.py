@@ -34,6 +34,8 @@ _REFUSED_US: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSIO
 _LOST: Final = "Internal error from Core"
 _ANSWER_S: Final = 0.5
 _IDLE, _CONNECTING = grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING
+# For so long parts of one offer wait for each other: every snapshot is a copy of all that the next part touches.
+_TOGETHER_S: Final = 0.5
 _NORMAL: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 _log = log.get("xds")
@@ -63,6 +65,7 @@ class XdsClient:
         self._subscriber = Subscriber(make_node(settings), TYPES)
         self._backoff = Backoff()
         self._unheard = False
+        self._draft_since: float | None = None
         self.in_force = asyncio.Event()
         self.connected = False
         self.last_error = ""
@@ -107,6 +110,7 @@ class XdsClient:
         """For ever. Raises OperatorError: the very first connection shows that a person has to act."""
         while True:
             reason = await self._attempt()
+            await self._finish_draft()
             self._metrics.count("istio_xds_connection_terminations_total", reason=reason)
             self.connected = False
             wait_s = self._backoff.failed()
@@ -181,7 +185,7 @@ class XdsClient:
             _log.error("a type that was not asked for", type_url=batch.type_url)
             return self._subscriber.settle(batch)
         upserts = [(name, data) for name, _, data in batch.upserts]
-        refused = await self._dataplane.apply(batch.type_url, upserts, batch.removed)
+        refused = await self._dataplane.apply(batch.type_url, upserts, batch.removed, more=self._waits(batch))
         answer = self._subscriber.settle(batch, refused)
         if self._store:
             self._store.record(batch, refused)
@@ -195,8 +199,22 @@ class XdsClient:
             self._store.changed()
         return answer
 
+    def _waits(self, batch: Batch) -> bool:
+        """Whether it comes into force together with what follows."""
+        now = time.monotonic()
+        began = now if self._draft_since is None else self._draft_since
+        waits = batch.partial and now - began < _TOGETHER_S
+        self._draft_since = began if waits else None
+        return waits
+
+    async def _finish_draft(self) -> None:
+        """What has come of an offer that broke off is in force without the rest."""
+        if self._draft_since is not None:
+            self._draft_since = None
+            await self._dataplane.apply(ADDRESS_TYPE, [], [])
+
     def _remember_refused(self, batch: Batch, refused: list[tuple[str, str]]) -> None:
-        for name in [*batch.removed, *(name for name, *_ in batch.upserts)]:
+        for name in [*batch.removed, *(name for name, *_ in batch.upserts)] if self.refused else ():
             self.refused.pop(name, None)
         self.refused.update([*batch.malformed, *refused][:MOST_REFUSED])
 

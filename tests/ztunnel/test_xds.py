@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, PARTIAL
 from mesh.errors import OperatorError, PeerError
 from mesh.gen import xds_pb2_grpc
 from mesh.gen.authorization_pb2 import Authorization
@@ -273,6 +273,18 @@ def test_a_policy_that_was_refused_is_refused_again_after_a_restart_and_the_rest
         assert again.in_force.is_set()
         versions = {each.type_url: dict(each.initial_resource_versions) for each in again._subscriber.start()}
         assert versions[AUTHORIZATION_TYPE] == {"deny": "1", "bad": ""}
+
+    asyncio.run(main())
+
+
+def test_parts_come_into_force_together_and_those_of_an_offer_that_breaks_off_without_the_rest(make, core):
+    async def main():
+        client = make(1)
+        part = _response(ADDRESS_TYPE, web=WEB)
+        part.system_version_info = PARTIAL
+        await client.take(part)
+        assert core.tables[ADDRESS_TYPE] == {}
+        await during(client.run(), until(lambda: core.tables[ADDRESS_TYPE] == {"web": WEB}))
 
     asyncio.run(main())
 
