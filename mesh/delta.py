@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mesh.errors import PeerError
-from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status
 
 ADDRESS_TYPE: Final = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION_TYPE: Final = "type.googleapis.com/istio.security.Authorization"
 WILDCARD: Final = "*"
-MAX_RESOURCES: Final = 5000
+MAX_RESOURCES: Final = 1000
+"""So that neither side works for longer than some milliseconds without a pause: others share the processor."""
 MAX_BYTES: Final = 2 * 1024 * 1024
 """Of the resources in one response, which ends with the one that passes it: below gRPC's usual limit of 4 MiB."""
 PARTIAL: Final = "partial"
@@ -45,7 +46,7 @@ class Batch:
     """What one response asks for: `upserts` are (name, version, data); a name is in at most one of the two lists.
 
     `malformed` never reached the upserts. `wanted` is false for a type nobody asked for: acknowledge, do not apply.
-    `partial`: more of the same follows.
+    `partial`: more of the same follows. `whole`: the response, when each of its resources is in `upserts`.
     """
 
     type_url: str
@@ -55,6 +56,7 @@ class Batch:
     malformed: list[Refusal] = field(default_factory=list)
     wanted: bool = True
     partial: bool = False
+    whole: DeltaDiscoveryResponse | None = field(default=None, repr=False, compare=False)
 
 
 REFUSED: Final = ""
@@ -109,7 +111,9 @@ class Subscriber:
         removed = [name for name in response.removed_resources if name not in upserts]
         wanted = response.type_url in self._held
         partial = response.system_version_info == PARTIAL
-        return Batch(response.type_url, response.nonce, list(upserts.values()), removed, malformed, wanted, partial)
+        whole = response if len(upserts) == len(response.resources) else None
+        taken = list(upserts.values())
+        return Batch(response.type_url, response.nonce, taken, removed, malformed, wanted, partial, whole)
 
     def settle(self, batch: Batch, refused: Iterable[Refusal] = ()) -> DeltaDiscoveryRequest:
         """Records what was taken; returns the ACK, or the NACK when anything was refused.
@@ -133,7 +137,8 @@ class Subscriber:
             held.pop(name, None)
         held.update((name, version) for name, version, _ in batch.upserts if name not in refused)
         kept_out = self._refused[batch.type_url] | refused
-        self._refused[batch.type_url] = kept_out - held.keys() - set(batch.removed)
+        kept_out.difference_update(batch.removed)
+        self._refused[batch.type_url] = {name for name in kept_out if name not in held}
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +266,7 @@ class Publisher:
                 break
             name = watch.upserts.pop()
             item = watch.world[name]
-            response.resources.append(_resource(name, item))
+            _add(response, name, item)
             watch.sent[name] = item.version
             watch.owed.discard(name)
             size += len(item.data)
@@ -311,8 +316,6 @@ def _answer(request: DeltaDiscoveryRequest) -> Acked | Nacked:
     return Acked(request.type_url, request.response_nonce)
 
 
-def _resource(name: str, item: Versioned) -> Resource:
-    resource = Resource(name=name, version=item.version)
-    resource.resource.type_url = item.type_url
-    resource.resource.value = item.data
-    return resource
+def _add(response: DeltaDiscoveryResponse, name: str, item: Versioned) -> None:
+    content = response.resources.add(name=name, version=item.version).resource
+    content.type_url, content.value = item.type_url, item.data

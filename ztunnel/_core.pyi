@@ -43,10 +43,13 @@ class Core:
         `("drained", "", "")`: `drain()` has ended.  `("fault", where, what)`: a panic was contained; log it as error.
         """
 
-    def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]:
-        """Builds and swaps the next snapshot. `upserts`: (resource name, serialized istio.workload.Address or
-        istio.security.Authorization). Returns (name, why) of each refused one, whose old version stays in force.
-        Open connections are then judged again. Raises ValueError: `type_url` is neither of the two."""
+    def apply(
+        self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str], more: bool = False
+    ) -> list[tuple[str, str]]:
+        """Builds and swaps the next snapshot; with `more` a later call swaps it, together with its own. `upserts`:
+        (resource name, serialized istio.workload.Address or istio.security.Authorization). Returns (name, why) of each
+        refused one, whose old version stays in force. Pauses as long as it works while connections are open, which
+        are then judged again. Raises ValueError: `type_url` is neither of the two."""
 
     def restore(
         self, bundles: list[tuple[str, bytes]]

@@ -19,7 +19,9 @@ class Native(Protocol):
 
     def fileno(self) -> int: ...
     def take(self) -> list[tuple[str, str, str]]: ...
-    def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]: ...
+    def apply(
+        self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str], more: bool = ...
+    ) -> list[tuple[str, str]]: ...
     def restore(self, bundles: list[Bundle]) -> tuple[list[Names], list[tuple[str, str, str]]]: ...
     def enrol(
         self,
@@ -72,10 +74,12 @@ class Dataplane:
         self.core = core
         self._namespace_gone = namespace_gone
 
-    async def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]:
-        """(name, why) of each refused resource."""
+    async def apply(
+        self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str], more: bool = False
+    ) -> list[tuple[str, str]]:
+        """(name, why) of each refused resource. `more` is to come before it is in force."""
         try:
-            return await asyncio.to_thread(self.core.apply, type_url, upserts, removed)
+            return await asyncio.to_thread(self.core.apply, type_url, upserts, removed, more)
         except ValueError as error:
             raise LocalError(f"the core does not know the type {type_url}") from error
 

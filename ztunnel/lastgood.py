@@ -28,7 +28,7 @@ PACKED: Final = "zlib"
 """The version of an entry that is a bundle, without a name: of a file, whose entries were once the resources."""
 _FASTEST: Final = 1
 _TOGETHER: Final = 4096
-_SMALL: Final = 512
+_SMALL: Final = 256
 _SLACK: Final = 10_000
 _log: Final = log.get("lastgood")
 Item = tuple[str, str, bytes]
@@ -57,6 +57,17 @@ class Pile:
         rest = iter(items)
         while some := list(islice(rest, _TOGETHER)):
             self._pack(some)
+        if self._packed > 2 * len(self.where) + _SLACK:
+            self._repack()
+
+    def put_whole(self, response: DeltaDiscoveryResponse, names: list[str]) -> None:
+        """All of its resources, whose names these are, as they came: nothing is put together again."""
+        if len(names) > _TOGETHER:
+            self.put((each.name, each.version, each.resource.value) for each in response.resources)
+            return
+        for name in names:
+            self.drop(name)
+        self.adopt(_pack(response), names)
         if self._packed > 2 * len(self.where) + _SLACK:
             self._repack()
 
@@ -180,7 +191,10 @@ class LastGood:
             pile.drop(name)
             self._refused.discard(name)
         taken = [item for item in batch.upserts if item[0] not in kept_out]
-        pile.put(taken)
+        if batch.whole and taken and not kept_out:
+            pile.put_whole(batch.whole, [name for name, *_ in taken])
+        else:
+            pile.put(taken)
         if batch.type_url == AUTHORIZATION_TYPE:
             self._refused.difference_update(name for name, *_ in taken)
             closing = [(name, REFUSED, data) for name, _, data in batch.upserts if self._closes(name, kept_out, pile)]

@@ -34,6 +34,8 @@ _REFUSED_US: Final = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSIO
 _LOST: Final = "Internal error from Core"
 _ANSWER_S: Final = 0.5
 _IDLE, _CONNECTING = grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING
+# For so long parts of one offer wait for the last: every snapshot is a copy of all that the next part touches.
+_TOGETHER_S: Final = 0.5
 _NORMAL: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 _log = log.get("xds")
@@ -53,6 +55,7 @@ class XdsClient:
         store: LastGood | None,
         changed: Callable[[], None] = lambda: None,
         own_roots: Callable[[], str] = lambda: "",
+        together_s: float = _TOGETHER_S,
     ) -> None:
         self._settings = settings
         self._dataplane = dataplane
@@ -63,6 +66,11 @@ class XdsClient:
         self._subscriber = Subscriber(make_node(settings), TYPES)
         self._backoff = Backoff()
         self._unheard = False
+        self._together_s = together_s
+        self._applying = asyncio.Lock()
+        self._draft_ends: asyncio.TimerHandle | None = None
+        """None: nothing waits for its other parts."""
+        self._finishing: asyncio.Task[None] | None = None
         self.in_force = asyncio.Event()
         self.connected = False
         self.last_error = ""
@@ -107,6 +115,7 @@ class XdsClient:
         """For ever. Raises OperatorError: the very first connection shows that a person has to act."""
         while True:
             reason = await self._attempt()
+            await self._finish_draft()
             self._metrics.count("istio_xds_connection_terminations_total", reason=reason)
             self.connected = False
             wait_s = self._backoff.failed()
@@ -181,7 +190,7 @@ class XdsClient:
             _log.error("a type that was not asked for", type_url=batch.type_url)
             return self._subscriber.settle(batch)
         upserts = [(name, data) for name, _, data in batch.upserts]
-        refused = await self._dataplane.apply(batch.type_url, upserts, batch.removed)
+        refused = await self._apply(batch, upserts)
         answer = self._subscriber.settle(batch, refused)
         if self._store:
             self._store.record(batch, refused)
@@ -195,8 +204,33 @@ class XdsClient:
             self._store.changed()
         return answer
 
+    async def _apply(self, batch: Batch, upserts: list[tuple[str, bytes]]) -> list[tuple[str, str]]:
+        """What is part of an offer comes into force with the last one, or when the others keep it waiting."""
+        async with self._applying:
+            refused = await self._dataplane.apply(batch.type_url, upserts, batch.removed, more=batch.partial)
+            if not batch.partial:
+                self._forget_draft()
+            elif self._draft_ends is None:
+                self._draft_ends = asyncio.get_running_loop().call_later(self._together_s, self._draft_is_due)
+        return refused
+
+    def _draft_is_due(self) -> None:
+        self._finishing = asyncio.create_task(self._finish_draft())
+
+    async def _finish_draft(self) -> None:
+        """What has come of an offer is in force without the rest."""
+        async with self._applying:
+            if self._draft_ends is not None:
+                self._forget_draft()
+                await self._dataplane.apply(ADDRESS_TYPE, [], [])
+
+    def _forget_draft(self) -> None:
+        if self._draft_ends is not None:
+            self._draft_ends.cancel()
+        self._draft_ends = None
+
     def _remember_refused(self, batch: Batch, refused: list[tuple[str, str]]) -> None:
-        for name in [*batch.removed, *(name for name, *_ in batch.upserts)]:
+        for name in [*batch.removed, *(name for name, *_ in batch.upserts)] if self.refused else ():
             self.refused.pop(name, None)
         self.refused.update([*batch.malformed, *refused][:MOST_REFUSED])
 

@@ -64,6 +64,7 @@ class FakeCore:
         self.direct_maps: list[int] | None = None
         """Their inodes; None: nothing has been said."""
         self.tables: dict[str, dict[str, bytes]] = {ADDRESS_TYPE: {}, AUTHORIZATION_TYPE: {}}
+        self._coming: dict[str, dict[str, bytes]] | None = None
         self.enrolled: dict[str, tuple[int, int]] = {}
         self.keys_held: dict[str, ec.EllipticCurvePrivateKey] = {}
         self.searches: dict[str, list[str]] = {}
@@ -94,11 +95,14 @@ class FakeCore:
         events, self._events = self._events, []
         return events
 
-    def apply(self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str]) -> list[tuple[str, str]]:
+    def apply(
+        self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str], more: bool = False
+    ) -> list[tuple[str, str]]:
         self._alive()
         if type_url not in MESSAGES:
             raise ValueError(f"unknown type {type_url}")
-        table, refused = self.tables[type_url], []
+        coming = self._coming or {url: dict(table) for url, table in self.tables.items()}
+        table, refused = coming[type_url], []
         for name in removed:
             table.pop(name, None)
         for name, data in upserts:
@@ -108,6 +112,9 @@ class FakeCore:
                 refused.append((name, "cannot be decoded"))
             else:
                 table[name] = data
+        self._coming = coming if more else None
+        if not more:
+            self.tables = coming
         return refused
 
     def restore(
@@ -247,7 +254,8 @@ class FakeCore:
 
     def dump(self) -> bytes:
         self._alive()
-        shown: dict[str, Any] = {"workloads": [], "services": [], "policies": [], "certificates": []}
+        workloads = [{"uid": name} for name in self.tables[ADDRESS_TYPE]]
+        shown: dict[str, Any] = {"workloads": workloads, "services": [], "policies": [], "certificates": []}
         return json.dumps({**shown, "workloadState": {}}).encode()
 
     def explain(self, source: str, destination: str) -> bytes:

@@ -328,7 +328,7 @@ class Counted(dict):
 
 
 def test_an_offer_that_names_what_changed_costs_what_changed():
-    publisher, big = Publisher(), {f"r{n}": item("1") for n in range(5000)}
+    publisher, big = Publisher(max_resources=5000), {f"r{n}": item("1") for n in range(5000)}
     publisher.handle(DeltaDiscoveryRequest(type_url=T))
     first = publisher.offer(T, big)
     assert len(first.resources) == 5000

@@ -56,6 +56,16 @@ def test_resources_are_taken_or_refused_by_name(core):
         core.apply("type/T", [], [])
 
 
+def test_what_more_follows_on_comes_into_force_with_what_follows(core):
+    def known():
+        return [workload["uid"] for workload in json.loads(core.dump())["workloads"]]
+
+    assert core.apply(ADDRESS_TYPE, [("web", ADDRESS)], [], True) == []
+    assert known() == []
+    assert core.apply(AUTHORIZATION_TYPE, [], []) == []
+    assert known() == ["web"]
+
+
 def bundle(**resources):
     message = DeltaDiscoveryResponse()
     for name, data in resources.items():

@@ -44,6 +44,16 @@ def test_a_pile_holds_what_a_mapping_would(steps):
     assert pile.where.keys() == plain.keys()
 
 
+def test_a_response_that_is_kept_as_it_came_is_kept_like_its_parts():
+    pile = Pile(ADDRESS_TYPE)
+    pile.put([("a", "1", b"old"), ("b", "1", b"")])
+    response = DeltaDiscoveryResponse(nonce="7", removed_resources=["gone"])
+    for name, version, data in (("a", "2", b"new"), ("c", "1", b"")):
+        response.resources.add(name=name, version=version).resource.value = data
+    pile.put_whole(response, ["a", "c"])
+    assert content(pile) == {"a": ("2", b"new"), "b": ("1", b""), "c": ("1", b"")}
+
+
 def test_what_is_put_while_a_pile_is_written_is_not_mixed_in():
     pile = Pile(ADDRESS_TYPE)
     pile.put([("a", "1", b"old")])

@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, PARTIAL
 from mesh.errors import OperatorError, PeerError
 from mesh.gen import xds_pb2_grpc
 from mesh.gen.authorization_pb2 import Authorization
@@ -31,8 +31,8 @@ def plane(authority):
 
 @pytest.fixture
 def make(dataplane, settings_for):
-    def client(port, store=None, **more):
-        return XdsClient(settings_for(port, **more), dataplane, Metrics(), store)
+    def client(port, store=None, together_s=3600.0, **more):
+        return XdsClient(settings_for(port, **more), dataplane, Metrics(), store, together_s=together_s)
 
     return client
 
@@ -275,6 +275,32 @@ def test_a_policy_that_was_refused_is_refused_again_after_a_restart_and_the_rest
         assert versions[AUTHORIZATION_TYPE] == {"deny": "1", "bad": ""}
 
     asyncio.run(main())
+
+
+def test_parts_come_into_force_together_and_those_of_an_offer_that_breaks_off_without_the_rest(make, core):
+    async def main():
+        client = make(1)
+        await client.take(_part(web=WEB))
+        assert core.tables[ADDRESS_TYPE] == {}
+        await during(client.run(), until(lambda: core.tables[ADDRESS_TYPE] == {"web": WEB}))
+
+    asyncio.run(main())
+
+
+def test_parts_that_are_kept_waiting_come_into_force_without_the_rest(make, core):
+    async def main():
+        client = make(1, together_s=0.0)
+        for name in ("web", "api"):
+            await client.take(_part(**{name: WEB}))
+            await until(lambda name=name: name in core.tables[ADDRESS_TYPE])
+
+    asyncio.run(main())
+
+
+def _part(**data):
+    response = _response(ADDRESS_TYPE, **data)
+    response.system_version_info = PARTIAL
+    return response
 
 
 def _response(type_url, **data):

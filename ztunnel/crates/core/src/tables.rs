@@ -69,22 +69,12 @@ impl Tables {
         upserts: &[(String, Bytes)],
         removed: &[String],
     ) -> (Self, Vec<(String, String)>) {
-        let mut next = self.clone();
-        for name in removed {
-            match kind {
-                Kind::Address => next.index.remove_address(name),
-                Kind::Authorization => next.index.remove_policy(name),
-            }
-        }
-        let (mut refused, mut pool) = (Vec::new(), Pool::default());
-        for (name, bytes) in upserts {
-            let decoded = Decoded::of(kind, name, bytes, &mut pool);
-            refused.extend(next.take(name, decoded).map(|why| (name.clone(), why)));
-        }
-        (next, refused)
+        let mut next = Draft::of(self);
+        let refused = next.change(kind, upserts, removed, || {});
+        (next.tables, refused)
     }
 
-    /// The same for what was kept and decoded already; says of each refused one of which kind it was. In any order.
+    /// The next snapshot from what was kept and decoded already; says of each refused one of which kind it was. In any order.
     pub fn with_kept(
         &self,
         kept: impl Iterator<Item = Kept>,
@@ -112,6 +102,11 @@ impl Tables {
             }
         }
         None
+    }
+
+    /// Frees what no other snapshot has, a small part at a time. `pause` is called between them.
+    pub fn dismantle(self, pause: impl FnMut()) {
+        self.index.dismantle(pause);
     }
 
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
@@ -271,6 +266,54 @@ impl Tables {
 
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.index.policies.values()
+    }
+}
+
+/// A snapshot that is being made and that nobody looks at yet: what it shares with the one in force is copied once,
+/// however many pushes go into it.
+pub struct Draft {
+    tables: Tables,
+    pool: Pool,
+}
+
+impl Draft {
+    pub fn of(tables: &Tables) -> Self {
+        Self {
+            tables: tables.clone(),
+            pool: Pool::default(),
+        }
+    }
+
+    /// As `Tables::with`. `pause` is called between resources.
+    pub fn change(
+        &mut self,
+        kind: Kind,
+        upserts: &[(String, Bytes)],
+        removed: &[String],
+        mut pause: impl FnMut(),
+    ) -> Vec<(String, String)> {
+        for name in removed {
+            match kind {
+                Kind::Address => self.tables.index.remove_address(name),
+                Kind::Authorization => self.tables.index.remove_policy(name),
+            }
+            pause();
+        }
+        let mut refused = Vec::new();
+        for (name, bytes) in upserts {
+            let decoded = Decoded::of(kind, name, bytes, &mut self.pool);
+            refused.extend(
+                self.tables
+                    .take(name, decoded)
+                    .map(|why| (name.clone(), why)),
+            );
+            pause();
+        }
+        refused
+    }
+
+    pub fn done(self) -> Tables {
+        self.tables
     }
 }
 

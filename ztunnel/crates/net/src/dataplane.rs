@@ -15,8 +15,9 @@ use crate::log::{Level, Line, Log};
 use crate::mailbox::Mailbox;
 use crate::meter::{MOST_SERIES, Totals, TurnedAway};
 use crate::netns::{EnrolError, NetNs};
+use crate::pace::{self, Pace};
 use crate::pod::{self, Pod};
-use crate::runtime::{Served, Shared, Worker, Workers};
+use crate::runtime::{Handle, Served, Shared, Worker, Workers};
 use crate::sockets;
 use crate::spans::Spans;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use told::descriptor_limit;
 use ztunnel_core::ids::SpiffeId;
-use ztunnel_core::tables::{Kind, Protocol, Tables};
+use ztunnel_core::tables::{Draft, Kind, Protocol, Tables};
 
 /// A worker that is busier than this answers a question too late.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -61,11 +62,14 @@ struct Pods {
     leaving: bool,
 }
 
+/// The next snapshot while more of it is to come; `None`: nothing is. Whoever holds it is the one writer.
+type Coming = Option<Draft>;
+
 pub struct Dataplane {
     pub shared: Arc<Shared>,
     workers: Workers,
     pods: Mutex<Pods>,
-    one_writer: Mutex<()>,
+    one_writer: Mutex<Coming>,
     enrolling: AtomicUsize,
 }
 
@@ -115,36 +119,54 @@ impl Dataplane {
         })
     }
 
-    /// The next snapshot. Returns (name, why) of what was refused.
+    /// The next snapshot, not in force yet if there is `more` to come. Returns (name, why) of what was refused.
     pub fn apply(
         &self,
         kind: Kind,
         upserts: &[(String, Bytes)],
         removed: &[String],
+        more: bool,
     ) -> Vec<(String, String)> {
-        let one_writer = lock(&self.one_writer);
-        let (next, refused) = self.shared.tables.load().with(kind, upserts, removed);
-        self.put_into_force(next, one_writer);
+        let mut coming = lock(&self.one_writer);
+        let mut next = self.draft(&mut coming);
+        let mut pace = Pace::new(self.is_in_use());
+        let refused = next.change(kind, upserts, removed, || pace.breathe());
+        if more {
+            *coming = Some(next);
+        } else {
+            self.put_into_force(next.done(), coming);
+        }
         refused
+    }
+
+    fn draft(&self, coming: &mut Coming) -> Draft {
+        let fresh = || Draft::of(&self.shared.tables.load());
+        coming.take().unwrap_or_else(fresh)
+    }
+
+    /// Whether somebody would notice that the processor is busy.
+    fn is_in_use(&self) -> bool {
+        self.workers.handles.iter().any(Handle::has_load)
     }
 
     /// What an earlier life kept. Err: a bundle is damaged, and nothing has changed.
     pub fn restore(&self, bundles: &[(Kind, &[u8])]) -> Result<Restored, String> {
-        let one_writer = lock(&self.one_writer);
+        let coming = lock(&self.one_writer);
         let (next, restored) = kept::read(&self.shared.tables.load(), bundles)?;
-        self.put_into_force(next, one_writer);
+        self.put_into_force(next, coming);
         Ok(restored)
     }
 
-    fn put_into_force(&self, next: Tables, one_writer: MutexGuard<'_, ()>) {
+    fn put_into_force(&self, next: Tables, one_writer: MutexGuard<'_, Coming>) {
         // A worker asks for a certificate as soon as it sees a record: by then its identity must be known to be here.
         self.learn_identities(&mut lock(&self.pods), &next);
-        self.shared.tables.store(Arc::new(next));
+        let before = self.shared.tables.swap(Arc::new(next));
         self.shared.renew_passes();
         self.shared.changed.send_modify(|number| *number += 1);
         drop(one_writer);
         // Again, for a pod that came in between and knew the old tables only.
         self.learn_identities(&mut lock(&self.pods), &self.shared.tables.load());
+        pace::free(before, self.is_in_use());
     }
 
     /// See door 4. Returns when the listeners listen.

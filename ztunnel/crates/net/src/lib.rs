@@ -28,6 +28,7 @@ pub mod meter;
 pub mod names;
 pub mod netns;
 pub mod outbound;
+mod pace;
 pub mod places;
 pub mod pod;
 pub mod pool;

@@ -107,6 +107,10 @@ impl Handle {
     pub fn submit(&self, job: impl FnOnce(&Rc<Worker>) + Send + 'static) {
         let _ = self.jobs.send(Some(Box::new(job)));
     }
+
+    pub fn has_load(&self) -> bool {
+        self.load.load(Ordering::Relaxed) > 0
+    }
 }
 
 /// One open connection on a worker, for as long as it lives.

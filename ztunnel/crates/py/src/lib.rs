@@ -82,12 +82,14 @@ impl Core {
         self.with(py, |core| Ok(core.shared.mailbox.take()))
     }
 
+    #[pyo3(signature = (type_url, upserts, removed, more=false))]
     fn apply(
         &self,
         py: Python<'_>,
         type_url: &str,
         upserts: Vec<(String, PyBackedBytes)>,
         removed: Vec<String>,
+        more: bool,
     ) -> PyResult<Vec<(String, String)>> {
         let kind = kind_of(type_url)?;
         // One copy: the snapshot outlives the Python object, and must not keep it alive across interpreters.
@@ -95,7 +97,7 @@ impl Core {
             .into_iter()
             .map(|(name, bytes)| (name, bytes.to_vec().into()))
             .collect();
-        self.with(py, |core| Ok(core.apply(kind, &upserts, &removed)))
+        self.with(py, |core| Ok(core.apply(kind, &upserts, &removed, more)))
     }
 
     fn restore(&self, py: Python<'_>, bundles: Vec<(String, PyBackedBytes)>) -> PyResult<Kept> {

@@ -68,6 +68,15 @@ impl<K: Eq + Hash + Clone, V: Clone> CowMap<K, V> {
         self.writable(shard_of(&key)).entry(key).or_default()
     }
 
+    /// Drops one shard after the other, if nobody else has them.
+    pub(super) fn dismantle(mut self, pause: &mut impl FnMut()) {
+        let empty = Shard::default();
+        for shard in Arc::get_mut(&mut self.shards).into_iter().flatten() {
+            *shard = empty.clone();
+            pause();
+        }
+    }
+
     fn writable(&mut self, shard: usize) -> &mut HashMap<K, V, Hasher> {
         Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard])
     }
@@ -145,6 +154,10 @@ impl<K: Eq + Hash + Clone, T: Clone> Groups<K, T> {
             Some(items) => items.insert(item, order),
             None => drop(shard.insert(key, Items::One(item))),
         }
+    }
+
+    pub(super) fn dismantle(self, pause: &mut impl FnMut()) {
+        self.0.dismantle(pause);
     }
 
     pub(super) fn remove<Q: Eq + Hash + ?Sized>(&mut self, key: &Q, is: impl Fn(&T) -> bool)

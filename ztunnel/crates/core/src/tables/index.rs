@@ -183,6 +183,16 @@ impl Index {
         }
     }
 
+    pub(super) fn dismantle(self, mut pause: impl FnMut()) {
+        self.endpoints.dismantle(&mut pause);
+        self.by_ip.dismantle(&mut pause);
+        self.by_name.dismantle(&mut pause);
+        self.workloads.dismantle(&mut pause);
+        self.by_vip.dismantle(&mut pause);
+        self.by_host.dismantle(&mut pause);
+        self.services.dismantle(&mut pause);
+    }
+
     /// How many shards of all maps are not shared with `other`.
     #[cfg(test)]
     pub(super) fn unshared(&self, other: &Self) -> usize {

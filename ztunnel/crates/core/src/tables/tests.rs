@@ -373,3 +373,41 @@ fn addresses_of_two_families_both_lead_to_the_workload() {
         (Some("web-1".into()), Some("web-1".into()))
     );
 }
+
+#[test]
+fn what_goes_into_a_draft_is_what_pushes_would_make_and_the_snapshot_in_force_does_not_see_it() {
+    let pods: Vec<_> = (1..=40)
+        .map(|n| pod(&format!("shop/web-{n}"), &format!("10.0.0.{n}")))
+        .collect();
+    let before = mesh(&[&pods[0]]);
+    let (mut draft, mut pushed, mut pauses) = (Draft::of(&before), before.clone(), 0);
+    for pod in &pods[1..] {
+        assert_eq!(
+            draft.change(Kind::Address, &[pod.entry()], &[], || pauses += 1),
+            []
+        );
+        pushed = push(&pushed, pod);
+    }
+    assert_eq!(
+        draft.change(Kind::Address, &[], &[uid("shop/web-1")], || pauses += 1),
+        []
+    );
+    let done = draft.done();
+    assert_eq!(before.workloads().count(), 1);
+    assert_eq!(done.workloads().count(), 39);
+    for pod in &pods[1..] {
+        assert_eq!(done.workload(&pod.uid), pushed.workload(&pod.uid));
+    }
+    assert_eq!(pauses, 40);
+}
+
+#[test]
+fn a_snapshot_that_is_taken_apart_leaves_its_successor_whole() {
+    let old = mesh(&[&pod("shop/web-1", "10.0.0.1")]);
+    let new = push(&old, &pod("shop/web-2", "10.0.0.2"));
+    let mut pauses = 0;
+    old.dismantle(|| pauses += 1);
+    assert!(pauses > 0);
+    assert_eq!(owner(&new, "10.0.0.1").as_deref(), Some("web-1"));
+    assert_eq!(owner(&new, "10.0.0.2").as_deref(), Some("web-2"));
+}
