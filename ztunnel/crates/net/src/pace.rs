@@ -10,7 +10,7 @@ const TURN: Duration = Duration::from_micros(200);
 /// A turn that took longer was not the thread's alone.
 const LONGEST_REST: Duration = Duration::from_millis(1);
 /// Times the work: after so long without the processor, resting or kept from it, a thread rests no more.
-const PATIENCE: u32 = 3;
+const PATIENCE: u32 = 6;
 /// How often readers of an old snapshot are waited for, a `TURN` each time.
 const LOOKS: usize = 50;
 
@@ -46,12 +46,12 @@ impl Pace {
     }
 }
 
-/// As long as the turn. On a busy machine others take the processor anyway, and wake the thread late.
+/// Twice as long as the turn. On a busy machine others take the processor anyway, and wake the thread late.
 fn rest(turn: Duration, worked: Duration, away: Duration) -> Duration {
     if away >= worked * PATIENCE {
         Duration::ZERO
     } else {
-        turn.min(LONGEST_REST)
+        (turn * 2).min(LONGEST_REST)
     }
 }
 
@@ -85,9 +85,9 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_rest_is_as_long_as_the_turn_and_none_after_three_times_the_work_without_the_processor() {
-        assert_eq!(rest(MS / 5, MS, MS), MS / 5);
+    fn a_rest_is_twice_the_turn_and_none_after_six_times_the_work_without_the_processor() {
+        assert_eq!(rest(MS / 5, MS, MS), MS * 2 / 5);
         assert_eq!(rest(MS * 40, MS, MS), LONGEST_REST);
-        assert_eq!(rest(MS / 5, MS, MS * 3), Duration::ZERO);
+        assert_eq!(rest(MS / 5, MS, MS * 6), Duration::ZERO);
     }
 }
