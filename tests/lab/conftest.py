@@ -10,6 +10,7 @@ from lab.documents import PodSpec
 from lab.layout import Layout
 from lab.watchdog import guarded
 from tests.lab import settle
+from tests.lab.damage import captured_by
 from tests.lab.mall import Mall
 
 LAST_WORDS = 12  # lines of a dead daemon's log
@@ -77,3 +78,9 @@ def mall(built_mall):
     """What a test applies is gone after it."""
     yield built_mall
     built_mall.clean()
+
+
+@pytest.fixture(scope="module")
+def by_bpf(mesh):
+    if captured_by(mesh, mesh.pods["web-1"]) != "bpf":
+        pytest.skip("the agents capture with something else")

@@ -21,7 +21,7 @@ from tests import dnswire
 from tests.lab import scripts, ways_out
 from tests.lab.damage import captured_by
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("by_bpf")]
 
 SOON_S = 60.0
 PORT = 9009
@@ -37,12 +37,6 @@ words = connection.recv(100)
 connection.sendall(peer[0].removeprefix("::ffff:").encode() + b" said " + words)
 connection.close()
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def by_bpf(mesh):
-    if captured_by(mesh, mesh.pods["web-1"]) != "bpf":
-        pytest.skip("the agents capture with something else")
 
 
 @pytest.fixture(scope="module")

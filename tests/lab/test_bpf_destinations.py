@@ -16,9 +16,8 @@ from nodeagent import libbpf
 from nodeagent.redirect import bpf_records as records
 from nodeagent.redirect.plan import OUTBOUND_PORT
 from tests.lab import scripts, ways_out
-from tests.lab.damage import captured_by
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("by_bpf")]
 
 SOON_S = 60.0
 PORT, FROM = 9010, 20777
@@ -47,12 +46,6 @@ connection.connect(({ip!r}, {port}))
 ABORT = """
 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def by_bpf(mesh):
-    if captured_by(mesh, mesh.pods["web-1"]) != "bpf":
-        pytest.skip("the agents capture with something else")
 
 
 @pytest.fixture(scope="module")
