@@ -11,7 +11,7 @@ where it is known by having no route.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ _HERE: Final = 'oif "lo" accept'
 """First of all: each packet to and from the tunnel within the pod comes by. lo is device 1 of every namespace."""
 _AWAY: Final = 'oifname != "lo" meta l4proto tcp'
 _OURS: Final = f"meta mark & {MARK_MASK:#x} == {TUNNEL_MARK:#x}"
+_ANSWERS: Final = "tcp flags & (syn | ack) != syn"
+"""Nobody is called, without asking conntrack: one rule that asks it has every packet of the namespace tracked."""
 _HAS_ROUTE: Final = "meta rtclassid 0-4294967295"
 """True of every packet that was routed, whatever its class; a packet socket's frame was not, and breaks off here."""
 
@@ -65,7 +67,8 @@ class Guard:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        """Also of the rules themselves: an agent that writes others takes those of an older one for a difference."""
+        return hashlib.sha256(f"{self!r}{_rules_of(self)!r}".encode()).hexdigest()[:16]
 
 
 def render(guard: Guard) -> str:
@@ -81,8 +84,8 @@ def render_first(guard: Guard) -> str:
 
 
 def _tables(guard: Guard) -> str:
-    inet = "".join(_chain(*chain) for chain in _chains(guard))
-    frames = "".join(_chain(*chain) for chain in _frames(guard))
+    inet = "".join(_chain(*chain) for chain in _signed(guard, _chains(guard)))
+    frames = "".join(_chain(*chain) for chain in _signed(guard, _frames(guard)))
     text = f"table inet {TABLE} {{\n{inet}}}\n"
     return f"{text}table netdev {TABLE} {{\n{frames}}}\n" if guard.devices else text
 
@@ -92,19 +95,28 @@ def differences(guard: Guard, listing: Sequence[dict[str, Any]]) -> list[str]:
     found: dict[str, list[str]] = {}
     for rule in (entry["rule"] for entry in listing if "rule" in entry and entry["rule"].get("table") == TABLE):
         found.setdefault(rule["chain"], []).append(rule.get("comment", ""))
-    wanted = {name: len(rules) for name, _, rules in [*_chains(guard), *_frames(guard)]}
+    wanted = {name: len(rules) for name, _, rules in _rules_of(guard)}
     if {name: len(rules) for name, rules in found.items()} != wanted:
         return [f"the rules of table {TABLE} are not ours"]
     if any(rules[0] != guard.fingerprint for rules in found.values()):
-        return [f"table {TABLE} is of another tunnel or device"]
+        return [f"table {TABLE} is of another tunnel, device or version"]
     return []
 
 
-_Rules = list[str]
+_Chain = tuple[str, str, list[str]]
+"""Name, hook, rules."""
 
 
-def _chains(guard: Guard) -> list[tuple[str, str, _Rules]]:
+def _rules_of(guard: Guard) -> list[_Chain]:
+    return [*_chains(guard), *_frames(guard)]
+
+
+def _signed(guard: Guard, chains: Iterable[_Chain]) -> Iterator[_Chain]:
     sign = f'comment "{guard.fingerprint}"'
+    return ((name, hook, [f"{rules[0]} {sign}", *rules[1:]]) for name, hook, rules in chains)
+
+
+def _chains(guard: Guard) -> list[_Chain]:
     is_pod = (
         f'socket cgroupv2 level 1 != "{guard.root.path}"'  # every socket but the kernel's own, which are of the root
     )
@@ -126,11 +138,11 @@ def _chains(guard: Guard) -> list[tuple[str, str, _Rules]]:
     ]
     leave = [_HERE, f"{_AWAY} {_OURS} accept", *_replies(guard), f"{_AWAY} counter drop"]
     # A socket that is accepted inherits its SYN's mark, and a raw packet over lo has any.
-    arrive = [f"{is_direct} meta mark set {_KEEP} {sign}"] if guard.options.direct else []
+    arrive = [f"{is_direct} meta mark set {_KEEP}"] if guard.options.direct else []
     return [
         *([("arrive", "type filter hook prerouting priority -310", arrive)] if arrive else []),
-        ("judge", "type filter hook output priority -310", [f"{judge[0]} {sign}", *judge[1:]]),
-        ("leave", "type filter hook postrouting priority 300", [f"{leave[0]} {sign}", *leave[1:]]),
+        ("judge", "type filter hook output priority -310", judge),
+        ("leave", "type filter hook postrouting priority 300", leave),
     ]
 
 
@@ -146,14 +158,14 @@ def _replies(guard: Guard) -> Iterator[str]:
     if guard.options.exempt_probes:
         for source in PROBE_SOURCES:
             to = f"{'ip6' if ':' in source else 'ip'} daddr {source}"
-            yield f"{_AWAY} {to} ct direction reply ct state established accept"
+            yield f"{_AWAY} {to} {_ANSWERS} accept"
 
 
-def _frames(guard: Guard) -> Iterator[tuple[str, str, _Rules]]:
+def _frames(guard: Guard) -> Iterator[_Chain]:
     """Only what no TCP can be in: else a frame in a tag or a tunnel of its own would carry it."""
     for number, device in enumerate(guard.devices):
         rules = [
-            f'{_HAS_ROUTE} accept comment "{guard.fingerprint}"',
+            f"{_HAS_ROUTE} accept",
             "meta protocol arp accept",
             "meta l4proto { icmp, udp, ipv6-icmp } accept",
             "counter drop",
@@ -161,6 +173,6 @@ def _frames(guard: Guard) -> Iterator[tuple[str, str, _Rules]]:
         yield f"egress{number}", f'type filter hook egress device "{device}" priority 0', rules
 
 
-def _chain(name: str, hook: str, rules: _Rules) -> str:
+def _chain(name: str, hook: str, rules: Sequence[str]) -> str:
     lines = "".join(f"\t\t{rule}\n" for rule in rules)
     return f"\tchain {name} {{\n\t\t{hook}; policy accept;\n{lines}\t}}\n"

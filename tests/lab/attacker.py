@@ -17,6 +17,8 @@ SOL_PACKET, PACKET_QDISC_BYPASS = 263, 20
 IPPROTO_MPTCP = 262
 TUNNEL_MARK, CONNECTION_MARK, DIRECT_MARK = 0x539, 0x111, 0x222
 SYN, PUSH_ACK = 0x02, 0x18
+DESTINATION_OPTIONS = bytes([6, 0, 1, 4, 0, 0, 0, 0])
+"""With TCP behind it."""
 BROADCAST = b"\xff" * 6
 
 
@@ -219,17 +221,25 @@ class Attacker:
         return self.raw(PUSH_ACK, source=15008)
 
     def raw_fragments(self) -> str:
-        if self.family == socket.AF_INET6:
-            return "with IPv6 the kernel makes the header"
         segment = self.segment(PUSH_ACK)
+        if self.family == socket.AF_INET6:
+            return self.behind_options(DESTINATION_OPTIONS + segment)
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as made:
             made.sendto(self.header(segment[:16], 0x2000) + segment[:16], (self.ip, 0))
             made.sendto(self.header(segment[16:], 2) + segment[16:], (self.ip, 0))
         return "sent"
 
-    def header(self, body: bytes, fragment: int = 0) -> bytes:
+    def behind_options(self, whole: bytes) -> str:
+        """In two, whose headers name options and not TCP (RFC 8200 §4.5, §4.6)."""
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as made:
+            for at, part, more in ((0, whole[:24], 1), (24, whole[24:], 0)):
+                body = struct.pack("!BBHI", 60, 0, at | more, 77) + part
+                made.sendto(self.header(body, kind=44) + body, (self.ip, 0))
+        return "sent"
+
+    def header(self, body: bytes, fragment: int = 0, kind: int = 6) -> bytes:
         if self.family == socket.AF_INET6:
-            return struct.pack("!IHBB", 6 << 28, len(body), 6, 64) + packed(self.own) + packed(self.ip)
+            return struct.pack("!IHBB", 6 << 28, len(body), kind, 64) + packed(self.own) + packed(self.ip)
         head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 77, fragment, 64, 6, 0) + packed(self.own)
         head += packed(self.ip)
         return head[:10] + struct.pack("!H", checksum(head)) + head[12:]

@@ -117,6 +117,14 @@ def test_nothing_of_netfilter_is_used_for_capture(mesh):
     assert "nat" not in mesh.exec(mesh.pods["web-1"], ["nft", "list", "ruleset"]).stdout
 
 
+def test_no_connection_of_a_pod_is_tracked(mesh, pods):
+    """Which costs every packet on either side of the tunnel, and one rule that asks for it is enough."""
+    assert mesh.reaches(pods["web-1"], pods["web-2"])
+    for pod in (pods["web-1"], pods["web-2"]):
+        tracked = mesh.exec(pod, ["cat", "/proc/sys/net/netfilter/nf_conntrack_count"])
+        assert (tracked.stdout, tracked.returncode) == ("0\n", 0)
+
+
 def test_without_the_tunnel_connections_wait_without_the_agent_too_they_are_refused_and_none_is_plain(
     mesh, pods, version
 ):

@@ -48,7 +48,6 @@ NEVER_SEEN = {
     "to_dns",
     "to_outbound",
     "to_plaintext",
-    "raw_fragments6",
     "from_foreign_source",
 }
 

@@ -60,6 +60,23 @@ def test_a_gateways_pod_may_answer_what_came_in_plain():
     assert last == 'oifname != "lo" meta l4proto tcp tcp sport != 15008 ct direction reply ct state established accept'
 
 
+def test_probes_are_answered_and_not_called_and_no_connection_is_tracked_for_it():
+    text = render(Guard(ROOT, (TUNNEL,), options=Options(exempt_probes=True)))
+    away = 'oifname != "lo" meta l4proto tcp'
+    assert rules(text, "leave")[2:] == [
+        f"{away} ip daddr 169.254.7.127 tcp flags & (syn | ack) != syn accept",
+        f"{away} ip6 daddr fd16:9254:7127:1337:ffff:ffff:ffff:ffff tcp flags & (syn | ack) != syn accept",
+        f"{away} counter drop",
+    ]
+    assert " ct " not in text
+
+
+def test_rules_of_another_version_are_a_difference(monkeypatch):
+    before = listed(GUARD)
+    monkeypatch.setattr("nodeagent.redirect.guard._HERE", 'oifname "lo" accept')
+    assert differences(GUARD, before) == ["table nodemesh-guard is of another tunnel, device or version"]
+
+
 def test_every_device_has_its_frames_watched():
     text = render(GUARD)
     assert 'hook egress device "eth0"' in text
@@ -88,7 +105,7 @@ def test_what_was_written_is_no_difference():
 
 def test_the_same_name_made_again_is_another_group():
     again = Guard(ROOT, (Group(TUNNEL.path, TUNNEL.level, 78),), GUARD.devices)
-    assert differences(again, listed(GUARD)) == ["table nodemesh-guard is of another tunnel or device"]
+    assert differences(again, listed(GUARD)) == ["table nodemesh-guard is of another tunnel, device or version"]
 
 
 def test_rules_that_came_or_went_are_a_difference():
