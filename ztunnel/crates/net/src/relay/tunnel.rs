@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::task::yield_now;
 use ztunnel_core::h2::code;
 
 use super::{Bytes2, HalfClosed, RelayError, reset_on_close};
@@ -31,7 +32,11 @@ pub async fn relay_tunnel(
         half_closed: HalfClosed::default(),
         complete: false,
     };
-    std::future::poll_fn(|cx| relay.poll(cx)).await
+    let ended = std::future::poll_fn(|cx| relay.poll(cx)).await;
+    if ended.is_ok() {
+        yield_now().await; // nobody waits for the close: first whoever is ready, and what the tunnel has to send
+    }
+    ended
 }
 
 struct Relay {
