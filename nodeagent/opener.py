@@ -155,17 +155,16 @@ def main() -> None:
 
 
 def _answer(connection: socket.socket, namespace: int, home: int, addresses: Sequence[str]) -> None:
-    with ExitStack() as made:
-        try:
+    try:
+        with ExitStack() as made:
             enter(namespace)
             try:
                 sockets = [made.enter_context(each) for each in sockets_here(addresses)]
             finally:
                 enter(home)
-        except OSError as error:
-            connection.send(str(error).encode()[:_WHY_BYTES])
-            return
-        socket.send_fds(connection, [b"."], [each.fileno() for each in sockets])
+            socket.send_fds(connection, [b"."], [each.fileno() for each in sockets])
+    except OSError as error:  # those that were made are closed: whoever is told may bind the same ports at once
+        connection.send(str(error).encode()[:_WHY_BYTES])
 
 
 def sockets_here(addresses: Sequence[str] = ()) -> Iterator[socket.socket]:

@@ -48,8 +48,8 @@ class Core:
     ) -> list[tuple[str, str]]:
         """Builds and swaps the next snapshot; with `more` a later call swaps it, together with its own. `upserts`:
         (resource name, serialized istio.workload.Address or istio.security.Authorization). Returns (name, why) of each
-        refused one, whose old version stays in force. Pauses as long as it works while connections are open, which
-        are then judged again. Raises ValueError: `type_url` is neither of the two."""
+        refused one, whose old version stays in force. Rests up to twice as long as it works while connections
+        are open, which are then judged again. Raises ValueError: `type_url` is neither of the two."""
 
     def restore(
         self, bundles: list[tuple[str, bytes]]

@@ -10,6 +10,7 @@ import pytest
 
 from nodeagent.heirlooms import Heirlooms
 from nodeagent.opener import Opener, revive
+from nodeagent.redirect.netns import run_on_thread
 from tests.nodeagent.test_zds import Namespace, Stage, pod, until
 
 OURS = (".".join(map(str, (127, *os.getpid().to_bytes(3, "big")))), 15001)
@@ -230,6 +231,15 @@ def test_the_child_makes_them_on_some_addresses_alone(opener, namespace):
         assert len(others) == 5, "side by side"
         for fd in (*(each.detach() for each in found), *others):
             os.close(fd)
+
+
+@pytest.mark.lab
+def test_when_one_port_is_occupied_the_others_are_free_as_soon_as_it_is_told(opener, namespace):
+    """The tunnel tries next: it would name one that nobody but the child held."""
+    with open(namespace) as netns, run_on_thread(netns.fileno(), lambda: socket.create_server(("", 15008))):
+        for _ in range(50):
+            assert opener.open(netns.fileno()) == []
+            run_on_thread(netns.fileno(), lambda: socket.create_server(("", 15001))).close()
 
 
 @pytest.mark.lab
