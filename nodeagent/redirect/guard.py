@@ -29,7 +29,8 @@ TABLE: Final = "nodemesh-guard"
 _KEEP: Final = f"meta mark & {0xFFFFFFFF & ~MARK_MASK:#x}"
 _HERE: Final = 'oif "lo" accept'
 """First of all: each packet to and from the tunnel within the pod comes by. lo is device 1 of every namespace."""
-_AWAY: Final = 'oifname != "lo" meta l4proto tcp'
+_OUT: Final = 'oifname != "lo"'
+_AWAY: Final = f"{_OUT} meta l4proto tcp"
 _OURS: Final = f"meta mark & {MARK_MASK:#x} == {TUNNEL_MARK:#x}"
 _ANSWERS: Final = "tcp flags & (syn | ack) != syn"
 """Nobody is called, without asking conntrack: one rule that asks it has every packet of the namespace tracked."""
@@ -139,7 +140,11 @@ def _chains(guard: Guard) -> list[_Chain]:
     leave = [_HERE, f"{_AWAY} {_OURS} accept", *_replies(guard), f"{_AWAY} counter drop"]
     # A socket that is accepted inherits its SYN's mark, and a raw packet over lo has any.
     arrive = [f"{is_direct} meta mark set {_KEEP}"] if guard.options.direct else []
+    # Whoever takes his packets apart himself hides what they are: the kernel's own are whole here. Before anybody puts
+    # them together (-400), which takes their socket from them (until Linux 6.9).
+    whole = [_HERE, f"{_OUT} ip frag-off & 0x3fff != 0 counter drop", f"{_OUT} exthdr frag exists counter drop"]
     return [
+        ("whole", "type filter hook output priority -450", whole),
         *([("arrive", "type filter hook prerouting priority -310", arrive)] if arrive else []),
         ("judge", "type filter hook output priority -310", judge),
         ("leave", "type filter hook postrouting priority 300", leave),
@@ -157,7 +162,8 @@ def _replies(guard: Guard) -> Iterator[str]:
         yield f"{_AWAY} {'ip6' if ':' in text else 'ip'} daddr {text} accept"
     if guard.options.exempt_probes:
         for source in PROBE_SOURCES:
-            to = f"{'ip6' if ':' in source else 'ip'} daddr {source}"
+            # Plain headers: one with a route of its own may end anywhere.
+            to = f"ip6 daddr {source} exthdr rt missing" if ":" in source else f"ip daddr {source} ip hdrlength 5"
             yield f"{_AWAY} {to} {_ANSWERS} accept"
 
 

@@ -19,6 +19,7 @@ TUNNEL_MARK, CONNECTION_MARK, DIRECT_MARK = 0x539, 0x111, 0x222
 SYN, PUSH_ACK = 0x02, 0x18
 DESTINATION_OPTIONS = bytes([6, 0, 1, 4, 0, 0, 0, 0])
 """With TCP behind it."""
+MORE_OPTIONS = bytes([60]) + DESTINATION_OPTIONS[1:]
 BROADCAST = b"\xff" * 6
 
 
@@ -223,16 +224,25 @@ class Attacker:
     def raw_fragments(self) -> str:
         segment = self.segment(PUSH_ACK)
         if self.family == socket.AF_INET6:
-            return self.behind_options(DESTINATION_OPTIONS + segment)
+            return self.behind_options(DESTINATION_OPTIONS + segment, 24)
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as made:
             made.sendto(self.header(segment[:16], 0x2000) + segment[:16], (self.ip, 0))
             made.sendto(self.header(segment[16:], 2) + segment[16:], (self.ip, 0))
         return "sent"
 
-    def behind_options(self, whole: bytes) -> str:
+    def raw_hidden(self) -> str:
+        """No fragment both says that it is TCP and has a port."""
+        segment = self.segment(PUSH_ACK)
+        if self.family == socket.AF_INET6:
+            return self.behind_options(MORE_OPTIONS + DESTINATION_OPTIONS + segment, 8)
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as made:
+            made.sendto(self.header(segment[16:], 2) + segment[16:], (self.ip, 0))
+        return "sent"
+
+    def behind_options(self, whole: bytes, cut: int) -> str:
         """In two, whose headers name options and not TCP (RFC 8200 §4.5, §4.6)."""
         with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as made:
-            for at, part, more in ((0, whole[:24], 1), (24, whole[24:], 0)):
+            for at, part, more in ((0, whole[:cut], 1), (cut, whole[cut:], 0)):
                 body = struct.pack("!BBHI", 60, 0, at | more, 77) + part
                 made.sendto(self.header(body, kind=44) + body, (self.ip, 0))
         return "sent"
@@ -336,6 +346,7 @@ TCP = [
     "raw_as_judged",
     "raw_as_reply",
     "raw_fragments",
+    "raw_hidden",
     "frame_plain",
     "frame_as_tunnel",
     "frame_past_queues",

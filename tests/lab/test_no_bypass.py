@@ -5,7 +5,9 @@ counts is what the wire between the nodes carried, not what the attacker was tol
 """
 
 import json
+import signal
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -32,7 +34,7 @@ THREATS = {
     "C1 the tunnel's marks": "as_tunnel as_tunnel_on_device as_judged as_judged_on_device marked_after_connect",
     "C1 the mark of the direct path": "as_direct as_direct_on_device raw_as_direct",
     "C1 another device": "on_device",
-    "C3 own packets": "raw_syn raw_data raw_nonsense raw_as_tunnel raw_as_judged raw_as_reply raw_fragments",
+    "C3 own packets": "raw_syn raw_data raw_nonsense raw_as_tunnel raw_as_judged raw_as_reply raw_fragments raw_hidden",
     "C3 own frames": "frame_plain frame_as_tunnel frame_past_queues",
     "C5 the other family": "plain mapped",
     "C6 the proxy's user": "as_proxy_uid as_daemon_uid",
@@ -49,6 +51,7 @@ NEVER_SEEN = {
     "to_outbound",
     "to_plaintext",
     "from_foreign_source",
+    "raw_hidden4",
 }
 
 
@@ -64,14 +67,14 @@ class Attack:
     def __init__(self, mesh, version):
         self.target = mesh.pods["web-2"]
         self.inside, self.outside = mesh.pods["web-1"], mesh.pods["plain-1"]
-        with Capture(mesh, f"bypass-{version}", everything=True) as wire:
+        with Capture(mesh, f"bypass-{version}", everything=True) as wire, _leaving(mesh, self.inside) as left:
             said = [
                 mesh.start_in(pod, f"attacker{version}-{pod.name}", self._command(pod, version))
                 for pod in (self.inside, self.outside)
             ]
             assert all(process.wait(300.0) for process in said)
         self.told = {pod.name: _told(mesh, f"attacker{version}-{pod.name}") for pod in (self.inside, self.outside)}
-        self.seen = wire.content
+        self.seen, self.left = wire.content, left.read_bytes()
         self.packets = wire.packets
         self.version = version
 
@@ -84,6 +87,19 @@ class Attack:
 
     def count(self, case, pod):
         return self.seen.count(attacker.marker(case, pod.name))
+
+
+@contextmanager
+def _leaving(mesh, pod):
+    """All that goes out of the pod's device: a node may hold or mend what the wire between nodes then does not show."""
+    name = f"leaving-{pod.name}"
+    file = mesh.layout.dir / f"{name}.pcap"
+    options = ["-Q", "out", "-s", "65664", "-B", "65536", "-U", "--immediate-mode", "-Z", "root", "-w", str(file)]
+    process = mesh.start_in(pod, name, ["tcpdump", "-i", "eth0", *options])
+    wait_until("tcpdump listens", lambda: b"listening on" in mesh.layout.log(name).read_bytes(), SOON_S)
+    yield file
+    process.signal(signal.SIGTERM)
+    assert process.wait(SOON_S)
 
 
 def _told(mesh, name):
@@ -106,6 +122,7 @@ def test_not_one_byte_gets_past_the_mesh(attack, threat, case):
     if {case, f"{case}{attack.version}"}.isdisjoint(NEVER_SEEN):
         assert attack.count(case, attack.outside) > 0, "from outside the same attempt is seen"
     assert attack.count(case, attack.inside) == 0
+    assert attack.left.count(attacker.marker(case, attack.inside.name)) == 0
 
 
 def test_every_segment_of_the_pod_on_the_wire_is_the_tunnels(attack):
@@ -119,6 +136,7 @@ def test_every_segment_of_the_pod_on_the_wire_is_the_tunnels(attack):
 def test_what_is_not_tcp_goes_past_the_mesh_as_the_manual_says(attack, case):
     """C4. The exceptions, so that nobody believes otherwise."""
     assert attack.count(case, attack.inside) > 0
+    assert attack.left.count(attacker.marker(case, attack.inside.name)) > 0
 
 
 # The tunnel's ports ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def rules(text, chain):
 def listed(guard):
     """As nft lists what was rendered: one rule object per line, comments apart."""
     text, found = render(guard), []
-    for chain in ["judge", "leave", *(f"egress{n}" for n in range(len(guard.devices)))]:
+    for chain in ["whole", "judge", "leave", *(f"egress{n}" for n in range(len(guard.devices)))]:
         for rule in rules(text, chain):
             comment = {"comment": rule.split('comment "')[1].rstrip('"')} if "comment" in rule else {}
             found.append({"rule": {"table": "nodemesh-guard", "chain": chain, **comment}})
@@ -62,13 +62,23 @@ def test_a_gateways_pod_may_answer_what_came_in_plain():
 
 def test_probes_are_answered_and_not_called_and_no_connection_is_tracked_for_it():
     text = render(Guard(ROOT, (TUNNEL,), options=Options(exempt_probes=True)))
-    away = 'oifname != "lo" meta l4proto tcp'
+    away, answers = 'oifname != "lo" meta l4proto tcp', "tcp flags & (syn | ack) != syn"
     assert rules(text, "leave")[2:] == [
-        f"{away} ip daddr 169.254.7.127 tcp flags & (syn | ack) != syn accept",
-        f"{away} ip6 daddr fd16:9254:7127:1337:ffff:ffff:ffff:ffff tcp flags & (syn | ack) != syn accept",
+        f"{away} ip daddr 169.254.7.127 ip hdrlength 5 {answers} accept",
+        f"{away} ip6 daddr fd16:9254:7127:1337:ffff:ffff:ffff:ffff exthdr rt missing {answers} accept",
         f"{away} counter drop",
     ]
     assert " ct " not in text
+
+
+def test_what_somebody_took_apart_himself_does_not_leave():
+    """Before packets are put together (-400): from then on it is nobody's."""
+    text = render(GUARD)
+    assert "chain whole {\n\t\ttype filter hook output priority -450;" in text
+    assert rules(text, "whole")[1:] == [
+        'oifname != "lo" ip frag-off & 0x3fff != 0 counter drop',
+        'oifname != "lo" exthdr frag exists counter drop',
+    ]
 
 
 def test_rules_of_another_version_are_a_difference(monkeypatch):
