@@ -27,11 +27,39 @@ of 600 would believe that it has them all; other clients ignore the field, other
 
 @dataclass(frozen=True, slots=True)
 class Versioned:
-    """One resource as it crosses: `data` is the serialized message of type `type_url`."""
+    """One resource as it crosses: `data` is the serialized message of type `type_url`.
+
+    `head`: `head_of` for the name that it goes by, of what is sent to many; empty: made when it is sent.
+    """
 
     version: str
     type_url: str
     data: bytes
+    head: bytes = field(default=b"", repr=False, compare=False)
+
+
+def head_of(name: str, version: str, type_url: str, size: int) -> bytes:
+    """What a serialized response has before `size` bytes of data for them to be one of its resources.
+
+    To put a response together out of these costs a tenth of naming each field of each resource to the library.
+    """
+    content = _text(1, type_url) + b"\x12" + _varint(size)
+    entry = _text(1, version) + _text(3, name) + b"\x12" + _varint(len(content) + size) + content
+    return b"\x12" + _varint(len(entry) + size) + entry
+
+
+def _text(number: int, text: str) -> bytes:
+    encoded = text.encode()
+    return bytes((number << 3 | 2,)) + _varint(len(encoded)) + encoded
+
+
+def _varint(number: int) -> bytes:
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)
 
 
 World = Mapping[str, Versioned]
@@ -103,11 +131,13 @@ class Subscriber:
         """What to apply now. Each batch must be settled, in the order of arrival, before the next is received."""
         upserts: dict[str, tuple[str, str, bytes]] = {}
         malformed: list[Refusal] = []
-        for resource in response.resources:
-            if resource.resource.type_url == response.type_url:
-                upserts[resource.name] = (resource.name, resource.version, resource.resource.value)
+        type_url = response.type_url
+        for resource in response.resources:  # each dot is a call into the library
+            name, content = resource.name, resource.resource
+            if content.type_url == type_url:
+                upserts[name] = (name, resource.version, content.value)
             else:
-                malformed.append((resource.name, f"is of type {resource.resource.type_url or 'nothing'}"))
+                malformed.append((name, f"is of type {content.type_url or 'nothing'}"))
         removed = [name for name in response.removed_resources if name not in upserts]
         wanted = response.type_url in self._held
         partial = response.system_version_info == PARTIAL
@@ -135,7 +165,7 @@ class Subscriber:
         held = self._held[batch.type_url]
         for name in batch.removed:
             held.pop(name, None)
-        held.update((name, version) for name, version, _ in batch.upserts if name not in refused)
+        held.update({name: version for name, version, _ in batch.upserts if name not in refused})
         kept_out = self._refused[batch.type_url] | refused
         kept_out.difference_update(batch.removed)
         self._refused[batch.type_url] = {name for name in kept_out if name not in held}
@@ -260,16 +290,17 @@ class Publisher:
         return response
 
     def _fill(self, response: DeltaDiscoveryResponse, watch: _Watch) -> None:
-        size = 0
+        size, entries = 0, list[bytes]()
         for _ in range(min(self._max_resources, len(watch.upserts))):
             if size > MAX_BYTES:
                 break
             name = watch.upserts.pop()
             item = watch.world[name]
-            _add(response, name, item)
+            entries += item.head or head_of(name, item.version, item.type_url, len(item.data)), item.data
             watch.sent[name] = item.version
             watch.owed.discard(name)
             size += len(item.data)
+        response.MergeFromString(b"".join(entries))
         if watch.upserts:
             response.system_version_info = PARTIAL
             return  # removals last: a DENY that goes before its successor has come would widen access
@@ -314,8 +345,3 @@ def _answer(request: DeltaDiscoveryRequest) -> Acked | Nacked:
     if request.HasField("error_detail"):
         return Nacked(request.type_url, request.response_nonce, request.error_detail.message)
     return Acked(request.type_url, request.response_nonce)
-
-
-def _add(response: DeltaDiscoveryResponse, name: str, item: Versioned) -> None:
-    content = response.resources.add(name=name, version=item.version).resource
-    content.type_url, content.value = item.type_url, item.data

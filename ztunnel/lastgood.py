@@ -65,7 +65,7 @@ class Pile:
         if len(names) > _TOGETHER:
             self.put((each.name, each.version, each.resource.value) for each in response.resources)
             return
-        for name in names:
+        for name in filter(self.where.__contains__, names):
             self.drop(name)
         self.adopt(_pack(response), names)
         if self._packed > 2 * len(self.where) + _SLACK:

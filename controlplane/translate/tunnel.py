@@ -17,7 +17,7 @@ from typing import Final
 from google.protobuf.message import Message
 from google.protobuf.wrappers_pb2 import StringValue
 
-from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Versioned
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Versioned, head_of
 from mesh.gen import authorization_pb2 as security
 from mesh.gen import workload_pb2 as wire
 from mesh.model import (
@@ -111,7 +111,8 @@ def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str
 
 def _put(resources: dict[str, Versioned], name: str, resource: Versioned | None) -> None:
     if resource:
-        resources[name] = resource
+        version, type_url, data = resource.version, resource.type_url, resource.data
+        resources[name] = Versioned(version, type_url, data, head_of(name, version, type_url, len(data)))
     else:
         resources.pop(name, None)
 

@@ -6,7 +6,7 @@ import pytest
 
 from controlplane.push import LONGEST_S, QUIET_S, Board, Burst, Conversation
 from controlplane.translate.tunnel import Resources, translate
-from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber, head_of
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, Node
 from tests.controlplane.documents import AMBIENT, pod, world_of
 
@@ -126,6 +126,7 @@ def test_equal_content_has_an_equal_version_and_is_serialized_once():
     for url, named in first.by_type.items():
         for name, item in named.items():
             assert second.by_type[url][name] is item
+            assert item.head == head_of(name, item.version, url, len(item.data))
 
 
 @pytest.mark.parametrize(

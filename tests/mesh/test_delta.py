@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.delta import PARTIAL, Acked, Nacked, Publisher, Subscribed, Subscriber, Versioned
+from mesh.delta import PARTIAL, Acked, Nacked, Publisher, Subscribed, Subscriber, Versioned, head_of
 from mesh.errors import PeerError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status
 from tests.playbook import nothing, play
@@ -347,6 +347,24 @@ def test_a_response_ends_with_the_resource_that_makes_it_too_long_for_grpc():
     response = publisher.offer(T, {f"r{n}": Versioned("1", T, b"x" * 1_000_000) for n in range(10)})
     assert len(response.resources) == 3
     assert response.ByteSize() < 4 * 1024 * 1024
+
+
+@given(st.text(), st.text(max_size=200), st.text(), st.sampled_from((0, 1, 100, 127, 128, 16_200, 16_384, 70_000)))
+def test_a_head_and_its_data_are_a_resource_as_the_library_reads_it(name, version, type_url, size):
+    data = b"x" * size
+    made = DeltaDiscoveryResponse()
+    content = made.resources.add(name=name, version=version).resource
+    content.type_url, content.value = type_url, data
+    head = head_of(name, version, type_url, size)
+    assert DeltaDiscoveryResponse.FromString(head + data) == made
+
+
+def test_what_has_its_head_is_sent_as_what_has_none():
+    heads = {name: head_of(name, "1", T, len(item("1").data)) for name in ("a", "b")}
+    ready = {name: Versioned("1", T, item("1").data, head) for name, head in heads.items()}
+    server = Server()
+    server.world = ready
+    assert play(server) >> request() << Subscribed(T) << response("1", a="1", b="1")
 
 
 def test_a_name_twice_in_a_response_counts_once_and_is_not_removed():

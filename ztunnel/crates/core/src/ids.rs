@@ -69,9 +69,29 @@ impl SpiffeId {
 
     /// From its parts, with the same checks.
     pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, BadId> {
-        Self::parse(&format!(
-            "{SCHEME}{trust_domain}/ns/{namespace}/sa/{service_account}"
-        ))
+        let mut text = String::new();
+        Self::spell(&mut text, trust_domain, namespace, service_account);
+        Self::parse(&text)
+    }
+
+    /// Writes what these parts make, be it an identity or not, in place of `text`.
+    pub(crate) fn spell(
+        text: &mut String,
+        trust_domain: &str,
+        namespace: &str,
+        service_account: &str,
+    ) {
+        text.clear();
+        for part in [
+            SCHEME,
+            trust_domain,
+            "/ns/",
+            namespace,
+            "/sa/",
+            service_account,
+        ] {
+            text.push_str(part);
+        }
     }
 
     pub fn as_str(&self) -> &str {

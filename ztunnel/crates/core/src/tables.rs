@@ -7,11 +7,13 @@ mod cow;
 mod decode;
 mod decode_policy;
 mod endpoints;
+mod hash;
 mod index;
 mod kept;
 mod model;
 mod share;
 mod tree;
+mod words;
 
 pub use endpoints::{Endpoint, Lane, Shape, Stretch};
 pub use kept::{Kept, Names};
@@ -285,10 +287,10 @@ impl Draft {
     }
 
     /// As `Tables::with`. `pause` is called between resources.
-    pub fn change(
+    pub fn change<N: AsRef<str>, B: AsRef<[u8]>>(
         &mut self,
         kind: Kind,
-        upserts: &[(String, Bytes)],
+        upserts: &[(N, B)],
         removed: &[String],
         mut pause: impl FnMut(),
     ) -> Vec<(String, String)> {
@@ -301,12 +303,10 @@ impl Draft {
         }
         let mut refused = Vec::new();
         for (name, bytes) in upserts {
-            let decoded = Decoded::of(kind, name, bytes, &mut self.pool);
-            refused.extend(
-                self.tables
-                    .take(name, decoded)
-                    .map(|why| (name.clone(), why)),
-            );
+            let name = name.as_ref();
+            let decoded = Decoded::of(kind, name, bytes.as_ref(), &mut self.pool);
+            let why = self.tables.take(name, decoded);
+            refused.extend(why.map(|why| (name.to_owned(), why)));
             pause();
         }
         refused

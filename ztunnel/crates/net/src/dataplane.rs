@@ -21,7 +21,6 @@ use crate::runtime::{Handle, Served, Shared, Worker, Workers};
 use crate::sockets;
 use crate::spans::Spans;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
@@ -120,10 +119,10 @@ impl Dataplane {
     }
 
     /// The next snapshot, not in force yet if there is `more` to come. Returns (name, why) of what was refused.
-    pub fn apply(
+    pub fn apply<N: AsRef<str>, B: AsRef<[u8]>>(
         &self,
         kind: Kind,
-        upserts: &[(String, Bytes)],
+        upserts: &[(N, B)],
         removed: &[String],
         more: bool,
     ) -> Vec<(String, String)> {

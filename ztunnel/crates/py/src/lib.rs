@@ -7,7 +7,7 @@ mod ticks;
 use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use std::io;
 use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::{PoisonError, RwLock};
@@ -87,16 +87,11 @@ impl Core {
         &self,
         py: Python<'_>,
         type_url: &str,
-        upserts: Vec<(String, PyBackedBytes)>,
+        upserts: Vec<(PyBackedStr, PyBackedBytes)>,
         removed: Vec<String>,
         more: bool,
     ) -> PyResult<Vec<(String, String)>> {
         let kind = kind_of(type_url)?;
-        // One copy: the snapshot outlives the Python object, and must not keep it alive across interpreters.
-        let upserts: Vec<_> = upserts
-            .into_iter()
-            .map(|(name, bytes)| (name, bytes.to_vec().into()))
-            .collect();
         self.with(py, |core| Ok(core.apply(kind, &upserts, &removed, more)))
     }
 

@@ -1,17 +1,16 @@
 //! Maps that share what did not change: 256 shards behind `Arc`s, a shard is copied when it is first written.
-//!
-//! Hashing has no random key, so that a snapshot depends on its input only; only the control plane chooses the keys.
 
+use super::hash::Build;
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
 const SHARDS: usize = 256;
 
-type Hasher = BuildHasherDefault<DefaultHasher>;
-type Shard<K, V> = Arc<HashMap<K, V, Hasher>>;
+type Shard<K, V> = Arc<HashMap<K, V, Build>>;
 
 /// Cloning costs one atomic increment; the first write afterwards 256, and a copy of one shard.
 #[derive(Debug)]
@@ -77,7 +76,7 @@ impl<K: Eq + Hash + Clone, V: Clone> CowMap<K, V> {
         }
     }
 
-    fn writable(&mut self, shard: usize) -> &mut HashMap<K, V, Hasher> {
+    fn writable(&mut self, shard: usize) -> &mut HashMap<K, V, Build> {
         Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard])
     }
 
@@ -91,7 +90,7 @@ impl<K: Eq + Hash + Clone, V: Clone> CowMap<K, V> {
 
 fn shard_of<Q: Hash + ?Sized>(key: &Q) -> usize {
     // The top bits: hashbrown takes the bucket from the low ones.
-    (Hasher::default().hash_one(key) >> 48) as usize % SHARDS
+    (Build::default().hash_one(key) >> 48) as usize % SHARDS
 }
 
 /// Nearly every list has one item, and a vector behind a pointer for that would be the larger part of the map.
@@ -150,9 +149,9 @@ impl<K: Eq + Hash + Clone, T: Clone> Groups<K, T> {
     /// `order` is total and the same in every call: the list does not depend on the order of arrival.
     pub(super) fn add(&mut self, key: K, item: T, order: impl Fn(&T, &T) -> Ordering) {
         let shard = self.0.writable(shard_of(&key));
-        match shard.get_mut(&key) {
-            Some(items) => items.insert(item, order),
-            None => drop(shard.insert(key, Items::One(item))),
+        match shard.entry(key) {
+            Entry::Occupied(mut items) => items.get_mut().insert(item, order),
+            Entry::Vacant(slot) => drop(slot.insert(Items::One(item))),
         }
     }
 

@@ -4,6 +4,8 @@
 
 use super::decode_policy;
 use super::model::*;
+use super::share::Pool;
+use super::words::Words;
 use crate::ids::{BadId, SpiffeId};
 use crate::wire::workload as pb;
 use prost::Message;
@@ -62,11 +64,10 @@ pub(super) enum Address {
     Service(Service),
 }
 
-pub(super) fn address(name: &str, bytes: &[u8]) -> Result<Address, Unusable> {
-    let decoded = match pb::Address::decode(bytes)?.r#type {
-        Some(pb::address::Type::Workload(message)) => Address::Workload(workload(message)?),
-        Some(pb::address::Type::Service(message)) => Address::Service(service(message)?),
-        None => return Err(Unusable::Empty("type")),
+pub(super) fn address(name: &str, bytes: &[u8], pool: &mut Pool) -> Result<Address, Unusable> {
+    let decoded = match Words::read(bytes) {
+        Some((words, rest)) => Address::Workload(workload(&words, rest, pool)?),
+        None => by_library(bytes, pool)?,
     };
     let own = match &decoded {
         Address::Workload(workload) => &workload.uid,
@@ -76,6 +77,16 @@ pub(super) fn address(name: &str, bytes: &[u8]) -> Result<Address, Unusable> {
     Ok(decoded)
 }
 
+fn by_library(bytes: &[u8], pool: &mut Pool) -> Result<Address, Unusable> {
+    Ok(match pb::Address::decode(bytes)?.r#type {
+        Some(pb::address::Type::Workload(message)) => {
+            Address::Workload(workload(&Words::of(&message), message.clone(), pool)?)
+        }
+        Some(pb::address::Type::Service(message)) => Address::Service(service(message, pool)?),
+        None => return Err(Unusable::Empty("type")),
+    })
+}
+
 /// A resource under a foreign name could never be taken back by its own.
 pub(super) fn same_name(name: &str, own: &str) -> Result<(), Unusable> {
     (name == own)
@@ -83,20 +94,19 @@ pub(super) fn same_name(name: &str, own: &str) -> Result<(), Unusable> {
         .ok_or_else(|| Unusable::OtherName(own.to_owned()))
 }
 
-pub(super) fn filled<T: From<String>>(field: &'static str, text: String) -> Result<T, Unusable> {
-    if text.is_empty() {
+pub(super) fn filled<S: AsRef<str>, T: From<S>>(
+    field: &'static str,
+    text: S,
+) -> Result<T, Unusable> {
+    if text.as_ref().is_empty() {
         Err(Unusable::Empty(field))
     } else {
         Ok(text.into())
     }
 }
 
-fn or(text: String, default: &str) -> Word {
-    if text.is_empty() {
-        default.into()
-    } else {
-        text.into()
-    }
+fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.is_empty() { default } else { text }
 }
 
 /// 4 or 16 bytes, network byte order; the result is canonical.
@@ -152,40 +162,50 @@ fn maybe<W, T>(
     message.map(read).transpose()
 }
 
-fn workload(message: pb::Workload) -> Result<Workload, Unusable> {
-    let trust_domain = or(message.trust_domain, "cluster.local");
-    let account = or(message.service_account, "default");
+/// `message`: of its words only those are looked at that `words` has not.
+fn workload(
+    words: &Words<'_>,
+    message: pb::Workload,
+    pool: &mut Pool,
+) -> Result<Workload, Unusable> {
+    let trust_domain = or(words.trust_domain, "cluster.local");
+    let account = or(words.service_account, "default");
     let outbound = outbound(&message.extensions)?;
     let host_network = known("network_mode", message.network_mode)?;
     let status = known("status", message.status)?;
     Ok(Workload {
-        uid: filled("uid", message.uid)?,
-        name: filled("name", message.name)?,
-        identity: SpiffeId::new(&trust_domain, &message.namespace, &account)?,
-        namespace: message.namespace.into(),
+        uid: filled("uid", words.uid)?,
+        name: filled("name", words.name)?,
+        identity: pool.identity(trust_domain, words.namespace, account)?,
+        namespace: pool.word(words.namespace),
         addresses: each(message.addresses, |a| ip("addresses", &a))?,
-        hostname: message.hostname.into(),
-        network: message.network.into(),
+        hostname: words.hostname.into(),
+        network: pool.word(words.network),
         protocol: protocol(message.tunnel_protocol)?,
         waypoint: maybe(message.waypoint, |g| gateway("waypoint", g))?,
         network_gateway: maybe(message.network_gateway, |g| gateway("network_gateway", g))?,
-        node: message.node.into(),
-        canonical_name: message.canonical_name.into(),
-        canonical_revision: message.canonical_revision.into(),
+        node: pool.word(words.node),
+        canonical_name: pool.word(words.canonical_name),
+        canonical_revision: pool.word(words.canonical_revision),
         workload_type: workload_type(message.workload_type),
-        workload_name: message.workload_name.into(),
+        workload_name: pool.word(words.workload_name),
         native_tunnel: message.native_tunnel,
         application_tunnel: maybe(message.application_tunnel, application_tunnel)?,
-        services: memberships(message.services)?,
-        authorization_policies: each(message.authorization_policies, |key| Ok(key.into()))?,
-        egress_policies: decode_policy::egress_policies(&message.extensions)?,
+        services: memberships(message.services, pool)?,
+        authorization_policies: keys(message.authorization_policies, pool),
+        egress_policies: keys(decode_policy::egress_policies(&message.extensions)?, pool),
         healthy: matches!(status, pb::WorkloadStatus::Healthy),
-        cluster_id: or(message.cluster_id, "Kubernetes"),
-        locality: locality(message.locality.unwrap_or_default()),
+        cluster_id: pool.word(or(words.cluster_id, "Kubernetes")),
+        locality: locality(&message.locality.unwrap_or_default(), pool),
         host_network: matches!(host_network, pb::NetworkMode::HostNetwork),
         capacity: message.capacity.unwrap_or(1),
         outbound,
     })
+}
+
+fn keys<T: AsRef<str>>(texts: impl IntoIterator<Item = T>, pool: &mut Pool) -> Box<[Key]> {
+    let texts = texts.into_iter();
+    texts.map(|text| pool.word(text.as_ref())).collect()
 }
 
 /// The name of our extension of `Workload`: a `google.protobuf.StringValue`, with Istio's words.
@@ -200,11 +220,11 @@ fn outbound(extensions: &[pb::Extension]) -> Result<Option<Outbound>, Unusable> 
     })
 }
 
-fn locality(message: pb::Locality) -> Locality {
+fn locality(message: &pb::Locality, pool: &mut Pool) -> Locality {
     Locality {
-        region: message.region.into(),
-        zone: message.zone.into(),
-        subzone: message.subzone.into(),
+        region: pool.word(&message.region),
+        zone: pool.word(&message.zone),
+        subzone: pool.word(&message.subzone),
     }
 }
 
@@ -237,8 +257,9 @@ fn application_tunnel(message: pb::ApplicationTunnel) -> Result<ApplicationTunne
 
 fn memberships(
     services: impl IntoIterator<Item = (String, pb::PortList)>,
+    pool: &mut Pool,
 ) -> Result<Memberships, Unusable> {
-    let one = |(key, list): (String, pb::PortList)| Ok((Key::from(key), ports(list.ports)?));
+    let one = |(key, list): (String, pb::PortList)| Ok((pool.word(&key), ports(list.ports, pool)?));
     let mut all: Memberships = services
         .into_iter()
         .map(one)
@@ -248,7 +269,7 @@ fn memberships(
 }
 
 /// Of two mappings of one service port the last is in force, as in a map.
-fn ports(messages: Vec<pb::Port>) -> Result<Arc<[Port]>, Unusable> {
+fn ports(messages: Vec<pb::Port>, pool: &mut Pool) -> Result<Arc<[Port]>, Unusable> {
     let mut all: Vec<Port> = Vec::with_capacity(messages.len());
     for message in messages {
         let service = port("service_port", message.service_port)?;
@@ -256,7 +277,7 @@ fn ports(messages: Vec<pb::Port>) -> Result<Arc<[Port]>, Unusable> {
         all.retain(|other| other.service != service);
         all.push(Port { service, target });
     }
-    Ok(all.into())
+    Ok(pool.ports(all))
 }
 
 fn gateway(field: &'static str, message: pb::GatewayAddress) -> Result<Gateway, Unusable> {
@@ -285,7 +306,7 @@ fn service_key(namespace: &str, hostname: &str) -> Result<Key, Unusable> {
     }
 }
 
-fn service(message: pb::Service) -> Result<Service, Unusable> {
+fn service(message: pb::Service, pool: &mut Pool) -> Result<Service, Unusable> {
     let visibility = known("visibility", message.visibility)?;
     let spread = spread(&message.extensions)?;
     let identities = message
@@ -299,7 +320,7 @@ fn service(message: pb::Service) -> Result<Service, Unusable> {
         namespace: message.namespace.into(),
         hostname: message.hostname.into(),
         vips: each(message.addresses, vip)?,
-        ports: ports(message.ports)?,
+        ports: ports(message.ports, pool)?,
         port_names: port_names(&message.extensions),
         waypoint: maybe(message.waypoint, |g| gateway("waypoint", g))?,
         weighted_waypoints: each(message.weighted_waypoints, weighted)?,

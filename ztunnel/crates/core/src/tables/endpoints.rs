@@ -3,6 +3,7 @@
 //!
 //! *Lane*: endpoints that suit the same clients and ports. *Rung*: how many leading scopes client and endpoint share.
 
+use super::hash::mixed;
 use super::model::*;
 use super::tree::{Tree, Weighed};
 use std::cmp::Ordering;
@@ -15,6 +16,8 @@ pub struct Endpoint {
     pub workload: Arc<Workload>,
     /// Its own port mapping, which goes before the service's.
     pub ports: Arc<[Port]>,
+    /// Its place on the ring of hashes.
+    on_ring: u64,
 }
 
 impl Weighed for Endpoint {
@@ -22,19 +25,24 @@ impl Weighed for Endpoint {
         self.workload.capacity.into()
     }
 
-    /// Another hash than the order's: a tree whose priorities follow its order is a list.
+    /// Not the order's hash: a tree whose priorities follow its order is a list.
     fn priority(&self) -> u64 {
-        hash((&self.workload.uid, "priority"))
+        mixed(self.on_ring)
     }
 }
 
 impl Endpoint {
-    fn on_ring(&self) -> u64 {
-        hash(&self.workload.uid)
+    pub(super) fn new(workload: Arc<Workload>, ports: Arc<[Port]>) -> Self {
+        let on_ring = hash(&workload.uid);
+        Self {
+            workload,
+            ports,
+            on_ring,
+        }
     }
 }
 
-/// Without a random key: the same on every node and after every restart.
+/// Without a random key: the same on every node and after every restart, and from version to version.
 fn hash(of: impl Hash) -> u64 {
     BuildHasherDefault::<DefaultHasher>::default().hash_one(of)
 }
@@ -103,13 +111,13 @@ impl<'a> Stretch<'a> {
     /// Who comes next on the ring of hashes, and how far that is.
     pub fn next_on_ring(&self, at: u64) -> Option<(u64, &'a Endpoint)> {
         let before = |endpoint: &Endpoint| match place(self.scopes, self.from, endpoint) {
-            Ordering::Equal => endpoint.on_ring() < at,
+            Ordering::Equal => endpoint.on_ring < at,
             other => other.is_lt(),
         };
         let inside = |endpoint: &&'a Endpoint| place(self.scopes, self.from, endpoint).is_eq();
         let next = self.tree.first_after(before).filter(inside);
         let found = next.or_else(|| self.at(0))?;
-        Some((found.on_ring().wrapping_sub(at), found))
+        Some((found.on_ring.wrapping_sub(at), found))
     }
 
     /// In order; O(log endpoints) each.
@@ -176,7 +184,7 @@ impl Plan {
     fn order(&self, depth: usize) -> impl Fn(&Endpoint, &Endpoint) -> Ordering {
         let scopes = &self.scopes[..depth];
         move |a, b| {
-            let ring = || (a.on_ring(), &a.workload.uid).cmp(&(b.on_ring(), &b.workload.uid));
+            let ring = || (a.on_ring, &a.workload.uid).cmp(&(b.on_ring, &b.workload.uid));
             place(scopes, &b.workload, a).then_with(ring)
         }
     }

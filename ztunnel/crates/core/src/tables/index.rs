@@ -34,10 +34,12 @@ impl Index {
     pub(super) fn put_address(&mut self, address: Address) {
         match address {
             Address::Workload(new) => {
-                if self.workloads.get(&*new.uid).is_none_or(|old| **old != new) {
-                    self.remove_address(&new.uid.clone());
-                    self.add_workload(Arc::new(new));
+                match self.workloads.get(&*new.uid) {
+                    Some(old) if **old == new => return,
+                    Some(_) => self.remove_workload(&new.uid.clone()),
+                    None => self.remove_service(&new.uid.clone()),
                 }
+                self.add_workload(Arc::new(new));
             }
             Address::Service(new) => {
                 if self.services.get(&*new.key).is_none_or(|old| **old != new) {
@@ -61,13 +63,11 @@ impl Index {
         self.by_name
             .add(new.name.clone(), new.clone(), by_preference);
         for (service, ports) in &new.services {
-            let endpoint = Endpoint {
-                workload: new.clone(),
-                ports: ports.clone(),
-            };
-            let known = self.services.get(service).cloned();
+            let endpoint = Endpoint::new(new.clone(), ports.clone());
             let endpoints = self.endpoints.entry(service.clone());
-            if let Some(service) = known.filter(|_| endpoints.is_empty()) {
+            if endpoints.is_empty()
+                && let Some(service) = self.services.get(service)
+            {
                 endpoints.arrange(&service.balancing);
             }
             endpoints.put(endpoint);
@@ -86,10 +86,7 @@ impl Index {
         self.by_name.remove(&old.name, is_old);
         for (service, ports) in &old.services {
             let endpoints = self.endpoints.entry(service.clone());
-            endpoints.remove(&Endpoint {
-                workload: old.clone(),
-                ports: ports.clone(),
-            });
+            endpoints.remove(&Endpoint::new(old.clone(), ports.clone()));
             if endpoints.is_empty() {
                 self.endpoints.remove(service);
             }

@@ -24,14 +24,9 @@ pub(super) enum Decoded {
 impl Decoded {
     pub(super) fn of(kind: Kind, name: &str, bytes: &[u8], pool: &mut Pool) -> Self {
         match kind {
-            Kind::Address => match decode::address(name, bytes) {
-                Ok(Address::Workload(mut workload)) => {
-                    pool.share(&mut workload);
-                    Self::Address(Address::Workload(workload))
-                }
-                Ok(service) => Self::Address(service),
-                Err(why) => Self::BadAddress(why),
-            },
+            Kind::Address => {
+                decode::address(name, bytes, pool).map_or_else(Self::BadAddress, Self::Address)
+            }
             Kind::Authorization => match decode_policy::policy(name, bytes) {
                 Ok(policy) => Self::Policy(policy),
                 Err(why) => {

@@ -388,10 +388,8 @@ fn what_goes_into_a_draft_is_what_pushes_would_make_and_the_snapshot_in_force_do
         );
         pushed = push(&pushed, pod);
     }
-    assert_eq!(
-        draft.change(Kind::Address, &[], &[uid("shop/web-1")], || pauses += 1),
-        []
-    );
+    let (none, gone): (&[(String, Bytes)], _) = (&[], [uid("shop/web-1")]);
+    assert_eq!(draft.change(Kind::Address, none, &gone, || pauses += 1), []);
     let done = draft.done();
     assert_eq!(before.workloads().count(), 1);
     assert_eq!(done.workloads().count(), 39);
