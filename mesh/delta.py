@@ -12,6 +12,7 @@ from typing import Final
 
 from mesh.errors import PeerError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status
+from mesh.wire import prefix
 
 ADDRESS_TYPE: Final = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION_TYPE: Final = "type.googleapis.com/istio.security.Authorization"
@@ -43,23 +44,14 @@ def head_of(name: str, version: str, type_url: str, size: int) -> bytes:
 
     To put a response together out of these costs a tenth of naming each field of each resource to the library.
     """
-    content = _text(1, type_url) + b"\x12" + _varint(size)
-    entry = _text(1, version) + _text(3, name) + b"\x12" + _varint(len(content) + size) + content
-    return b"\x12" + _varint(len(entry) + size) + entry
+    content = _text(1, type_url) + prefix(2, size)
+    entry = _text(1, version) + _text(3, name) + prefix(2, len(content) + size) + content
+    return prefix(2, len(entry) + size) + entry
 
 
 def _text(number: int, text: str) -> bytes:
     encoded = text.encode()
-    return bytes((number << 3 | 2,)) + _varint(len(encoded)) + encoded
-
-
-def _varint(number: int) -> bytes:
-    groups = bytearray()
-    while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)
+    return prefix(number, len(encoded)) + encoded
 
 
 World = Mapping[str, Versioned]

@@ -21,6 +21,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from mesh.delta import Versioned
 from mesh.errors import LocalError
+from mesh.wire import prefix
 
 TYPE: Final = "type.googleapis.com/"
 CLUSTER: Final = TYPE + "envoy.config.cluster.v3.Cluster"
@@ -110,19 +111,9 @@ def joined(head: Versioned, number: int, parts: Iterable[Versioned]) -> Versione
     """`head` with each of `parts` as one more element of its repeated field `number`: serialized messages can be
     put together without being read, so a table of a thousand entries costs only its new one."""
     data = bytearray(head.data)
-    key = _varint(number << 3 | 2)
     for part in parts:
-        data += key + _varint(len(part.data)) + part.data
+        data += prefix(number, len(part.data)) + part.data
     return Versioned(blake2b(data, digest_size=12).hexdigest(), head.type_url, bytes(data))
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
 
 
 def unpack(item: Versioned) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 Capture turns a pod's connections round by what their packets look like, and a container's root may make packets look
 like the tunnel's: since Linux 5.17 a mark needs only CAP_NET_RAW, as raw and packet sockets do. Whose socket a packet
-comes from nobody can forge: `socket cgroupv2` is the control group of the process that made it. So a first chain gives
-the tunnel's mark to what the tunnel's group sends and takes it from everybody else, and a last one, where the device
-is final, lets nothing else out. What a packet socket sends passes neither, but the device's egress hook (Linux 5.16),
-where it is known by having no route.
+comes from nobody can forge: `socket cgroupv2` is the control group of the process that made it. So a chain gives the
+tunnel's mark to what the tunnel's group sends and takes it from everybody else, and a last one, where the device is
+final, lets nothing else out. Before both, fragments of a pod's own making are dropped: they hide what they are. What a
+packet socket sends passes none of these, but the device's egress hook (Linux 5.16), where it is known by having no
+route.
 """
 
 from __future__ import annotations
