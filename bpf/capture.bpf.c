@@ -9,6 +9,7 @@
 #include "sockets.h"
 
 #include "direct.h"
+#include "filed.h"
 #include "multipath.h"
 #include "probes.h"
 #include "tunnel.h"
@@ -113,7 +114,7 @@ static __always_inline int divert(struct bpf_sock_addr *ctx, struct mesh_address
 	count(why);
 	if (mesh_is_refused(why))
 		return -1;
-	if (ctx->protocol == MESH_TCP && !unmark(ctx))
+	if (ctx->protocol == MESH_TCP && !unmark(ctx, who))
 		return -1;
 	if (!who || (why != MESH_CAPTURED && why != MESH_DNS_CAPTURED)) {
 		forget(ctx);
@@ -201,49 +202,58 @@ int mesh_sendmsg6(struct bpf_sock_addr *ctx)
 }
 
 /* Of a connection to the tunnel. */
-static __always_inline struct mesh_destination *filed_of(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
+static __always_inline int filed_of(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct mesh_destination *asked)
 {
+	const struct mesh_destination *underway;
 	struct mesh_tuple t = {};
 
 	if (ctx->protocol != MESH_TCP || !mesh_is_met_at(bpf_ntohs(sk->dst_port)))
 		return 0;
 	read_tuple_of(sk, &t, 0);
 	t.netns = bpf_get_netns_cookie(ctx);
-	return bpf_map_lookup_elem(&mesh_underway, &t);
+	if (read_filed(&t, asked))
+		return 1;
+	underway = bpf_map_lookup_elem(&mesh_underway, &t);
+	if (underway)
+		*asked = *underway;
+	return underway != 0;
 }
 
 /* What the socket's owner takes its peer to be. */
-static __always_inline struct mesh_destination *asked_of(struct bpf_sock_addr *ctx)
+static __always_inline int asked_of(struct bpf_sock_addr *ctx, struct mesh_destination *asked)
 {
-	struct mesh_destination *asked;
+	const struct mesh_destination *kept;
 	struct bpf_sock *sk = ctx->sk;
 
 	if (!sk)
 		return 0;
-	asked = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
-	if (!asked)
-		asked = asked_of_whole(sk);
-	return asked ? asked : filed_of(ctx, sk);
+	kept = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
+	if (!kept)
+		kept = asked_of_whole(sk);
+	if (!kept)
+		return filed_of(ctx, sk, asked);
+	*asked = *kept;
+	return 1;
 }
 
 static __always_inline int name_peer4(struct bpf_sock_addr *ctx)
 {
-	struct mesh_destination *asked = asked_of(ctx);
+	struct mesh_destination asked = {};
 
-	if (asked) {
-		ctx->user_ip4 = asked->ip.word_be[3];
-		ctx->user_port = asked->port_be;
+	if (asked_of(ctx, &asked)) {
+		ctx->user_ip4 = asked.ip.word_be[3];
+		ctx->user_port = asked.port_be;
 	}
 	return ALLOW;
 }
 
 static __always_inline int name_peer6(struct bpf_sock_addr *ctx)
 {
-	struct mesh_destination *asked = asked_of(ctx);
+	struct mesh_destination asked = {};
 
-	if (asked) {
-		write_address6(ctx, &asked->ip);
-		ctx->user_port = asked->port_be;
+	if (asked_of(ctx, &asked)) {
+		write_address6(ctx, &asked.ip);
+		ctx->user_port = asked.port_be;
 	}
 	return ALLOW;
 }
@@ -295,57 +305,51 @@ int mesh_bind6(struct bpf_sock_addr *ctx)
 	return may_bind(ctx);
 }
 
-static __always_inline int wanted_of(struct bpf_sock_ops *ops, struct bpf_sock *sk, struct mesh_destination *asked)
+/* Whether the socket's destination is kept with it. It may go directly then, or be a part of a whole: else it was handed over. */
+static __always_inline int kept_with(struct bpf_sock_ops *ops, struct bpf_sock *sk, struct mesh_destination *asked)
 {
-	struct mesh_destination *kept;
+	const struct mesh_destination *kept = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
 
-	if (take_over(bpf_get_socket_cookie(ops), asked))
-		return 1;
-	kept = bpf_sk_storage_get(&mesh_asked, sk, 0, 0);
 	if (kept)
 		*asked = *kept;
+	if (mesh_multipath)
+		name_whole(ops, sk, kept ? asked : 0);
 	return kept != 0;
 }
 
 /* Before the SYN is built the tuple is complete. Who goes to the tunnel by himself gets nobody's destination. */
 static __always_inline void begin(struct bpf_sock_ops *ops)
 {
-	struct mesh_destination asked = {};
+	struct mesh_filing filing = {};
 	struct bpf_sock *sk = ops->sk;
-	struct mesh_tuple t = {};
+	__u64 socket;
 	int diverted;
 
 	if (!sk)
 		return;
-	diverted = wanted_of(ops, sk, &asked);
-	if (mesh_multipath)
-		name_whole(ops, sk, diverted ? &asked : 0);
-	if (begin_direct(ops))
-		return;
-	read_tuple(ops, &t, 0);
-	if (diverted && !bpf_map_update_elem(&mesh_underway, &t, &asked, BPF_ANY))
+	socket = bpf_get_socket_cookie(ops);
+	diverted = take_over(socket, &filing.asked);
+	if (!diverted) {
+		diverted = kept_with(ops, sk, &filing.asked);
+		if (begin_direct(ops))
+			return;
+	}
+	filing.socket = (__u32)socket;
+	read_tuple(ops, &filing.tuple, 0);
+	if (diverted && file(&filing))
 		bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-	else if (mesh_is_met_at(t.to_port))
-		bpf_map_delete_elem(&mesh_underway, &t);
+	else if (mesh_is_met_at(filing.tuple.to_port))
+		unfile(&filing.tuple);
 }
 
-/*
- * The tuple is free from now on. A tunnel that has not accepted yet may ask still, unless the connection was broken off, by
- * whichever end: `from` is the state of TCP that it closes from.
- */
+/* `from`: the state of TCP that it closes from. */
 static __always_inline void end(struct bpf_sock_ops *ops, __u32 from)
 {
-	struct mesh_destination *filed;
 	struct mesh_tuple t = {};
 
 	read_tuple(ops, &t, 0);
-	if (!mesh_is_met_at(t.to_port))
-		return;
-	filed = bpf_map_lookup_elem(&mesh_underway, &t);
-	if (filed && filed->state == MESH_FILED && mesh_is_orderly(from))
-		filed->state = MESH_CLIENT_GONE;
-	else if (filed)
-		bpf_map_delete_elem(&mesh_underway, &t);
+	if (mesh_is_met_at(t.to_port))
+		end_filed(&t, (__u32)bpf_get_socket_cookie(ops), mesh_is_orderly(from));
 }
 
 /* Until the socket's next SYN: a connect() of it that fails before, as its tuple is another's, ends with the same change. */

@@ -98,6 +98,9 @@ struct mesh_tuple {
 	__u32 zero;
 };
 
+/* For what is filed under tuples: one for each port. */
+#define MESH_PLACES 65536
+
 /* Whose, and where the application wants to go: maybe a service's address. */
 struct mesh_pass_key {
 	__u64 netns;
@@ -213,6 +216,24 @@ MESH_INLINE int mesh_is_loopback(const struct mesh_address *a)
 MESH_INLINE int mesh_is_met_at(__u16 port)
 {
 	return port == MESH_OUTBOUND_PORT || port == MESH_DNS_CAPTURE_PORT;
+}
+
+MESH_INLINE __u64 mesh_pair(const struct mesh_address *a, int word)
+{
+	return (__u64)a->word_be[word] << 32 | a->word_be[word + 1];
+}
+
+/*
+ * Where what is filed under a tuple has its place, below MESH_PLACES. Two ports of one address never have the same, towards one listener;
+ * where such a row of them begins is scattered.
+ */
+MESH_INLINE __u32 mesh_place_number(const struct mesh_tuple *t)
+{
+	const __u64 scatter = 0x9e3779b97f4a7c15ULL; /* 2^64 divided by the golden ratio */
+	__u64 row = (t->netns + t->to_port) ^ mesh_pair(&t->from, 0) ^ mesh_pair(&t->from, 2) ^ mesh_pair(&t->to, 0);
+
+	row = (row * scatter) ^ mesh_pair(&t->to, 2);
+	return (t->from_port + (__u32)(row * scatter >> 48)) & (MESH_PLACES - 1);
 }
 
 /* connect() to :: or 0.0.0.0 means this machine. */

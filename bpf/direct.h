@@ -73,15 +73,19 @@ static __always_inline int set_mark(struct bpf_sock_addr *ctx, __u32 mark)
 	return !bpf_setsockopt(ctx, MESH_SOL_SOCKET, MESH_SO_MARK, &mark, sizeof(mark));
 }
 
-/* A socket that was direct and goes somewhere else now is so no longer. 0: it could not be told; it must not go. */
-static __always_inline int unmark(struct bpf_sock_addr *ctx)
+/*
+ * A socket that was direct and goes somewhere else now is so no longer, whatever mark its owner has given it meanwhile. 0: it could not
+ * be told; it must not go.
+ */
+static __always_inline int unmark(struct bpf_sock_addr *ctx, const struct mesh_workload *who)
 {
 	struct bpf_sock *sk = ctx->sk;
 
-	if (!sk || !mesh_has_direct_mark(sk->mark))
+	if (!sk)
 		return 1;
-	bpf_sk_storage_delete(&mesh_noted, sk);
-	return set_mark(ctx, sk->mark & ~MESH_MARK_MASK);
+	if (mesh_has_direct_mark(sk->mark) || (who && who->flags & MESH_GOES_DIRECT))
+		bpf_sk_storage_delete(&mesh_noted, sk);
+	return mesh_has_direct_mark(sk->mark) ? set_mark(ctx, sk->mark & ~MESH_MARK_MASK) : 1;
 }
 
 static __always_inline int note(struct bpf_sock_addr *ctx, const struct mesh_pass *pass, __u64 netns, __u64 now,

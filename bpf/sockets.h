@@ -24,18 +24,6 @@ struct {
 	__type(value, struct mesh_destination);
 } mesh_asked SEC(".maps");
 
-/*
- * From the SYN until the client's socket closes: the tunnel asks it once, the client as often as it likes who its peer is.
- * The longest unused of too many goes: its client then sees the meeting point, and a tunnel that has not asked yet refuses.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, MESH_MOST_CONNECTIONS);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-	__type(key, struct mesh_tuple);
-	__type(value, struct mesh_destination);
-} mesh_underway SEC(".maps");
-
 static __always_inline int keep(struct bpf_sock *sk, const struct mesh_destination *asked)
 {
 	struct mesh_destination *kept = bpf_sk_storage_get(&mesh_asked, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);

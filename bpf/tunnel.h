@@ -6,7 +6,7 @@
 #ifndef MESH_TUNNEL_H
 #define MESH_TUNNEL_H
 
-#include "sockets.h"
+#include "filed.h"
 
 /*
  * What the accepted socket's client filed, from there on found with the socket. Done when the tunnel asks and not when the
@@ -15,11 +15,13 @@
  */
 static __always_inline struct mesh_destination *take_destination(struct bpf_sockopt *ctx, struct bpf_sock *sk)
 {
-	struct mesh_destination *underway, *taken;
+	struct mesh_destination *underway, *taken, filed = {};
 	struct mesh_tuple t = {};
 
 	read_tuple_of(sk, &t, 1);
 	t.netns = bpf_get_netns_cookie(ctx);
+	if (take_filed(&t, &filed))
+		return bpf_sk_storage_get(&mesh_asked, sk, &filed, BPF_SK_STORAGE_GET_F_CREATE);
 	underway = bpf_map_lookup_elem(&mesh_underway, &t);
 	if (!underway)
 		return 0;

@@ -45,12 +45,12 @@ class Hook:
 
 
 WORKLOAD_HOOKS: Final = {
+    "getpeername4": Hook("mesh_getpeername4", 29),  # before sockops: it finds also what an earlier one files
+    "getpeername6": Hook("mesh_getpeername6", 30),
     "sockops": Hook("mesh_sockops", 3),  # before connect4: a diverted connection must not go without its destination
     "release": Hook("mesh_release", 34),
     "bind4": Hook("mesh_bind4", 8),
     "bind6": Hook("mesh_bind6", 9),
-    "getpeername4": Hook("mesh_getpeername4", 29),
-    "getpeername6": Hook("mesh_getpeername6", 30),
     "recvmsg4": Hook("mesh_recvmsg4", 19),
     "recvmsg6": Hook("mesh_recvmsg6", 20),
     "sendmsg4": Hook("mesh_sendmsg4", 14),

@@ -38,6 +38,7 @@ int good(__u64 epoch, __u64 until_ns, __u64 now_epoch, __u64 seen_ns, __u64 now)
 	return mesh_is_good(&pass, &issuer, now);
 }
 
+__u32 place_number(const struct mesh_tuple *t) { return mesh_place_number(t); }
 int schema(void) { return MESH_SCHEMA; }
 int outcomes(void) { return MESH_WHY_MAX; }
 

@@ -11,6 +11,7 @@ import pytest
 from nodeagent.redirect import bpf_records as records
 from nodeagent.redirect import plan
 from nodeagent.redirect.bpf_records import Direction, Flag, Kind
+from tests.bpf.layouts import PLACES, TUPLE, place_number
 
 HERE = Path(__file__).parent
 TCP, UDP, MPTCP, SCTP = 6, 17, 262, 132
@@ -147,6 +148,26 @@ def test_python_writes_what_c_reads(c):
     )
     assert [len(each) for each in written] == [c.sizes(which) for which in range(len(written))]
     assert [c.offsets(which) for which in range(6)] == [64, 68, 72, 8, 24, 16]
+
+
+def filed(netns, address_text, port):
+    own = address(address_text)
+    return TUPLE.pack(netns, own, own, port, plan.OUTBOUND_PORT, 0)
+
+
+def test_two_ports_of_a_workload_never_have_the_same_place(c):
+    for own in ("10.244.1.7", "fd00::7"):
+        assert len({c.place_number(filed(7, own, port)) for port in range(65536)}) == PLACES
+
+
+def test_workloads_begin_at_places_of_their_own(c):
+    """A thousand dice with 65,536 sides show 992 different numbers."""
+    alike = [filed(7000 + n, "10.244.1.7", 40000) for n in range(1000)]
+    neighbours = [filed(7, f"10.244.{n // 250}.{n % 250}", 40000) for n in range(1000)]
+    neighbours6 = [filed(7, f"fd00::{n:x}", 40000) for n in range(1000)]
+    for group in (alike, neighbours, neighbours6):
+        assert len({c.place_number(each) for each in group}) > 950
+        assert all(c.place_number(each) == place_number(each) for each in group)
 
 
 def test_the_direct_paths_structs_are_those_that_the_tunnel_asserts_at_its_build(c):
