@@ -118,6 +118,9 @@ class Core:
     def keys(self) -> tuple[list[str], int]:
         """The identities whose private key is in memory, and how many keys have been dropped."""
 
+    def in_use(self) -> bool:
+        """Whether connections are open, which would notice that the processor is busy."""
+
     def forget_absent(self) -> None:
         """Wipes from `key_dir` what belongs to identities that no pod here has."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mesh.errors import LocalError, OperatorError
 
@@ -44,6 +45,7 @@ class Native(Protocol):
     def install_svid(self, identity: str, key: bytes, chain: list[str]) -> tuple[float, float]: ...
     def set_trust(self, document: bytes) -> None: ...
     def keys(self) -> tuple[list[str], int]: ...
+    def in_use(self) -> bool: ...
     def forget_absent(self) -> None: ...
     def certificate_failed(self, identity: str, why: str) -> None: ...
     def forget_identity(self, identity: str) -> None: ...
@@ -54,6 +56,13 @@ class Native(Protocol):
     def set_log_level(self, level: str, target: str = "") -> None: ...
     def take_spans(self) -> list[str]: ...
     def close(self) -> None: ...
+
+
+class Applied(NamedTuple):
+    """`refused`: (name, why) of each resource. `worked_s`: seconds of a processor."""
+
+    refused: list[tuple[str, str]]
+    worked_s: float
 
 
 class PodGone(Exception):
@@ -76,10 +85,16 @@ class Dataplane:
 
     async def apply(
         self, type_url: str, upserts: list[tuple[str, bytes]], removed: list[str], more: bool = False
-    ) -> list[tuple[str, str]]:
-        """(name, why) of each refused resource. `more` is to come before it is in force."""
+    ) -> Applied:
+        """`more` is to come before it is in force."""
+
+        def measured() -> Applied:
+            began = time.thread_time()
+            refused = self.core.apply(type_url, upserts, removed, more)
+            return Applied(refused, time.thread_time() - began)
+
         try:
-            return await asyncio.to_thread(self.core.apply, type_url, upserts, removed, more)
+            return await asyncio.to_thread(measured)
         except ValueError as error:
             raise LocalError(f"the core does not know the type {type_url}") from error
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, REFUSED, Batch, Subscri
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
 from ztunnel.channel import call_metadata, open_channel
-from ztunnel.dataplane import Damaged, Dataplane
+from ztunnel.dataplane import Applied, Damaged, Dataplane
 from ztunnel.lastgood import LastGood
 from ztunnel.metrics import Metrics
 from ztunnel.settings import Settings
@@ -36,9 +36,17 @@ _ANSWER_S: Final = 0.5
 _IDLE, _CONNECTING = grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING
 # For so long parts of one offer wait for the last: every snapshot is a copy of all that the next part touches.
 _TOGETHER_S: Final = 0.5
+# Before the next part of a large offer is asked for, while connections are open: so many times what this one took of a processor.
+_RESTS: Final = 2.5
+_LONGEST_REST_S: Final = 0.1
 _NORMAL: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 _log = log.get("xds")
+
+
+async def rest(worked_s: float) -> None:
+    """After a part that took so much of a processor. The control plane waits for the answer and rests as well."""
+    await asyncio.sleep(min(_RESTS * worked_s, _LONGEST_REST_S))
 
 
 class XdsClient:
@@ -56,6 +64,7 @@ class XdsClient:
         changed: Callable[[], None] = lambda: None,
         own_roots: Callable[[], str] = lambda: "",
         together_s: float = _TOGETHER_S,
+        rest: Callable[[float], Awaitable[None]] = rest,
     ) -> None:
         self._settings = settings
         self._dataplane = dataplane
@@ -66,7 +75,7 @@ class XdsClient:
         self._subscriber = Subscriber(make_node(settings), TYPES)
         self._backoff = Backoff()
         self._unheard = False
-        self._together_s = together_s
+        self._together_s, self._rest = together_s, rest
         self._applying = asyncio.Lock()
         self._draft_ends: asyncio.TimerHandle | None = None
         """None: nothing waits for its other parts."""
@@ -185,12 +194,13 @@ class XdsClient:
 
     async def take(self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest:
         """Applies one response; returns the answer to send. A type that we never asked for is acknowledged only."""
+        began = time.thread_time()
         batch = self._subscriber.receive(response)
         if not batch.wanted:
             _log.error("a type that was not asked for", type_url=batch.type_url)
             return self._subscriber.settle(batch)
         upserts = [(name, data) for name, _, data in batch.upserts]
-        refused = await self._apply(batch, upserts)
+        refused, worked_s = await self._apply(batch, upserts)
         answer = self._subscriber.settle(batch, refused)
         if self._store:
             self._store.record(batch, refused)
@@ -202,17 +212,19 @@ class XdsClient:
             _log.info(log.READY, resources=self.resources())
         if self._store and self.in_force.is_set():
             self._store.changed()
+        if batch.partial and self._dataplane.core.in_use():
+            await self._rest(worked_s + time.thread_time() - began)
         return answer
 
-    async def _apply(self, batch: Batch, upserts: list[tuple[str, bytes]]) -> list[tuple[str, str]]:
+    async def _apply(self, batch: Batch, upserts: list[tuple[str, bytes]]) -> Applied:
         """What is part of an offer comes into force with the last one, or when the others keep it waiting."""
         async with self._applying:
-            refused = await self._dataplane.apply(batch.type_url, upserts, batch.removed, more=batch.partial)
+            applied = await self._dataplane.apply(batch.type_url, upserts, batch.removed, more=batch.partial)
             if not batch.partial:
                 self._forget_draft()
             elif self._draft_ends is None:
                 self._draft_ends = asyncio.get_running_loop().call_later(self._together_s, self._draft_is_due)
-        return refused
+        return applied
 
     def _draft_is_due(self) -> None:
         self._finishing = asyncio.create_task(self._finish_draft())

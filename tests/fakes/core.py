@@ -73,6 +73,7 @@ class FakeCore:
         self.trust: list[dict[str, Any]] = []
         self.dropped = 0
         self.absent_forgotten = 0
+        self.busy = False
         self.failures: list[tuple[str, str]] = []
         self.levels = {"access": "info", "core": "info"}
         self.spans: list[str] = []
@@ -222,6 +223,10 @@ class FakeCore:
     def keys(self) -> tuple[list[str], int]:
         self._alive()
         return sorted(self.keys_held), self.dropped
+
+    def in_use(self) -> bool:
+        self._alive()
+        return self.busy
 
     def forget_absent(self) -> None:
         self._alive()

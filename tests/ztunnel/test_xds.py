@@ -17,7 +17,7 @@ from ztunnel.channel import open_channel
 from ztunnel.identity import CaClient
 from ztunnel.lastgood import LastGood
 from ztunnel.metrics import Metrics
-from ztunnel.xds import XdsClient, make_node, send
+from ztunnel.xds import XdsClient, make_node, rest, send
 
 WEB = Address(workload=Workload(uid="web", name="web")).SerializeToString()
 DENY = Authorization(name="deny", namespace="shop").SerializeToString()
@@ -31,8 +31,9 @@ def plane(authority):
 
 @pytest.fixture
 def make(dataplane, settings_for):
-    def client(port, store=None, together_s=3600.0, **more):
-        return XdsClient(settings_for(port, **more), dataplane, Metrics(), store, together_s=together_s)
+    def client(port, store=None, together_s=3600.0, rest=rest, **more):
+        settings = settings_for(port, **more)
+        return XdsClient(settings, dataplane, Metrics(), store, together_s=together_s, rest=rest)
 
     return client
 
@@ -293,6 +294,25 @@ def test_parts_that_are_kept_waiting_come_into_force_without_the_rest(make, core
         for name in ("web", "api"):
             await client.take(_part(**{name: WEB}))
             await until(lambda name=name: name in core.tables[ADDRESS_TYPE])
+
+    asyncio.run(main())
+
+
+def test_the_next_part_is_asked_for_after_a_rest_while_somebody_is_connected(make, core):
+    rests = []
+
+    async def rested(worked_s):
+        rests.append(worked_s > 0)
+
+    async def main():
+        client = make(1, rest=rested)
+        await client.take(_part(web=WEB))
+        assert rests == []
+        core.busy = True
+        await client.take(_part(api=WEB))
+        assert rests == [True]
+        await client.take(_response(ADDRESS_TYPE, last=WEB))
+        assert rests == [True]
 
     asyncio.run(main())
 

@@ -144,7 +144,7 @@ impl Dataplane {
     }
 
     /// Whether somebody would notice that the processor is busy.
-    fn is_in_use(&self) -> bool {
+    pub fn is_in_use(&self) -> bool {
         self.workers.handles.iter().any(Handle::has_load)
     }
 

@@ -229,6 +229,10 @@ impl Core {
         })
     }
 
+    fn in_use(&self, py: Python<'_>) -> PyResult<bool> {
+        self.with(py, |core| Ok(core.is_in_use()))
+    }
+
     fn forget_absent(&self, py: Python<'_>) -> PyResult<()> {
         self.with(py, |core| {
             core.shared.identities.forget_absent();
