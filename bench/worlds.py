@@ -8,7 +8,8 @@ Everybody has the usual share of the processor, as in all cases; what another on
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from bench.cases import BY_NAME, Case
@@ -25,7 +26,7 @@ TRAFFIC = BY_NAME["request-open-1000"]
 IDLE_S, LONGEST_S = 10.0, 60.0
 READ_S, CONNECT_S = 180.0, 40.0
 LOOK_S, IDLE_SHARE = 0.5, 0.4
-_TUNNELS = 2
+TUNNELS = 2
 ADDRESS = "type.googleapis.com/istio.workload.Address"
 CUT = """
 table inet bench {
@@ -61,10 +62,9 @@ def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str]
     before = _Watch(arena, contender)
     idle = result_of(_traffic(arena, contender, IDLE_S), f"{contender.name} before the load", 60)
     others_idle = before.others(idle["cpu_s"])
-    _connect(arena)
-    watch, began = _Watch(arena, contender), time.monotonic()
-    traffic = _traffic(arena, contender, LONGEST_S)
-    arena.cluster.daemons["controlplane"].signal(signal.SIGCONT)
+    with _held_up(arena):
+        watch, began = _Watch(arena, contender), time.monotonic()
+        traffic = _traffic(arena, contender, LONGEST_S)
     try:
         wait_until("the tunnels have the world", lambda: _loaded(arena) >= workloads + services, LONGEST_S, step_s=0.1)
         took = time.monotonic() - began
@@ -115,22 +115,32 @@ def _cut_off(arena: Arena) -> None:
     run_command(*control, "ss", "-KHtn", "sport = :15012")
 
 
-def _connect(arena: Arena) -> None:
-    """Both tunnels, to a control plane that stands still: each tries again when it likes, but both must load at once."""
-    stopped = arena.cluster.daemons["controlplane"]
-    stopped.signal(signal.SIGSTOP)
-    try:
+@contextmanager
+def _held_up(arena: Arena) -> Iterator[None]:
+    """Both tunnels have begun to load at the same time, and go on afterwards: each tries to connect when it likes."""
+    with _standing_still(arena):
         run_command(*inside(arena.cluster.layout.control), "nft", "delete", "table", "inet", "bench")
-        wait_until("the tunnels connect to the control plane", lambda: _are_connected(arena), CONNECT_S)
-    except BaseException:
-        stopped.signal(signal.SIGCONT)
-        raise
+        wait_until("the tunnels connect to the control plane", lambda: _callers(arena) >= TUNNELS, CONNECT_S)
+    wait_until("the tunnels hear it", lambda: all(map(_hears, _tunnels(arena))), CONNECT_S, step_s=0.02)
+    with _standing_still(arena):
+        yield
 
 
-def _are_connected(arena: Arena) -> bool:
+@contextmanager
+def _standing_still(arena: Arena) -> Iterator[None]:
+    controlplane = arena.cluster.daemons["controlplane"]
+    controlplane.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        controlplane.signal(signal.SIGCONT)
+
+
+def _callers(arena: Arena) -> int:
+    """Addresses from which somebody is connected to the control plane."""
     control = inside(arena.cluster.layout.control)
-    clients = run_command(*control, "ss", "-Htn", "state", "established", "sport = :15012").split()[3::4]
-    return len({client.rpartition(":")[0] for client in clients}) >= _TUNNELS
+    peers = run_command(*control, "ss", "-Htn", "state", "established", "sport = :15012").split()[3::4]
+    return len({peer.rpartition(":")[0] for peer in peers})
 
 
 def _read(arena: Arena) -> int:
@@ -140,8 +150,17 @@ def _read(arena: Arena) -> int:
 
 def _loaded(arena: Arena) -> int:
     """Addresses that the slower tunnel has."""
-    tunnels = [name for name in arena.cluster.daemons if name.startswith("ztunnel-")]
-    return min(int(_status(arena, name).get("xds", {}).get("resources", {}).get(ADDRESS, 0)) for name in tunnels)
+    return min(int(xds.get("resources", {}).get(ADDRESS, 0)) for xds in _tunnels(arena))
+
+
+def _hears(xds: dict[str, Any]) -> bool:
+    return bool(xds.get("connected"))
+
+
+def _tunnels(arena: Arena) -> list[dict[str, Any]]:
+    """What each says of its stream."""
+    names = [name for name in arena.cluster.daemons if name.startswith("ztunnel-")]
+    return [dict(_status(arena, name).get("xds", {})) for name in names]
 
 
 def _status(arena: Arena, daemon: str) -> dict[str, Any]:
