@@ -36,7 +36,7 @@ _ANSWER_S: Final = 0.5
 _IDLE, _CONNECTING = grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING
 # For so long parts of one offer wait for the last: every snapshot is a copy of all that the next part touches.
 _TOGETHER_S: Final = 3.0
-# Before the next part of a large offer is asked for, while connections are open: so many times what this one took of a processor.
+# While connections are open, before the next part of a large offer: times what this one took of a processor.
 _RESTS: Final = 2.0
 _LONGEST_REST_S: Final = 0.1
 _NORMAL: Final = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
