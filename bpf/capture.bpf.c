@@ -320,26 +320,26 @@ static __always_inline int kept_with(struct bpf_sock_ops *ops, struct bpf_sock *
 /* Before the SYN is built the tuple is complete. Who goes to the tunnel by himself gets nobody's destination. */
 static __always_inline void begin(struct bpf_sock_ops *ops)
 {
-	struct mesh_filing filing = {};
+	struct mesh_destination asked = {};
 	struct bpf_sock *sk = ops->sk;
+	struct mesh_tuple t = {};
 	__u64 socket;
 	int diverted;
 
 	if (!sk)
 		return;
 	socket = bpf_get_socket_cookie(ops);
-	diverted = take_over(socket, &filing.asked);
+	diverted = take_over(socket, &asked);
 	if (!diverted) {
-		diverted = kept_with(ops, sk, &filing.asked);
+		diverted = kept_with(ops, sk, &asked);
 		if (begin_direct(ops))
 			return;
 	}
-	filing.socket = (__u32)socket;
-	read_tuple(ops, &filing.tuple, 0);
-	if (diverted && file(&filing))
+	read_tuple(ops, &t, 0);
+	if (diverted && file(&t, &asked, (__u32)socket))
 		bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-	else if (mesh_is_met_at(filing.tuple.to_port))
-		unfile(&filing.tuple);
+	else if (mesh_is_met_at(t.to_port))
+		unfile(&t);
 }
 
 /* `from`: the state of TCP that it closes from. */

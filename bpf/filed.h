@@ -3,11 +3,10 @@
  * Where captured connections wanted to go, from the SYN until the client's socket closes: the tunnel asks it once, the client as
  * often as it likes who its peer is. Part of capture.bpf.c.
  *
- * In an array, at the place that the tuple's hash says: connect() waits for it, and it costs a sixth of an entry in an LRU table.
- * There (`mesh_underway`) is what has no place: who finds his held by another sends that one there, if the tunnel has asked it,
- * else he goes himself; and a client that closed in order leaves there what the tunnel, which may never ask, has not taken.
- * So nobody is refused for want of a place, and what is never asked for ends by age. The longest unused of too many goes: its client
- * then sees the meeting point, and a tunnel that has not asked yet refuses.
+ * In an array, at the place that the tuple's hash says: connect() waits for it, and an entry in an LRU table costs several times that.
+ * There (`mesh_underway`) is what found its place held by another connection, and what a client that closed in order left to the
+ * tunnel, which may never ask. So nobody is refused for want of a place. The longest unused of too many goes: its client then sees the
+ * meeting point, and a tunnel that has not asked yet refuses.
  */
 #ifndef MESH_FILED_H
 #define MESH_FILED_H
@@ -39,13 +38,6 @@ struct {
 	__type(value, struct mesh_place);
 } mesh_places SEC(".maps");
 
-/* The holder of a place, or who wants it. */
-struct mesh_filing {
-	struct mesh_tuple tuple;
-	struct mesh_destination asked;
-	__u32 socket;
-};
-
 static __always_inline struct mesh_place *place_for(const struct mesh_tuple *t)
 {
 	__u32 place = mesh_place_number(t);
@@ -61,58 +53,26 @@ static __always_inline int holds(const struct mesh_place *place, const struct me
 	       mesh_same(&held->from, &t->from) && mesh_same(&held->to, &t->to);
 }
 
-/* Under the place's lock. */
-static __always_inline void settle(struct mesh_place *place, const struct mesh_filing *filing)
-{
-	place->tuple = filing->tuple;
-	place->asked = filing->asked;
-	place->socket = filing->socket;
-}
-
-/*
- * The place, from a holder that the tunnel has asked. That one is found underway before it is no longer here; if it ended meanwhile,
- * what was written of it goes. 0: it is not to be had.
- */
-static __always_inline int displace(struct mesh_place *place, const struct mesh_filing *holder, const struct mesh_filing *filing)
-{
-	int ours;
-
-	if (holder->asked.state != MESH_TAKEN || bpf_map_update_elem(&mesh_underway, &holder->tuple, &holder->asked, BPF_ANY))
-		return 0;
-	bpf_spin_lock(&place->lock);
-	ours = holds(place, &holder->tuple) && place->socket == holder->socket;
-	if (ours)
-		settle(place, filing);
-	bpf_spin_unlock(&place->lock);
-	if (!ours)
-		bpf_map_delete_elem(&mesh_underway, &holder->tuple);
-	return ours;
-}
-
 /*
  * Before whatever is still underway of the tuple: that is found only when this one is no longer here, and goes with it unless the
  * tunnel took this one. 0: it could not be.
  */
-static __always_inline int file(const struct mesh_filing *filing)
+static __always_inline int file(const struct mesh_tuple *t, const struct mesh_destination *asked, __u32 socket)
 {
-	struct mesh_place *place = place_for(&filing->tuple);
-	struct mesh_filing holder = {};
+	struct mesh_place *place = place_for(t);
 	int ours;
 
 	if (!place)
 		return 0;
 	bpf_spin_lock(&place->lock);
-	ours = !place->tuple.netns || holds(place, &filing->tuple);
+	ours = !place->tuple.netns || holds(place, t);
 	if (ours) {
-		settle(place, filing);
-	} else {
-		holder.tuple = place->tuple;
-		holder.asked = place->asked;
-		holder.socket = place->socket;
+		place->socket = socket;
+		place->tuple = *t;
+		place->asked = *asked;
 	}
 	bpf_spin_unlock(&place->lock);
-	return ours || displace(place, &holder, filing) ||
-	       !bpf_map_update_elem(&mesh_underway, &filing->tuple, &filing->asked, BPF_ANY);
+	return ours || !bpf_map_update_elem(&mesh_underway, t, asked, BPF_ANY);
 }
 
 static __always_inline void unfile(const struct mesh_tuple *t)
@@ -189,7 +149,7 @@ static __always_inline void leave(struct mesh_place *place, const struct mesh_tu
 		bpf_map_delete_elem(&mesh_underway, t);
 }
 
-/* Of what has no place. */
+/* Of what has no place. Here it is not known whose socket it is. */
 static __always_inline void end_underway(const struct mesh_tuple *t, int orderly)
 {
 	struct mesh_destination *filed = bpf_map_lookup_elem(&mesh_underway, t);

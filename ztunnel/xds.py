@@ -36,6 +36,7 @@ _ANSWER_S: Final = 0.5
 _IDLE, _CONNECTING = grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING
 # For so long parts of one offer wait for the last: every snapshot is a copy of all that the next part touches.
 _TOGETHER_S: Final = 3.0
+_POLICIES_TOGETHER_S: Final = 0.5
 # While connections are open, before the next part of a large offer: times what this one took of a processor.
 _RESTS: Final = 2.0
 _LONGEST_REST_S: Final = 0.1
@@ -75,7 +76,8 @@ class XdsClient:
         self._subscriber = Subscriber(make_node(settings), TYPES)
         self._backoff = Backoff()
         self._unheard = False
-        self._together_s, self._rest = together_s, rest
+        self._together_s = {ADDRESS_TYPE: together_s, AUTHORIZATION_TYPE: min(together_s, _POLICIES_TOGETHER_S)}
+        self._rest = rest
         self._applying = asyncio.Lock()
         self._draft_ends: asyncio.TimerHandle | None = None
         """None: nothing waits for its other parts."""
@@ -122,15 +124,18 @@ class XdsClient:
 
     async def run(self) -> None:
         """For ever. Raises OperatorError: the very first connection shows that a person has to act."""
-        while True:
-            reason = await self._attempt()
-            await self._finish_draft()
-            self._metrics.count("istio_xds_connection_terminations_total", reason=reason)
-            self.connected = False
-            wait_s = self._backoff.failed()
-            say = _log.info if reason in ("Reconnect", "Complete") else _log.warning
-            say(log.PEER_LOST, address=self._settings.xds.target, why=self.last_error, retry_s=round(wait_s, 3))
-            await asyncio.sleep(wait_s)
+        try:
+            while True:
+                reason = await self._attempt()
+                await self._finish_draft()
+                self._metrics.count("istio_xds_connection_terminations_total", reason=reason)
+                self.connected = False
+                wait_s = self._backoff.failed()
+                say = _log.info if reason in ("Reconnect", "Complete") else _log.warning
+                say(log.PEER_LOST, address=self._settings.xds.target, why=self.last_error, retry_s=round(wait_s, 3))
+                await asyncio.sleep(wait_s)
+        finally:
+            self._forget_draft()
 
     async def _attempt(self) -> str:
         """One stream from beginning to end; returns why it ended, in the words of Istio's metric."""
@@ -200,7 +205,9 @@ class XdsClient:
             _log.error("a type that was not asked for", type_url=batch.type_url)
             return self._subscriber.settle(batch)
         upserts = [(name, data) for name, _, data in batch.upserts]
-        refused, worked_s = await self._apply(batch, upserts)
+        worked_s = time.thread_time() - began
+        refused, applied_s = await self._apply(batch, upserts)
+        began = time.thread_time()
         answer = self._subscriber.settle(batch, refused)
         if self._store:
             self._store.record(batch, refused)
@@ -212,8 +219,9 @@ class XdsClient:
             _log.info(log.READY, resources=self.resources())
         if self._store and self.in_force.is_set():
             self._store.changed()
-        if batch.partial and self._dataplane.core.in_use():
-            await self._rest(worked_s + time.thread_time() - began)
+        worked_s += applied_s + time.thread_time() - began
+        if batch.partial and batch.type_url == ADDRESS_TYPE and self._dataplane.core.in_use():
+            await self._rest(worked_s)
         return answer
 
     async def _apply(self, batch: Batch, upserts: list[tuple[str, bytes]]) -> Applied:
@@ -222,9 +230,16 @@ class XdsClient:
             applied = await self._dataplane.apply(batch.type_url, upserts, batch.removed, more=batch.partial)
             if not batch.partial:
                 self._forget_draft()
-            elif self._draft_ends is None:
-                self._draft_ends = asyncio.get_running_loop().call_later(self._together_s, self._draft_is_due)
+            else:
+                self._expect_rest_of(batch.type_url)
         return applied
+
+    def _expect_rest_of(self, type_url: str) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._together_s[type_url]
+        if self._draft_ends is None or due < self._draft_ends.when():
+            self._forget_draft()
+            self._draft_ends = loop.call_at(due, self._draft_is_due)
 
     def _draft_is_due(self) -> None:
         self._finishing = asyncio.create_task(self._finish_draft())

@@ -4,7 +4,7 @@ import struct
 
 TUPLE, DESTINATION = struct.Struct("=Q16s16sHHI"), struct.Struct("=16s2sH")
 """struct mesh_tuple, mesh_destination."""
-FILED, TAKEN = 0, 1
+FILED = 0
 HANDOVER, PLACE = struct.Struct("=8xQ20s4x"), struct.Struct("=4xI48s20s4x")
 """struct mesh_handover; mesh_place: whose socket, the tuple, the destination."""
 HANDOVERS, PLACES = 4096, 65536

@@ -97,10 +97,10 @@ class Filed:
         else:
             self.underway[key] = destination
 
-    def replace(self, before, after, destination=bytes(layouts.DESTINATION.size)):
+    def replace(self, before, after):
         for number, held in enumerate(self.held()):
             if held.startswith(before):
-                self.hold(number, after, destination)
+                self.hold(number, after)
 
 
 FREE = bytes(8)
@@ -123,15 +123,13 @@ def filed(mesh):
         yield found
 
 
-@pytest.fixture(params=["free", "held", "given up"])
+@pytest.fixture(params=["free", "held"])
 def room(request, filed):
-    """What a connection finds its place to be; held: by one that the tunnel has not asked, who keeps it."""
-    if request.param != "free":
-        state = layouts.FILED if request.param == "held" else layouts.TAKEN
-        filed.replace(FREE, SOMEBODYS, layouts.DESTINATION.pack(bytes(16), bytes(2), state))
+    """What a connection finds its place to be; held: by another one."""
+    if request.param == "held":
+        filed.replace(FREE, SOMEBODYS)
     yield request.param
     filed.replace(SOMEBODYS[:8], NOBODYS)
-    filed.underway.discard(SOMEBODYS)
 
 
 def netns(mesh, pod):
@@ -247,7 +245,7 @@ def test_nobody_is_found_behind_a_connection_that_was_broken_off(mesh, filed, se
 
 
 def test_of_two_connections_with_one_place_each_knows_its_peer(mesh, filed, server, version):
-    """The later one has the place, the earlier one is found underway; both leave nothing."""
+    """The earlier one has it, the later one is found underway; both leave nothing."""
     pods, ip = (mesh.pods["web-1"], mesh.pods["web-3"]), server.address(version)
     keys = alike(mesh, pods, version)
     holders = []
@@ -257,8 +255,8 @@ def test_of_two_connections_with_one_place_each_knows_its_peer(mesh, filed, serv
         holders.append((name, mesh.start_in(pod, name, scripts.python(f"{code}{ASKED}"))))
         has_said(mesh, name, "holds")
     place = layouts.place_number(keys[0])
-    assert filed.place(place)[1] == keys[1]
-    assert filed.underway.get(keys[0])
+    assert filed.place(place)[1] == keys[0]
+    assert filed.underway.get(keys[1])
     for name, process in holders:
         process.signal(signal.SIGUSR1)
         has_said(mesh, name, f"peer {ip}")

@@ -298,6 +298,18 @@ def test_parts_that_are_kept_waiting_come_into_force_without_the_rest(make, core
     asyncio.run(main())
 
 
+def test_policies_do_not_wait_as_long_for_their_other_parts_as_addresses(make, core):
+    async def main():
+        client = make(1)
+        policies = _response(AUTHORIZATION_TYPE, deny=DENY)
+        policies.system_version_info = PARTIAL
+        await client.take(_part(web=WEB))
+        await client.take(policies)
+        await until(lambda: core.tables[AUTHORIZATION_TYPE] == {"deny": DENY} and "web" in core.tables[ADDRESS_TYPE])
+
+    asyncio.run(main())
+
+
 def test_the_next_part_is_asked_for_after_a_rest_while_somebody_is_connected(make, core):
     rests = []
 
