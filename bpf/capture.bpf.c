@@ -211,7 +211,7 @@ static __always_inline int filed_of(struct bpf_sock_addr *ctx, struct bpf_sock *
 		return 0;
 	read_tuple_of(sk, &t, 0);
 	t.netns = bpf_get_netns_cookie(ctx);
-	if (read_filed(&t, asked))
+	if (read_filed(&t, asked, 0))
 		return 1;
 	underway = bpf_map_lookup_elem(&mesh_underway, &t);
 	if (underway)

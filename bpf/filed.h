@@ -88,8 +88,8 @@ static __always_inline void unfile(const struct mesh_tuple *t)
 	bpf_map_delete_elem(&mesh_underway, t);
 }
 
-/* 0: nothing is filed at its place. */
-static __always_inline int read_filed(const struct mesh_tuple *t, struct mesh_destination *asked)
+/* `takes`: the tunnel, which has asked from then on. 0: nothing is filed at its place. */
+static __always_inline int read_filed(const struct mesh_tuple *t, struct mesh_destination *asked, int takes)
 {
 	struct mesh_place *place = place_for(t);
 	int found;
@@ -100,27 +100,10 @@ static __always_inline int read_filed(const struct mesh_tuple *t, struct mesh_de
 	found = holds(place, t);
 	if (found)
 		*asked = place->asked;
-	bpf_spin_unlock(&place->lock);
-	return found;
-}
-
-/* For the tunnel; 0: nothing is filed at its place. */
-static __always_inline int take_filed(const struct mesh_tuple *t, struct mesh_destination *asked)
-{
-	struct mesh_place *place = place_for(t);
-	int found;
-
-	if (!place)
-		return 0;
-	bpf_spin_lock(&place->lock);
-	found = holds(place, t);
-	if (found) {
-		*asked = place->asked;
-		if (place->asked.state == MESH_CLIENT_GONE)
-			place->tuple.netns = 0;
-		else
-			place->asked.state = MESH_TAKEN;
-	}
+	if (found && takes && place->asked.state == MESH_CLIENT_GONE)
+		place->tuple.netns = 0;
+	else if (found && takes)
+		place->asked.state = MESH_TAKEN;
 	bpf_spin_unlock(&place->lock);
 	return found;
 }

@@ -20,7 +20,7 @@ static __always_inline struct mesh_destination *take_destination(struct bpf_sock
 
 	read_tuple_of(sk, &t, 1);
 	t.netns = bpf_get_netns_cookie(ctx);
-	if (take_filed(&t, &filed))
+	if (read_filed(&t, &filed, 1))
 		return bpf_sk_storage_get(&mesh_asked, sk, &filed, BPF_SK_STORAGE_GET_F_CREATE);
 	underway = bpf_map_lookup_elem(&mesh_underway, &t);
 	if (!underway)
