@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from mesh.errors import PeerError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Status
@@ -61,12 +61,25 @@ Refusal = tuple[str, str]
 """A resource's name and, in one sentence, why it was not taken."""
 
 
+class Received(NamedTuple):
+    """One response, see `ztunnel.dataplane.read_response`. `upserts`: (name, version, data). `odd`: (name, type URL) of
+    each resource that is not of the response's type. `whole`: the serialized response."""
+
+    type_url: str
+    nonce: str
+    version_info: str
+    upserts: list[tuple[str, str, bytes]]
+    odd: list[tuple[str, str]]
+    removed: list[str]
+    whole: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one response asks for: `upserts` are (name, version, data); a name is in at most one of the two lists.
 
     `malformed` never reached the upserts. `wanted` is false for a type nobody asked for: acknowledge, do not apply.
-    `partial`: more of the same follows. `whole`: the response, when each of its resources is in `upserts`.
+    `partial`: more of the same follows. `whole`: the serialized response, when each of its resources is in `upserts`.
     """
 
     type_url: str
@@ -76,7 +89,7 @@ class Batch:
     malformed: list[Refusal] = field(default_factory=list)
     wanted: bool = True
     partial: bool = False
-    whole: DeltaDiscoveryResponse | None = field(default=None, repr=False, compare=False)
+    whole: bytes = field(default=b"", repr=False, compare=False)
 
 
 REFUSED: Final = ""
@@ -119,23 +132,20 @@ class Subscriber:
             for url, held in self._held.items()
         ]
 
-    def receive(self, response: DeltaDiscoveryResponse) -> Batch:
+    def receive(self, response: Received) -> Batch:
         """What to apply now. Each batch must be settled, in the order of arrival, before the next is received."""
-        upserts: dict[str, tuple[str, str, bytes]] = {}
-        malformed: list[Refusal] = []
-        type_url = response.type_url
-        for resource in response.resources:  # each dot is a call into the library
-            name, content = resource.name, resource.resource
-            if content.type_url == type_url:
-                upserts[name] = (name, resource.version, content.value)
-            else:
-                malformed.append((name, f"is of type {content.type_url or 'nothing'}"))
-        removed = [name for name in response.removed_resources if name not in upserts]
-        wanted = response.type_url in self._held
-        partial = response.system_version_info == PARTIAL
-        whole = response if len(upserts) == len(response.resources) else None
-        taken = list(upserts.values())
-        return Batch(response.type_url, response.nonce, taken, removed, malformed, wanted, partial, whole)
+        newest = {item[0]: item for item in response.upserts}
+        each_once = len(newest) == len(response.upserts)
+        return Batch(
+            response.type_url,
+            response.nonce,
+            response.upserts if each_once else list(newest.values()),
+            [name for name in response.removed if name not in newest],
+            [(name, f"is of type {url or 'nothing'}") for name, url in response.odd],
+            wanted=response.type_url in self._held,
+            partial=response.version_info == PARTIAL,
+            whole=response.whole if each_once and not response.odd else b"",
+        )
 
     def settle(self, batch: Batch, refused: Iterable[Refusal] = ()) -> DeltaDiscoveryRequest:
         """Records what was taken; returns the ACK, or the NACK when anything was refused.

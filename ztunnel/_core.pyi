@@ -159,6 +159,12 @@ def profile(seconds: float, hertz: int) -> list[tuple[str, list[tuple[str, str, 
     """Where this process's processor time goes, all threads, native frames: (thread, [(function, file, line)] from the
     outermost on, how often seen). Blocks. Raises ValueError: another is being taken, or a figure is out of range."""
 
+def read_response(
+    response: bytes,
+) -> tuple[str, str, str, list[tuple[str, str, bytes]], list[tuple[str, str]], list[str]]:
+    """A serialized DeltaDiscoveryResponse: its type URL, nonce, system_version_info, (name, version, data) of each
+    resource of its type, (name, type URL) of each other one, and what it removes. Raises ValueError: it is damaged."""
+
 def judge(
     policies: list[tuple[str, bytes]],
     workload: tuple[str, bytes],

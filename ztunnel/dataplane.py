@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from mesh.errors import LocalError, OperatorError
+from mesh.delta import Received
+from mesh.errors import LocalError, OperatorError, PeerError
 
 Bundle = tuple[str, bytes]
 """Type URL, and resources of that type as `lastgood` packs them."""
@@ -162,6 +163,16 @@ class Dataplane:
 
     def stop_listening(self) -> None:
         asyncio.get_running_loop().remove_reader(self.core.fileno())
+
+
+def read_response(response: bytes) -> Received:
+    """What a control plane has sent. Raises PeerError: it is damaged."""
+    from ztunnel import _core
+
+    try:
+        return Received(*_core.read_response(response), response)
+    except ValueError as error:
+        raise PeerError(f"a response that cannot be read: it {error}") from None
 
 
 def native_stacks(seconds: float, hertz: int) -> list[tuple[str, list[tuple[str, str, int]], int]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -30,6 +31,8 @@ _FASTEST: Final = 1
 _TOGETHER: Final = 4096
 _SMALL: Final = 256
 _SLACK: Final = 10_000
+_TURN: Final = 1 << 15
+"""Bytes, packed in some 0.15 ms."""
 _log: Final = log.get("lastgood")
 Item = tuple[str, str, bytes]
 """Name, version, data."""
@@ -60,14 +63,11 @@ class Pile:
         if self._packed > 2 * len(self.where) + _SLACK:
             self._repack()
 
-    def put_whole(self, response: DeltaDiscoveryResponse, names: list[str]) -> None:
-        """All of its resources, whose names these are, as they came: nothing is put together again."""
-        if len(names) > _TOGETHER:
-            self.put((each.name, each.version, each.resource.value) for each in response.resources)
-            return
+    def put_whole(self, packed: bytes, names: list[str]) -> None:
+        """All the resources of a response as it came, whose names these are: nothing is put together again."""
         for name in filter(self.where.__contains__, names):
             self.drop(name)
-        self.adopt(_pack(response), names)
+        self.adopt(packed, names)
         if self._packed > 2 * len(self.where) + _SLACK:
             self._repack()
 
@@ -88,7 +88,7 @@ class Pile:
         for name, *_ in items:
             self.drop(name)
             self.where[name] = number
-        self._bundles[number] = len(items), _pack(message)
+        self._bundles[number] = len(items), pack(message.SerializeToString())
         self._live[number] = len(items)
         self._packed += len(items)
 
@@ -111,7 +111,7 @@ class Pile:
         all_of = self._bundles.items()
         whole = {number: bundle for number, (count, bundle) in all_of if self._live[number] == count >= _SMALL}
         rest = self._parts(dict(self.where), [number for number in self._bundles if number not in whole])
-        return chain(whole.values(), map(_pack, _joined(rest)))
+        return chain(whole.values(), (pack(part.SerializeToString()) for part in _joined(rest)))
 
     def _parts(self, where: dict[str, int], numbers: Iterable[int]) -> Iterator[DeltaDiscoveryResponse]:
         chosen = [(number, self._bundles[number][1]) for number in numbers]
@@ -136,8 +136,20 @@ def _joined(parts: Iterable[DeltaDiscoveryResponse]) -> Iterator[DeltaDiscoveryR
         yield together
 
 
-def _pack(message: DeltaDiscoveryResponse) -> bytes:
-    return zlib.compress(message.SerializeToString(), _FASTEST)
+async def _packed(response: bytes, rests: bool) -> bytes:
+    return pack(response) if len(response) <= _TURN else await asyncio.to_thread(pack, response, rests)
+
+
+def pack(response: bytes, rests: bool = False) -> bytes:
+    """`rests`: in turns of a fraction of a millisecond; others may have the processor for twice as long after each."""
+    if not rests:
+        return zlib.compress(response, _FASTEST)
+    packer, packed = zlib.compressobj(_FASTEST), list[bytes]()
+    for at in range(0, len(response), _TURN):
+        began = time.thread_time()
+        packed.append(packer.compress(response[at : at + _TURN]))
+        time.sleep(2 * (time.thread_time() - began))
+    return b"".join([*packed, packer.flush()])
 
 
 class LastGood:
@@ -181,18 +193,21 @@ class LastGood:
     def _pile(self, type_url: str) -> Pile:
         return self._piles.setdefault(type_url, Pile(type_url))
 
-    def record(self, batch: Batch, refused: list[Refusal]) -> None:
-        """A batch took effect, except for what was refused. Written only after `changed`.
+    async def record(self, batch: Batch, refused: list[Refusal], rests: bool = False) -> None:
+        """A batch took effect, except for what was refused. Written only after `changed`. `rests`: see `pack`.
 
         A refused policy without an older version is kept as well, as `REFUSED`: what it closed stays closed.
         """
-        pile, kept_out = self._pile(batch.type_url), {name for name, _ in refused}
+        kept_out = {name for name, _ in refused}
+        taken = [item for item in batch.upserts if item[0] not in kept_out]
+        as_it_came = batch.whole and not kept_out and 0 < len(taken) <= _TOGETHER
+        packed = await _packed(batch.whole, rests) if as_it_came else b""
+        pile = self._pile(batch.type_url)
         for name in batch.removed:
             pile.drop(name)
             self._refused.discard(name)
-        taken = [item for item in batch.upserts if item[0] not in kept_out]
-        if batch.whole and taken and not kept_out:
-            pile.put_whole(batch.whole, [name for name, *_ in taken])
+        if as_it_came:
+            pile.put_whole(packed, [name for name, *_ in taken])
         else:
             pile.put(taken)
         if batch.type_url == AUTHORIZATION_TYPE:

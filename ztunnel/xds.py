@@ -17,11 +17,11 @@ import grpc.aio
 
 from mesh import log
 from mesh.backoff import Backoff
-from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, REFUSED, Batch, Subscriber
-from mesh.errors import OperatorError
-from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, REFUSED, Batch, Received, Subscriber
+from mesh.errors import OperatorError, PeerError
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, Node
 from ztunnel.channel import call_metadata, open_channel
-from ztunnel.dataplane import Applied, Damaged, Dataplane
+from ztunnel.dataplane import Applied, Damaged, Dataplane, read_response
 from ztunnel.lastgood import LastGood
 from ztunnel.metrics import Metrics
 from ztunnel.settings import Settings
@@ -146,6 +146,9 @@ class XdsClient:
             self._unheard = error.details() == _LOST
             self.last_error = f"{error.code().name}: {error.details()}"
             return self._reason(error.code(), error.details() or "")
+        except PeerError as error:
+            self.last_error = str(error)
+            return "Error"
         except OperatorError as error:
             if not self.in_force.is_set():
                 raise
@@ -176,7 +179,7 @@ class XdsClient:
             method: Any = channel.stream_stream(
                 _METHOD,
                 request_serializer=DeltaDiscoveryRequest.SerializeToString,
-                response_deserializer=DeltaDiscoveryResponse.FromString,
+                response_deserializer=None,
             )
             call = method(metadata=metadata)
             if self._unheard:
@@ -185,19 +188,20 @@ class XdsClient:
             reached = not call.done() and await _reached(channel)
             for request in self._subscriber.start() if reached else []:
                 await send(call, request)
-            async for response in call:
+            async for serialized in call:
+                response = read_response(serialized)
                 self._heard(response)
                 await send(call, await self.take(response))
 
-    def _heard(self, response: DeltaDiscoveryResponse) -> None:
+    def _heard(self, response: Received) -> None:
         if not self.connected:
             _log.info(log.PEER_CONNECTED, address=self._settings.xds.target)
         self.connected, self.last_error, self.last_message = True, "", time.time()
         self._backoff.worked()
         self._metrics.count("istio_xds_message_total", url=response.type_url)
-        self._metrics.count("istio_xds_message_bytes_total", response.ByteSize(), url=response.type_url)
+        self._metrics.count("istio_xds_message_bytes_total", len(response.whole), url=response.type_url)
 
-    async def take(self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest:
+    async def take(self, response: Received) -> DeltaDiscoveryRequest:
         """Applies one response; returns the answer to send. A type that we never asked for is acknowledged only."""
         began = time.thread_time()
         batch = self._subscriber.receive(response)
@@ -207,10 +211,11 @@ class XdsClient:
         upserts = [(name, data) for name, _, data in batch.upserts]
         worked_s = time.thread_time() - began
         refused, applied_s = await self._apply(batch, upserts)
+        rests = self._dataplane.core.in_use()
+        if self._store:
+            await self._store.record(batch, refused, rests)
         began = time.thread_time()
         answer = self._subscriber.settle(batch, refused)
-        if self._store:
-            self._store.record(batch, refused)
         self._changed()
         self._remember_refused(batch, refused)
         self._report(batch.type_url, len(upserts) - len(refused), len(batch.removed), [*batch.malformed, *refused])
@@ -220,7 +225,7 @@ class XdsClient:
         if self._store and self.in_force.is_set():
             self._store.changed()
         worked_s += applied_s + time.thread_time() - began
-        if batch.partial and batch.type_url == ADDRESS_TYPE and self._dataplane.core.in_use():
+        if batch.partial and batch.type_url == ADDRESS_TYPE and rests:
             await self._rest(worked_s)
         return answer
 

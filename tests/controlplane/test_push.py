@@ -9,6 +9,7 @@ from controlplane.translate.tunnel import Resources, translate
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber, head_of
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, Node
 from tests.controlplane.documents import AMBIENT, pod, world_of
+from ztunnel.dataplane import read_response
 
 STRICT = "istio-system/istio_converted_static_strict"
 DENY = """
@@ -43,7 +44,7 @@ class Tunnel:
 
     def _play(self, responses):
         for response in responses:
-            batch = self.subscriber.receive(response)
+            batch = self.subscriber.receive(read_response(response.SerializeToString()))
             self.diary += [f"+{name}" for name, _, _ in batch.upserts] + [f"-{name}" for name in batch.removed]
             refused = [(name, "no") for name, _, _ in batch.upserts if name in self.refuse]
             self._play(self.control.receive(self.subscriber.settle(batch, refused)))

@@ -24,6 +24,7 @@ from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, Node
 from mesh.gen.xds_pb2_grpc import AggregatedDiscoveryServiceStub
 from tests.controlplane.documents import AMBIENT, pod, world_of
 from tests.controlplane.test_ca import request
+from ztunnel.dataplane import read_response
 
 WEB = "spiffe://cluster.local/ns/shop/sa/web"
 PODS = AMBIENT + pod("web", account="web")
@@ -88,6 +89,10 @@ async def certificate(control, identity=WEB, token=None, **more):
         return await stub.CreateCertificate(sent, metadata=control.metadata(token), timeout=60)
 
 
+async def read_from(stream):
+    return read_response((await stream.read()).SerializeToString())
+
+
 def test_a_tunnel_is_sent_the_world_and_then_what_changes(tmp_path):
     async def play():
         async with running(tmp_path) as control, control.channel() as channel:
@@ -96,14 +101,14 @@ def test_a_tunnel_is_sent_the_world_and_then_what_changes(tmp_path):
             for first in subscriber.start():
                 await stream.write(first)
             while not subscriber.synced:
-                await stream.write(subscriber.settle(subscriber.receive(await stream.read())))
+                await stream.write(subscriber.settle(subscriber.receive(await read_from(stream))))
             [session] = control.discovery.sessions
             control.board.propose(world_of(PODS + pod("db", ip="10.0.0.2")))
-            batch = subscriber.receive(await stream.read())
+            batch = subscriber.receive(await read_from(stream))
             await stream.write(subscriber.settle(batch, [(batch.upserts[0][0], "too new")]))
             control.board.propose(world_of("# nothing"))
             while "Kubernetes//Pod/shop/web" in subscriber.held(ADDRESS_TYPE):
-                await stream.write(subscriber.settle(subscriber.receive(await stream.read())))
+                await stream.write(subscriber.settle(subscriber.receive(await read_from(stream))))
             return session.describe(), batch
 
     session, batch = asyncio.run(play())

@@ -32,6 +32,7 @@ from nodeagent.enrol.requests import parse_attachment, parse_container_id, parse
 from nodeagent.heirlooms import Heirlooms
 from tests.fuzz.engine import damaged, fuzz
 from ztunnel import zds as tunnel_zds
+from ztunnel.dataplane import read_response
 
 GOLDEN = sorted((Path(__file__).parents[1] / "controlplane/golden").glob("*.yaml"))
 DOCUMENTS = [each.encode() for path in GOLDEN for each in path.read_text().split("\n---\n")]
@@ -259,7 +260,7 @@ def test_either_end_of_the_configuration_stream_survives_the_other(data):
     with contextlib.suppress(DecodeError, MeshError):
         subscriber = Subscriber(Node(id="n"), [ADDRESS_TYPE])
         subscriber.start()
-        subscriber.settle(subscriber.receive(DeltaDiscoveryResponse.FromString(data)))
+        subscriber.settle(subscriber.receive(read_response(data)))
     with contextlib.suppress(DecodeError, MeshError):
         Publisher().handle(DeltaDiscoveryRequest.FromString(data))
 

@@ -12,6 +12,7 @@ from controlplane.translate.tunnel import translate
 from lab import scale, scale_run
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber
 from mesh.gen.xds_pb2 import Node
+from ztunnel.dataplane import read_response
 
 WORKLOADS, SERVICES = 5000, 500
 
@@ -54,7 +55,7 @@ def load(conversation):
     while requests:
         for response in conversation.receive(requests.pop(0)):
             sizes.append(len(response.resources))
-            requests.append(tunnel.settle(tunnel.receive(response)))
+            requests.append(tunnel.settle(tunnel.receive(read_response(response.SerializeToString()))))
     return sizes, tunnel
 
 

@@ -8,6 +8,7 @@ from mesh.delta import PARTIAL, Acked, Nacked, Publisher, Subscribed, Subscriber
 from mesh.errors import PeerError
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status
 from tests.playbook import nothing, play
+from ztunnel.dataplane import read_response
 
 T, U = "type/T", "type/U"
 NODE = Node(id="ztunnel~1")
@@ -65,6 +66,10 @@ class Server:
         return [] if response is None else [response]
 
 
+def heard(subscriber, response):
+    return subscriber.receive(read_response(response.SerializeToString()))
+
+
 class Client:
     """What a client does around a Subscriber that refuses every version in `bad`."""
 
@@ -74,7 +79,7 @@ class Client:
     def handle(self, event):
         if event == "connect":
             return self.subscriber.start()
-        batch = self.subscriber.receive(event)
+        batch = heard(self.subscriber, event)
         refused = [(name, f"{version} is bad") for name, version, _ in batch.upserts if version in self.bad]
         return [self.subscriber.settle(batch, refused)]
 
@@ -284,18 +289,18 @@ def test_a_client_starts_from_what_it_held_in_an_earlier_life():
 
 def test_a_client_is_in_step_once_every_type_was_acknowledged():
     client = Subscriber(NODE, [T, U])
-    client.settle(client.receive(response("1", a="bad")), [("a", "bad")])
-    client.settle(client.receive(response("2", type_url=U)))
+    client.settle(heard(client, response("1", a="bad")), [("a", "bad")])
+    client.settle(heard(client, response("2", type_url=U)))
     assert not client.synced
-    client.settle(client.receive(response("3", info=PARTIAL, a="1")))
+    client.settle(heard(client, response("3", info=PARTIAL, a="1")))
     assert not client.synced, "more follows"
-    client.settle(client.receive(response("4", b="1")))
+    client.settle(heard(client, response("4", b="1")))
     assert client.synced
 
 
 def test_a_type_nobody_asked_for_is_acknowledged_and_not_applied():
     client = Subscriber(NODE, [T])
-    batch = client.receive(response("1", type_url=U, a="1"))
+    batch = heard(client, response("1", type_url=U, a="1"))
     assert not batch.wanted
     assert client.settle(batch) == request(U, nonce="1")
 
@@ -304,7 +309,7 @@ def test_a_resource_of_another_type_than_announced_is_refused():
     client = Subscriber(NODE, [T])
     odd = response("1", a="1")
     odd.resources[0].resource.type_url = U
-    batch = client.receive(odd)
+    batch = heard(client, odd)
     assert batch.upserts == []
     assert client.settle(batch) == request(nonce="1", why="a: is of type type/U")
 
@@ -371,7 +376,7 @@ def test_a_name_twice_in_a_response_counts_once_and_is_not_removed():
     client = Subscriber(NODE, [T])
     twice = response("1", removed=["a"], a="1")
     twice.resources.extend(response("1", a="2").resources)
-    batch = client.receive(twice)
+    batch = heard(client, twice)
     assert (batch.upserts, batch.removed) == ([("a", "2", b"data 2")], [])
 
 
@@ -400,7 +405,7 @@ class Link:
         self.push(self.publisher.offer(T, self.world, changed))
 
     def deliver(self):
-        batch = self.subscriber.receive(self.to_client.pop(0))
+        batch = heard(self.subscriber, self.to_client.pop(0))
         for name in batch.removed:
             self.installed.pop(name, None)
         refused = [(name, "bad") for name, version, _ in batch.upserts if version == "bad"]

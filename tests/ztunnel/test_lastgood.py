@@ -1,6 +1,7 @@
 """What is kept of the configuration: packed, and yet each resource's newest state and nothing else."""
 
 import asyncio
+import zlib
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Batch
 from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
 from tests.ztunnel.conftest import kept, resources
-from ztunnel.lastgood import LastGood, Pile
+from ztunnel.lastgood import LastGood, Pile, pack
 
 names = st.sampled_from("abcdefgh")
 states = st.tuples(st.text(max_size=3), st.binary(max_size=20))
@@ -50,8 +51,13 @@ def test_a_response_that_is_kept_as_it_came_is_kept_like_its_parts():
     response = DeltaDiscoveryResponse(nonce="7", removed_resources=["gone"])
     for name, version, data in (("a", "2", b"new"), ("c", "1", b"")):
         response.resources.add(name=name, version=version).resource.value = data
-    pile.put_whole(response, ["a", "c"])
+    pile.put_whole(pack(response.SerializeToString()), ["a", "c"])
     assert content(pile) == {"a": ("2", b"new"), "b": ("1", b""), "c": ("1", b"")}
+
+
+def test_a_response_packed_in_turns_is_the_response():
+    response = bytes(range(256)) * 1000
+    assert zlib.decompress(pack(response, rests=True)) == response
 
 
 def test_what_is_put_while_a_pile_is_written_is_not_mixed_in():
@@ -77,14 +83,14 @@ def test_ten_thousand_resources_are_read_back(tmp_path):
 
     async def written():
         store = LastGood(tmp_path)
-        store.record(Batch(ADDRESS_TYPE, "1", items, []), [])
-        store.record(Batch(ADDRESS_TYPE, "2", [("n-0", "2", b"y")], ["n-1"]), [])
+        await store.record(Batch(ADDRESS_TYPE, "1", items, []), [])
+        await store.record(Batch(ADDRESS_TYPE, "2", [("n-0", "2", b"y")], ["n-1"]), [])
         store.changed()
         await store.flush()
 
     async def written_again():
         store = restored(tmp_path)
-        store.record(Batch(ADDRESS_TYPE, "3", [("n-2", "3", b"z")], []), [])
+        await store.record(Batch(ADDRESS_TYPE, "3", [("n-2", "3", b"z")], []), [])
         store.changed()
         await store.flush()
 

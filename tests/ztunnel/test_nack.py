@@ -9,6 +9,7 @@ from mesh.gen.authorization_pb2 import DENY, Address, Authorization, Clause, Mat
 from mesh.gen.workload_pb2 import Address as AddressMessage
 from mesh.gen.workload_pb2 import NetworkAddress, Port, PortList, Service, Workload
 from mesh.gen.xds_pb2 import DeltaDiscoveryResponse, Node
+from ztunnel.dataplane import read_response
 
 PLACE = "rules[0].clauses[0].matches[0]"
 
@@ -69,7 +70,7 @@ def tunnel():
         for name, message in resources:
             resource = response.resources.add(name=name, version="1")
             resource.resource.type_url, resource.resource.value = type_url, message.SerializeToString()
-        batch = subscriber.receive(response)
+        batch = subscriber.receive(read_response(response.SerializeToString()))
         refused = core.apply(type_url, [(name, data) for name, _, data in batch.upserts], batch.removed)
         return subscriber.settle(batch, refused).error_detail.message
 

@@ -13,7 +13,9 @@ from mesh.gen.workload_pb2 import Address, Workload
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from tests.ztunnel.conftest import kept, until
 from tests.ztunnel.control_plane import ControlPlane, listening
+from ztunnel import xds
 from ztunnel.channel import open_channel
+from ztunnel.dataplane import read_response
 from ztunnel.identity import CaClient
 from ztunnel.lastgood import LastGood
 from ztunnel.metrics import Metrics
@@ -249,7 +251,7 @@ def test_what_the_core_no_longer_takes_is_asked_for_again_and_a_policy_is_waited
         store = LastGood(tmp_path)
         client = make(1, store)
         batch = client._subscriber.receive(_response(type_url, good=b"", bad=GARBAGE))
-        store.record(batch, [])
+        await store.record(batch, [])
         store.changed()
         await store.flush()
         again = make(1, LastGood(tmp_path))
@@ -301,10 +303,8 @@ def test_parts_that_are_kept_waiting_come_into_force_without_the_rest(make, core
 def test_policies_do_not_wait_as_long_for_their_other_parts_as_addresses(make, core):
     async def main():
         client = make(1)
-        policies = _response(AUTHORIZATION_TYPE, deny=DENY)
-        policies.system_version_info = PARTIAL
         await client.take(_part(web=WEB))
-        await client.take(policies)
+        await client.take(_response(AUTHORIZATION_TYPE, PARTIAL, deny=DENY))
         await until(lambda: core.tables[AUTHORIZATION_TYPE] == {"deny": DENY} and "web" in core.tables[ADDRESS_TYPE])
 
     asyncio.run(main())
@@ -330,17 +330,15 @@ def test_the_next_part_is_asked_for_after_a_rest_while_somebody_is_connected(mak
 
 
 def _part(**data):
-    response = _response(ADDRESS_TYPE, **data)
-    response.system_version_info = PARTIAL
-    return response
+    return _response(ADDRESS_TYPE, PARTIAL, **data)
 
 
-def _response(type_url, **data):
-    response = DeltaDiscoveryResponse(type_url=type_url, nonce="1")
+def _response(type_url, info="", /, **data):
+    response = DeltaDiscoveryResponse(type_url=type_url, nonce="1", system_version_info=info)
     for name, value in data.items():
         resource = response.resources.add(name=name, version="1")
         resource.resource.type_url, resource.resource.value = type_url, value
-    return response
+    return read_response(response.SerializeToString())
 
 
 def test_a_type_nobody_asked_for_is_acknowledged_and_not_applied(make, core):
@@ -388,3 +386,33 @@ def test_a_ca_that_says_no_or_is_away_is_quoted(plane, settings_for, core):
             await client.sign(identity, core.new_key(identity).decode())
 
     asyncio.run(main())
+
+
+def test_a_response_that_cannot_be_read_ends_the_stream_and_everything_is_asked_for_again(plane, make, monkeypatch):
+    spoilt = iter([b"\xff"])
+    monkeypatch.setattr(xds, "read_response", lambda response: read_response(next(spoilt, response)))
+
+    async def main():
+        plane.publish(ADDRESS_TYPE, web=("1", WEB))
+        async with listening(plane) as port:
+            client = make(port)
+
+            async def story():
+                await until(lambda: client.last_error)
+                assert client.last_error == "a response that cannot be read: it is no DeltaDiscoveryResponse"
+                await client.in_force.wait()
+
+            await during(client.run(), story())
+
+    asyncio.run(main())
+    assert len(plane.metadata) == 2
+
+
+def test_a_response_is_read_as_it_was_written():
+    response = DeltaDiscoveryResponse(type_url="a/B", nonce="7", system_version_info=PARTIAL, removed_resources=["x"])
+    for name, url in (("web", "a/B"), ("wölfe", "a/B"), ("odd", "c/D"), ("none", "")):
+        resource = response.resources.add(name=name, version="1")
+        resource.resource.type_url, resource.resource.value = url, name.encode()
+    whole = response.SerializeToString()
+    upserts = [("web", "1", b"web"), ("wölfe", "1", "wölfe".encode())]
+    assert read_response(whole) == ("a/B", "7", PARTIAL, upserts, [("odd", "c/D"), ("none", "")], ["x"], whole)

@@ -11,6 +11,7 @@ mod hash;
 mod index;
 mod kept;
 mod model;
+mod offer;
 mod share;
 mod tree;
 mod words;
@@ -18,6 +19,7 @@ mod words;
 pub use endpoints::{Endpoint, Lane, Shape, Stretch};
 pub use kept::{Kept, Names};
 pub use model::*;
+pub use offer::{Offer, Offered};
 
 use bytes::Bytes;
 use index::Index;

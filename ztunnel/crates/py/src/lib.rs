@@ -8,13 +8,14 @@ use pyo3::create_exception;
 use pyo3::exceptions::{PyException, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::types::PyBytes;
 use std::io;
 use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 use zeroize::Zeroizing;
 use ztunnel_core::ids::SpiffeId;
-use ztunnel_core::tables::Kind;
+use ztunnel_core::tables::{Kind, Offer};
 use ztunnel_net::config::Config;
 use ztunnel_net::dataplane::{Dataplane, Who};
 use ztunnel_net::log::{TARGETS, Target};
@@ -386,12 +387,48 @@ fn profile(py: Python<'_>, seconds: f64, hertz: i32) -> PyResult<Vec<ticks::Stac
         .map_err(PyValueError::new_err)
 }
 
+/// (name, version, data), as Python has it.
+type Upsert<'py> = (&'py str, &'py str, Bound<'py, PyBytes>);
+
+/// Type URL, nonce, system_version_info, upserts, (name, type URL) of those of another type, removed.
+type Read<'py> = (
+    &'py str,
+    &'py str,
+    &'py str,
+    Vec<Upsert<'py>>,
+    Vec<(&'py str, &'py str)>,
+    Vec<&'py str>,
+);
+
+#[pyfunction]
+fn read_response<'py>(py: Python<'py>, response: &'py [u8]) -> PyResult<Read<'py>> {
+    let offer = Offer::read(response)
+        .ok_or_else(|| PyValueError::new_err("is no DeltaDiscoveryResponse"))?;
+    let (mut upserts, mut odd) = (Vec::with_capacity(offer.resources.len()), Vec::new());
+    for each in &offer.resources {
+        if each.type_url == offer.type_url {
+            upserts.push((each.name, each.version, PyBytes::new(py, each.data)));
+        } else {
+            odd.push((each.name, each.type_url));
+        }
+    }
+    Ok((
+        offer.type_url,
+        offer.nonce,
+        offer.version_info,
+        upserts,
+        odd,
+        offer.removed,
+    ))
+}
+
 /// Door 4. See `_core.pyi`.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Core>()?;
     module.add_function(wrap_pyfunction!(judge::judge, module)?)?;
     module.add_function(wrap_pyfunction!(profile, module)?)?;
+    module.add_function(wrap_pyfunction!(read_response, module)?)?;
     module.add("NamespaceGone", module.py().get_type::<NamespaceGone>())?;
     module.add("AddressTaken", module.py().get_type::<AddressTaken>())
 }

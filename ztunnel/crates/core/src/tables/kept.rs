@@ -5,8 +5,8 @@ use super::Kind;
 use super::decode::{self, Address, Unusable};
 use super::decode_policy;
 use super::model::*;
+use super::offer::{Offer, Offered};
 use super::share::Pool;
-use prost::Message;
 
 /// A bundle is of one process's making; more than this it never holds.
 const MOST_BYTES: usize = 64 << 20;
@@ -52,34 +52,16 @@ impl Kept {
     pub fn unpack(kind: Kind, packed: &[u8]) -> Result<(Self, Names), String> {
         let unpacked = miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(packed, MOST_BYTES)
             .map_err(|why| why.to_string())?;
-        let bundle = Bundle::decode(&*unpacked).map_err(|why| why.to_string())?;
+        let bundle = Offer::read(&unpacked).ok_or("is no DeltaDiscoveryResponse")?;
         let (mut pool, mut names) = (Pool::default(), Names::new());
-        let read = |resource: Resource| {
-            let bytes = resource.content.map(|any| any.value).unwrap_or_default();
-            let decoded = Decoded::of(kind, &resource.name, &bytes, &mut pool);
-            names.push((resource.name.clone(), resource.version));
-            (resource.name, decoded)
+        let read = |each: &Offered<'_>| {
+            names.push((each.name.to_owned(), each.version.to_owned()));
+            let decoded = Decoded::of(kind, each.name, each.data, &mut pool);
+            (each.name.to_owned(), decoded)
         };
-        let resources = bundle.resources.into_iter().map(read).collect();
+        let resources = bundle.resources.iter().map(read).collect();
         Ok((Self { kind, resources }, names))
     }
-}
-
-/// `DeltaDiscoveryResponse` of `proto/xds.proto`, as far as a bundle has it.
-#[derive(Clone, PartialEq, Message)]
-struct Bundle {
-    #[prost(message, repeated, tag = "2")]
-    resources: Vec<Resource>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Resource {
-    #[prost(string, tag = "1")]
-    version: String,
-    #[prost(message, optional, tag = "2")]
-    content: Option<prost_types::Any>,
-    #[prost(string, tag = "3")]
-    name: String,
 }
 
 #[cfg(test)]
@@ -87,22 +69,25 @@ mod tests {
     use super::*;
     use crate::fixtures::Dice;
     use crate::tables::Tables;
+    use crate::tables::offer::library::{Resource, Response};
     use crate::wire::security as pb_policy;
     use crate::wire::workload as pb;
     use bytes::Bytes;
     use miniz_oxide::deflate::compress_to_vec_zlib;
+    use prost::Message;
 
     fn packed(resources: &[(String, Bytes)]) -> Vec<u8> {
         let resources = resources.iter().map(|(name, bytes)| Resource {
             version: "7".to_owned(),
             name: name.clone(),
-            content: Some(prost_types::Any {
+            resource: Some(prost_types::Any {
                 type_url: String::new(),
                 value: bytes.to_vec(),
             }),
         });
-        let bundle = Bundle {
+        let bundle = Response {
             resources: resources.collect(),
+            ..Default::default()
         };
         compress_to_vec_zlib(&bundle.encode_to_vec(), 1)
     }

@@ -2,9 +2,10 @@
 //!
 //! Owns where the words are in the message. What is out of the ordinary is left to the library, and what it says of it.
 
+use super::offer::delimited;
 use crate::wire::workload as pb;
 use prost::Message;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint};
+use prost::encoding::{DecodeContext, WireType, decode_key};
 
 /// `Address.workload` as the first and only field.
 const WORKLOAD: u8 = 1 << 3 | WireType::LengthDelimited as u8;
@@ -85,11 +86,6 @@ impl<'a> Words<'a> {
             _ => return None,
         })
     }
-}
-
-fn delimited<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let length = usize::try_from(decode_varint(bytes).ok()?).ok()?;
-    bytes.split_off(..length)
 }
 
 #[cfg(test)]
