@@ -66,7 +66,7 @@ def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str]
         watch, began = _Watch(arena, contender), time.monotonic()
         traffic = _traffic(arena, contender, LONGEST_S)
     try:
-        wait_until("the tunnels have the world", lambda: _loaded(arena) >= workloads + services, LONGEST_S, step_s=0.1)
+        wait_until("the tunnels have the world", lambda: _loaded(arena) >= workloads + services, LONGEST_S, step_s=0.25)
         took = time.monotonic() - began
     finally:
         traffic.send_signal(signal.SIGINT)

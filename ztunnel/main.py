@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -33,6 +34,7 @@ def main() -> None:
             raise OperatorError("the only command is `ztunnel run`; its settings come from the environment")
         settings = Settings.read(os.environ)
         log.configure(settings.log_format, settings.log_level)
+        gc.freeze()  # what there is now stays: looking for garbage in it takes 20 ms of a processor, each time
         drained = asyncio.run(run(settings))
     except OperatorError as error:
         log.refuse("ztunnel", error)

@@ -118,9 +118,10 @@ impl Connection {
         self.cut.borrow().clone()
     }
 
+    /// Never of one that is complete: nothing is left to cut, and it is no failure.
     pub async fn is_cut(&self) -> Cut {
         loop {
-            if let Some(cut) = self.why_cut() {
+            if let Some(cut) = self.why_cut().filter(|_| !self.counts.complete.get()) {
                 return cut;
             }
             self.bell.notified().await;

@@ -25,6 +25,8 @@ pub struct Bytes2 {
     /// From the first end to the second: from the application into the tunnel.
     pub sent: Cell<u64>,
     pub received: Cell<u64>,
+    /// Both ends have said all they had to say, and have it.
+    pub complete: Cell<bool>,
 }
 
 impl Bytes2 {

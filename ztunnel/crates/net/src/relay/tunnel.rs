@@ -34,6 +34,7 @@ pub async fn relay_tunnel(
     };
     let ended = std::future::poll_fn(|cx| relay.poll(cx)).await;
     if ended.is_ok() {
+        counts.complete.set(true);
         yield_now().await; // nobody waits for the close: first whoever is ready, and what the tunnel has to send
     }
     ended

@@ -1,5 +1,5 @@
 use super::*;
-use crate::account::follow;
+use crate::account::{flag, follow};
 use crate::dataplane::Who;
 use crate::handshakes::Allowed;
 use crate::meter::MOST_SERIES;
@@ -114,6 +114,42 @@ fn a_connection_whose_story_panics_has_ended_in_the_counters() {
     assert_eq!(counts, [[1, 1, 0, 0, 0]]);
     workers.close();
     shared.log.close();
+}
+
+/// What the counters say of a connection that is cut while its story has one turn left.
+fn counts_of_one_cut_at_its_end(complete: bool) -> Vec<[u64; 5]> {
+    let shared = shared(1);
+    let workers = Workers::start(&shared).expect("threads");
+    let (reply, answer) = channel();
+    let pod = pod_here();
+    workers.handles[0].submit(move |worker| {
+        let worker = worker.clone();
+        task::spawn_local(async move {
+            let ends = Parties::between(([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 2).into());
+            let connection = worker.registry.enter(pod, Kind::Outbound, ends);
+            worker.meter.opened(&connection);
+            let story = std::pin::pin!(async {
+                connection.counts.complete.set(complete);
+                connection.cut(flag::DENY, "another policy");
+                task::yield_now().await;
+                Ok(())
+            });
+            follow(&worker, &connection, story).await;
+            let growth = worker.meter.hand_over(&worker.registry);
+            let counts = growth.into_iter().map(|(_, counts)| counts).collect();
+            reply.send(counts).expect("somebody waits");
+        });
+    });
+    let counts = answer.recv().expect("the worker goes on");
+    workers.close();
+    shared.log.close();
+    counts
+}
+
+#[test]
+fn a_connection_that_is_cut_when_it_is_complete_has_not_failed() {
+    assert_eq!(counts_of_one_cut_at_its_end(true), [[1, 1, 0, 0, 0]]);
+    assert_ne!(counts_of_one_cut_at_its_end(false), [[1, 1, 0, 0, 0]]);
 }
 
 #[test]
