@@ -7,7 +7,7 @@ import pytest
 from controlplane.push import LONGEST_S, QUIET_S, Board, Burst, Conversation
 from controlplane.translate.tunnel import Resources, translate
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber, head_of
-from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, Node
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node
 from tests.controlplane.documents import AMBIENT, pod, world_of
 
 STRICT = "istio-system/istio_converted_static_strict"
@@ -43,7 +43,7 @@ class Tunnel:
 
     def _play(self, responses):
         for response in responses:
-            batch = self.subscriber.receive(response)
+            batch = self.subscriber.receive(DeltaDiscoveryResponse.FromString(response.data))
             self.diary += [f"+{name}" for name, _, _ in batch.upserts] + [f"-{name}" for name in batch.removed]
             refused = [(name, "no") for name, _, _ in batch.upserts if name in self.refuse]
             self._play(self.control.receive(self.subscriber.settle(batch, refused)))
@@ -116,7 +116,9 @@ def test_many_worlds_in_a_row_end_with_the_last_one():
 def test_a_type_that_nobody_knows_is_empty():
     conversation = Conversation(resources(WEB))
     [response] = conversation.receive(DeltaDiscoveryRequest(type_url="type.googleapis.com/x.Y"))
-    assert (response.type_url, list(response.resources)) == ("type.googleapis.com/x.Y", [])
+    assert DeltaDiscoveryResponse.FromString(response.data) == DeltaDiscoveryResponse(
+        type_url="type.googleapis.com/x.Y", nonce=response.nonce
+    )
 
 
 def test_equal_content_has_an_equal_version_and_is_serialized_once():

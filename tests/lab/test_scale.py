@@ -11,7 +11,7 @@ from controlplane.store import Store
 from controlplane.translate.tunnel import translate
 from lab import scale, scale_run
 from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Subscriber
-from mesh.gen.xds_pb2 import Node
+from mesh.gen.xds_pb2 import DeltaDiscoveryResponse, Node
 
 WORKLOADS, SERVICES = 5000, 500
 
@@ -52,7 +52,8 @@ def load(conversation):
     tunnel, sizes = Subscriber(Node(), [AUTHORIZATION_TYPE, ADDRESS_TYPE]), []
     requests = tunnel.start()
     while requests:
-        for response in conversation.receive(requests.pop(0)):
+        for sent in conversation.receive(requests.pop(0)):
+            response = DeltaDiscoveryResponse.FromString(sent.data)
             sizes.append(len(response.resources))
             requests.append(tunnel.settle(tunnel.receive(response)))
     return sizes, tunnel
@@ -82,8 +83,9 @@ def test_in_a_big_world_one_changed_pod_is_one_read_file_one_new_workload_and_on
     ]
     after = translate(store.world, resources)
     assert after.since(resources, ADDRESS_TYPE) == {scale.pod_uid(0, SERVICES)}
-    (response,) = conversation.update(after)
-    assert [each.name for each in response.resources] == [scale.pod_uid(0, SERVICES)]
+    (sent,) = conversation.update(after)
+    changed = DeltaDiscoveryResponse.FromString(sent.data).resources
+    assert [each.name for each in changed] == [scale.pod_uid(0, SERVICES)]
 
 
 @pytest.mark.lab
