@@ -21,9 +21,9 @@ from controlplane.translate.envoy.locality import Place
 from controlplane.translate.envoy.resources import TYPES, ByType, Translation
 from controlplane.translate.envoy.world import View
 from controlplane.translate.identical import differing
-from mesh.delta import Acked, Nacked, Publisher, Subscribed, Versioned
+from mesh.delta import Acked, Nacked, Publisher, Response, Subscribed, Versioned
 from mesh.envoy import CLUSTER, ENDPOINTS, EXTENSION, LISTENER, ROUTES, SECRET
-from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest
 from mesh.model import World
 
 # A person waits for the effect of a saved file; a burst of files still becomes few pushes.
@@ -150,9 +150,9 @@ class EnvoyConversation:
     def __post_init__(self) -> None:
         self._plan()
 
-    def receive(self, request: DeltaDiscoveryRequest) -> list[DeltaDiscoveryResponse]:
+    def receive(self, request: DeltaDiscoveryRequest) -> list[Response]:
         """Raises PeerError: the request breaks the protocol."""
-        responses: list[DeltaDiscoveryResponse] = []
+        responses: list[Response] = []
         for outcome in self._publisher.handle(request):
             match outcome:
                 case Subscribed(type_url) if type_url in TYPES:
@@ -167,11 +167,11 @@ class EnvoyConversation:
                     self._answered(type_url, responses)
         return self._advance(responses)
 
-    def _answered(self, type_url: str, responses: list[DeltaDiscoveryResponse]) -> None:
+    def _answered(self, type_url: str, responses: list[Response]) -> None:
         self._in_flight.pop(type_url, None)
         self._send(self._publisher.next(type_url), responses)
 
-    def update(self, configuration: Configuration) -> list[DeltaDiscoveryResponse]:
+    def update(self, configuration: Configuration) -> list[Response]:
         before, self.target = self.target.of(self.who), configuration
         after = configuration.of(self.who)
         for type_url in TYPES:
@@ -206,7 +206,7 @@ class EnvoyConversation:
         leaving = [_Phase({type_url: wanted[type_url] for type_url in step}, last=True) for step in reversed(_STEPS)]
         self._phases = deque((*arriving, *leaving))
 
-    def _advance(self, responses: list[DeltaDiscoveryResponse]) -> list[DeltaDiscoveryResponse]:
+    def _advance(self, responses: list[Response]) -> list[Response]:
         while self._phases:
             phase = self._phases[0]
             for type_url, resources in phase.resources.items():
@@ -227,7 +227,7 @@ class EnvoyConversation:
                 self.synced_version = self.target.world.version
         return responses
 
-    def _send(self, response: DeltaDiscoveryResponse | None, responses: list[DeltaDiscoveryResponse]) -> None:
+    def _send(self, response: Response | None, responses: list[Response]) -> None:
         if response is not None:
             self._in_flight[response.type_url] = response.nonce
             responses.append(response)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from controlplane.translate.tunnel import Resources, translate
-from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Acked, Nacked, Publisher, Subscribed, Versioned
-from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from mesh.delta import ADDRESS_TYPE, AUTHORIZATION_TYPE, Acked, Nacked, Publisher, Response, Subscribed, Versioned
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest
 from mesh.model import World
 
 # Sources have waited for whole files already; a waypoint hears of it after half of that.
@@ -133,13 +133,13 @@ class Conversation:
     # What the tunnel may still hold.
     _policies: dict[str, Versioned] = field(default_factory=dict)
 
-    def receive(self, request: DeltaDiscoveryRequest) -> list[DeltaDiscoveryResponse]:
+    def receive(self, request: DeltaDiscoveryRequest) -> list[Response]:
         """Raises PeerError: the request breaks the protocol."""
         if request.type_url == AUTHORIZATION_TYPE:
             for name, version in request.initial_resource_versions.items():
                 # Of an older world: known by name only, and enough to keep it until the addresses are there.
                 self._policies.setdefault(name, Versioned(version, AUTHORIZATION_TYPE, b""))
-        responses: list[DeltaDiscoveryResponse] = []
+        responses: list[Response] = []
         for outcome in self._publisher.handle(request):
             match outcome:
                 case Subscribed(type_url) if type_url in self.target.by_type:
@@ -155,7 +155,7 @@ class Conversation:
                     self.last_nack = Nack(type_url, message)
         return self._advance(responses)
 
-    def update(self, resources: Resources) -> list[DeltaDiscoveryResponse]:
+    def update(self, resources: Resources) -> list[Response]:
         self.target = resources
         self._plan()
         return self._advance([])
@@ -175,7 +175,7 @@ class Conversation:
         changed = self.target.since(self._offered, ADDRESS_TYPE) if self._offered else None
         return _Phase(ADDRESS_TYPE, self.target.by_type[ADDRESS_TYPE], changed)
 
-    def _advance(self, responses: list[DeltaDiscoveryResponse]) -> list[DeltaDiscoveryResponse]:
+    def _advance(self, responses: list[Response]) -> list[Response]:
         while self._phases:
             phase = self._phases[0]
             if not phase.offered:
@@ -193,7 +193,7 @@ class Conversation:
                 self.synced_version = self.target.world.version
         return responses
 
-    def _send(self, response: DeltaDiscoveryResponse | None, responses: list[DeltaDiscoveryResponse]) -> None:
+    def _send(self, response: Response | None, responses: list[Response]) -> None:
         if response is not None:
             self._in_flight[response.type_url] = response.nonce
             responses.append(response)

@@ -20,13 +20,14 @@ from controlplane.ca import SERVER_LIFETIME, Authority, KeyPair, entitlement, pr
 from controlplane.envoys import EnvoyConversation, Envoys, place_of
 from controlplane.push import Board, Conversation
 from mesh import log
+from mesh.delta import Response
+from mesh.discovery import AGGREGATED, handler
 from mesh.errors import OperatorError, PeerError
 from mesh.gen.ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from mesh.gen.ca_pb2_grpc import IstioCertificateServiceServicer, add_IstioCertificateServiceServicer_to_server
 from mesh.gen.spiffe_pb2 import X509BundlesRequest, X509BundlesResponse
 from mesh.gen.spiffe_pb2_grpc import SpiffeWorkloadAPIServicer, add_SpiffeWorkloadAPIServicer_to_server
-from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
-from mesh.gen.xds_pb2_grpc import AggregatedDiscoveryServiceServicer, add_AggregatedDiscoveryServiceServicer_to_server
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest
 from mesh.ids import SpiffeId
 
 NAMES: Final = ("controlplane", "istiod.istio-system.svc", "localhost", "127.0.0.1")
@@ -85,7 +86,7 @@ class Session:
         }
 
 
-class Discovery(AggregatedDiscoveryServiceServicer):
+class Discovery:
     """One task per stream, which both answers and pushes, so that a conversation is never touched by two."""
 
     def __init__(self, board: Board, tokens: Callers, envoys: Envoys) -> None:
@@ -157,7 +158,7 @@ class Discovery(AggregatedDiscoveryServiceServicer):
             asked.cancel()
             newer.cancel()
 
-    def _receive(self, session: Session, request: DeltaDiscoveryRequest) -> list[DeltaDiscoveryResponse]:
+    def _receive(self, session: Session, request: DeltaDiscoveryRequest) -> list[Response]:
         before = session.conversation.last_nack
         responses = session.conversation.receive(request)
         nack = session.conversation.last_nack
@@ -275,7 +276,7 @@ def _host(peer: str) -> str:
     return peer.rpartition(":")[0]
 
 
-async def _write(context: Context, responses: Iterable[DeltaDiscoveryResponse]) -> None:
+async def _write(context: Context, responses: Iterable[Response]) -> None:
     for response in responses:
         await context.write(response)
 
@@ -313,7 +314,7 @@ def listen(
 ) -> tuple[grpc.aio.Server, int]:
     """A server that is bound but not started, and its port. Raises OperatorError: the address cannot be taken."""
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
-    add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)  # type: ignore[no-untyped-call]
+    server.add_generic_rpc_handlers((handler(AGGREGATED, discovery.DeltaAggregatedResources),))
     add_IstioCertificateServiceServicer_to_server(certificates, server)  # type: ignore[no-untyped-call]
     add_SpiffeWorkloadAPIServicer_to_server(bundles, server)  # type: ignore[no-untyped-call]
     renewed: Any = certificate.renewed  # the stubs do not know that it may return None

@@ -6,8 +6,9 @@ stream, or back-off. Source: the xDS protocol's incremental variant as Istio's z
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from mesh.errors import PeerError
@@ -200,6 +201,15 @@ class Nacked:
 Outcome = Subscribed | Acked | Nacked
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One DeltaDiscoveryResponse as it crosses: `data` is the serialized message, with `type_url` and `nonce` in it."""
+
+    type_url: str
+    nonce: str
+    data: bytes = field(repr=False)
+
+
 @dataclass(slots=True)
 class _Watch:
     """One client's view of one type. `sent`: name to version that it holds or has in flight."""
@@ -208,8 +218,8 @@ class _Watch:
     names: set[str] = field(default_factory=set)
     sent: dict[str, str] = field(default_factory=dict)
     owed: set[str] = field(default_factory=set)  # asked for by name and not answered yet, even if only with "removed"
-    world: World = field(default_factory=dict)
-    upserts: list[str] = field(default_factory=list)  # still to send of `world`, last first
+    upcoming: list[tuple[str, Versioned]] = field(default_factory=list)  # at most one: the next to send
+    unread: Iterator[tuple[str, Versioned]] = field(default_factory=lambda: iter(()))  # not compared with `sent` yet
     removals: list[str] = field(default_factory=list)
     in_flight: str = ""
     greeted: bool = False
@@ -218,23 +228,55 @@ class _Watch:
         return self.wildcard or name in self.names
 
     def plan(self, world: World, changed: Set[str] | None) -> None:
-        self.world = world
         if changed is not None:
-            self._amend(changed)
+            self._amend(world, changed)
             return
         wanted = world if self.wildcard else {name: world[name] for name in self.names if name in world}
-        self.upserts = [name for name, item in wanted.items() if self.sent.get(name) != item.version]
-        self.upserts.reverse()
+        self.upcoming, self.unread = [], iter(wanted.items())
         self.removals = [name for name in self.sent.keys() | self.owed if name not in wanted]
 
-    def _amend(self, changed: Set[str]) -> None:
+    def _amend(self, world: World, changed: Set[str]) -> None:
         """What was still to send stays so; only `changed` is looked at again."""
-        waiting = changed | set(self.upserts) | set(self.removals) | self.owed
-        world, sent = self.world, self.sent
+        unsent = (name for name, _ in chain(self.upcoming, self.unread))
+        waiting = {*changed, *unsent, *self.removals, *self.owed}
         wanted = {name for name in waiting if name in world and self.wants(name)}
         # In an order, so that whoever has seen the last of a kind has seen them all.
-        self.upserts = sorted((name for name in wanted if sent.get(name) != world[name].version), reverse=True)
-        self.removals = [name for name in waiting - wanted if name in sent or name in self.owed]
+        self.upcoming, self.unread = [], iter([(name, world[name]) for name in sorted(wanted)])
+        self.removals = [name for name in waiting - wanted if name in self.sent or name in self.owed]
+
+    def look(self) -> bool:
+        """Whether an upsert is still to send. So a large world is compared while it is sent, not before."""
+        if not self.upcoming:
+            differing = (each for each in self.unread if self.sent.get(each[0]) != each[1].version)
+            self.upcoming.extend(islice(differing, 1))
+        return bool(self.upcoming)
+
+    def take_upserts(self, at_most: int) -> list[bytes]:
+        """The next ones' heads and data, in turn, which count as sent now."""
+        size, entries = 0, list[bytes]()
+        sent, owed = self.sent, self.owed  # each dot costs, a thousand times
+        for name, item in chain(self.upcoming, self.unread):
+            version, data = item.version, item.data
+            if sent.get(name) == version:
+                continue
+            entries += item.head or head_of(name, version, item.type_url, len(data)), data
+            sent[name] = version
+            owed.discard(name)
+            size += len(data)
+            if size > MAX_BYTES or len(entries) >= 2 * at_most:
+                break
+        self.upcoming.clear()
+        return entries
+
+    def take_removals(self) -> list[str]:
+        """None while an upsert is to come: a DENY that goes before its successor has come would widen access."""
+        if self.look():
+            return []
+        taken, self.removals = self.removals, []
+        for name in taken:
+            self.sent.pop(name, None)
+            self.owed.discard(name)
+        return taken
 
 
 class Publisher:
@@ -262,7 +304,7 @@ class Publisher:
             watch.in_flight = ""
         return outcomes
 
-    def offer(self, type_url: str, world: World, changed: Set[str] | None = None) -> DeltaDiscoveryResponse | None:
+    def offer(self, type_url: str, world: World, changed: Set[str] | None = None) -> Response | None:
         """`world` is what the client shall end with; returns the first response towards it, as `next` does.
 
         The mapping must not change afterwards. `changed`: every name in which it differs from the last offer on this
@@ -280,37 +322,29 @@ class Publisher:
             for name in names:
                 watch.sent.pop(name, None)
 
-    def next(self, type_url: str) -> DeltaDiscoveryResponse | None:
+    def next(self, type_url: str) -> Response | None:
         """The next part of the last offer; None while a response is unanswered, or when the client has it all."""
         watch = self._watches.get(type_url)
-        if watch is None or watch.in_flight or not (watch.upserts or watch.removals or not watch.greeted):
+        if watch is None or watch.in_flight or not (watch.look() or watch.removals or not watch.greeted):
             return None
         self._nonces += 1
         watch.in_flight, watch.greeted = str(self._nonces), True
-        response = DeltaDiscoveryResponse(type_url=type_url, nonce=watch.in_flight)
-        self._fill(response, watch)
-        return response
+        return Response(type_url, watch.in_flight, self._serialized(type_url, watch))
 
-    def _fill(self, response: DeltaDiscoveryResponse, watch: _Watch) -> None:
-        size, entries = 0, list[bytes]()
-        for _ in range(min(self._max_resources, len(watch.upserts))):
-            if size > MAX_BYTES:
-                break
-            name = watch.upserts.pop()
-            item = watch.world[name]
-            entries += item.head or head_of(name, item.version, item.type_url, len(item.data)), item.data
-            watch.sent[name] = item.version
-            watch.owed.discard(name)
-            size += len(item.data)
-        response.MergeFromString(b"".join(entries))
-        if watch.upserts:
-            response.system_version_info = PARTIAL
-            return  # removals last: a DENY that goes before its successor has come would widen access
-        response.removed_resources.extend(watch.removals)
-        for name in watch.removals:
-            watch.sent.pop(name, None)
-            watch.owed.discard(name)
-        watch.removals = []
+    def _serialized(self, type_url: str, watch: _Watch) -> bytes:
+        """By hand, because most of it is serialized already; in the order of the fields' numbers, as others do it."""
+        resources = watch.take_upserts(self._max_resources)
+        removed = watch.take_removals()
+        partial = _text(DeltaDiscoveryResponse.SYSTEM_VERSION_INFO_FIELD_NUMBER, PARTIAL) if watch.look() else b""
+        return b"".join(
+            (
+                partial,
+                *resources,
+                _text(DeltaDiscoveryResponse.TYPE_URL_FIELD_NUMBER, type_url),
+                _text(DeltaDiscoveryResponse.NONCE_FIELD_NUMBER, watch.in_flight),
+                *(_text(DeltaDiscoveryResponse.REMOVED_RESOURCES_FIELD_NUMBER, name) for name in removed),
+            )
+        )
 
     def _subscribe(self, request: DeltaDiscoveryRequest) -> bool:
         """Whether the client's interest changed. The first request of a type that names nothing asks for everything."""

@@ -12,15 +12,14 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 import grpc.aio
 
-from mesh.delta import Publisher, Subscribed, Versioned
+from mesh.delta import Publisher, Response, Subscribed, Versioned
+from mesh.discovery import SECRETS, handler
 from mesh.envoy import SECRET, pack
-from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest
 from waypoint.identity import Held
 
-SERVICE: Final = "envoy.service.secret.v3.SecretDiscoveryService"
 _SPIFFE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
 
 
@@ -72,7 +71,7 @@ class Secrets:
         try:
             while True:
                 await asyncio.wait((asked, waiting), return_when=asyncio.FIRST_COMPLETED)
-                responses: list[DeltaDiscoveryResponse | None] = []
+                responses: list[Response | None] = []
                 if asked.done():
                     request = asked.result()
                     if request is None:
@@ -89,8 +88,8 @@ class Secrets:
             asked.cancel()
             waiting.cancel()
 
-    def _receive(self, publisher: Publisher, request: DeltaDiscoveryRequest) -> list[DeltaDiscoveryResponse | None]:
-        found: list[DeltaDiscoveryResponse | None] = []
+    def _receive(self, publisher: Publisher, request: DeltaDiscoveryRequest) -> list[Response | None]:
+        found: list[Response | None] = []
         for outcome in publisher.handle(request):
             if isinstance(outcome, Subscribed):
                 found.append(self._offer(publisher))
@@ -98,19 +97,14 @@ class Secrets:
                 found.append(publisher.next(SECRET))
         return found
 
-    def _offer(self, publisher: Publisher) -> DeltaDiscoveryResponse | None:
+    def _offer(self, publisher: Publisher) -> Response | None:
         """What is not there yet is not answered, or Envoy would believe that it does not exist."""
         return publisher.offer(SECRET, self._world) if self._world else None
 
     async def serve(self, path: Path) -> grpc.aio.Server:
         """Started. The socket is in a directory that nobody else may enter."""
         server = grpc.aio.server()
-        handler = grpc.stream_stream_rpc_method_handler(
-            self._stream,
-            request_deserializer=DeltaDiscoveryRequest.FromString,
-            response_serializer=DeltaDiscoveryResponse.SerializeToString,
-        )
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"DeltaSecrets": handler}),))
+        server.add_generic_rpc_handlers((handler(SECRETS, self._stream),))
         path.unlink(missing_ok=True)
         server.add_insecure_port(f"unix:{path}")
         await server.start()

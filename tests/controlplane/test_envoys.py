@@ -10,7 +10,7 @@ from controlplane.store import Store
 from controlplane.translate.envoy.blocks import Cache
 from controlplane.translate.envoy.locality import Place
 from mesh.envoy import CLUSTER, ENDPOINTS, LISTENER, ROUTES
-from mesh.gen.xds_pb2 import DeltaDiscoveryRequest
+from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from mesh.model import World
 from tests.controlplane.documents import AMBIENT
 
@@ -72,7 +72,8 @@ class Play:
     def _noted(self, responses):
         for each in responses:
             self.nonces[each.type_url] = each.nonce
-        return [(each.type_url, [r.name for r in each.resources], list(each.removed_resources)) for each in responses]
+        read = [DeltaDiscoveryResponse.FromString(each.data) for each in responses]
+        return [(each.type_url, [r.name for r in each.resources], list(each.removed_resources)) for each in read]
 
     def greeted(self):
         """Everything of ONE has been taken."""

@@ -53,9 +53,10 @@ def load(conversation):
     tunnel, sizes = Subscriber(Node(), [AUTHORIZATION_TYPE, ADDRESS_TYPE]), []
     requests = tunnel.start()
     while requests:
-        for response in conversation.receive(requests.pop(0)):
-            sizes.append(len(response.resources))
-            requests.append(tunnel.settle(tunnel.receive(read_response(response.SerializeToString()))))
+        for sent in conversation.receive(requests.pop(0)):
+            batch = tunnel.receive(read_response(sent.data))
+            sizes.append(len(batch.upserts))
+            requests.append(tunnel.settle(batch))
     return sizes, tunnel
 
 
@@ -83,8 +84,8 @@ def test_in_a_big_world_one_changed_pod_is_one_read_file_one_new_workload_and_on
     ]
     after = translate(store.world, resources)
     assert after.since(resources, ADDRESS_TYPE) == {scale.pod_uid(0, SERVICES)}
-    (response,) = conversation.update(after)
-    assert [each.name for each in response.resources] == [scale.pod_uid(0, SERVICES)]
+    (sent,) = conversation.update(after)
+    assert [name for name, *_ in read_response(sent.data).upserts] == [scale.pod_uid(0, SERVICES)]
 
 
 @pytest.mark.lab

@@ -44,6 +44,13 @@ def response(nonce, removed=(), type_url=T, info="", **versions):
     return made
 
 
+def read(sent):
+    """As any client would; what a server keeps in mind of what it sent is in it, too."""
+    made = DeltaDiscoveryResponse.FromString(sent.data)
+    assert (sent.type_url, sent.nonce) == (made.type_url, made.nonce)
+    return made
+
+
 class Server:
     """What a server does around a Publisher: offers the world when asked or changed, goes on when answered."""
 
@@ -63,7 +70,7 @@ class Server:
         return commands
 
     def said(self, response):
-        return [] if response is None else [response]
+        return [] if response is None else [read(response)]
 
 
 def heard(subscriber, response):
@@ -328,30 +335,69 @@ class Counted(dict):
         return super().__contains__(name)
 
     def items(self):
-        self.asked += len(self)
-        return super().items()
+        for each in super().items():
+            self.asked += 1
+            yield each
 
 
 def test_an_offer_that_names_what_changed_costs_what_changed():
     publisher, big = Publisher(max_resources=5000), {f"r{n}": item("1") for n in range(5000)}
     publisher.handle(DeltaDiscoveryRequest(type_url=T))
     first = publisher.offer(T, big)
-    assert len(first.resources) == 5000
+    assert len(read(first).resources) == 5000
     publisher.handle(DeltaDiscoveryRequest(type_url=T, response_nonce=first.nonce))
     after = Counted(big | {"r7": item("2"), "new": item("1")})
     dict.pop(after, "r9")
-    response = publisher.offer(T, after, {"r7", "r9", "new"})
+    response = read(publisher.offer(T, after, {"r7", "r9", "new"}))
     assert {each.name for each in response.resources} == {"r7", "new"}
     assert list(response.removed_resources) == ["r9"]
     assert after.asked < 30
+
+
+def test_a_part_costs_what_is_in_it_not_what_the_world_has():
+    publisher, big = Publisher(max_resources=10), Counted({f"r{n}": item("1") for n in range(5000)})
+    publisher.handle(DeltaDiscoveryRequest(type_url=T))
+    first = publisher.offer(T, big)
+    assert len(read(first).resources) == 10
+    assert big.asked < 30
+    publisher.handle(DeltaDiscoveryRequest(type_url=T, response_nonce=first.nonce))
+    assert len(read(publisher.next(T)).resources) == 10
+    assert big.asked < 60
+
+
+def test_what_changes_between_two_parts_is_sent_once_and_what_was_not_looked_at_yet_still_comes():
+    server = Server(max_resources=1, a="1", b="1", c="1", d="1")
+    assert (
+        play(server)
+        >> request(old="1")
+        << Subscribed(T)
+        << response("1", info=PARTIAL, a="1")
+        >> request(nonce="1")
+        << Acked(T, "1")
+        << response("2", info=PARTIAL, b="1")
+    )
+    server.world = world(a="1", b="2", d="1", e="1")
+    assert server.publisher.offer(T, server.world, {"b", "c", "e"}) is None
+    assert (
+        play(server)
+        >> request(nonce="2")
+        << Acked(T, "2")
+        << response("3", info=PARTIAL, b="2")
+        >> request(nonce="3")
+        << Acked(T, "3")
+        << response("4", info=PARTIAL, d="1")
+        >> request(nonce="4")
+        << Acked(T, "4")
+        << response("5", removed=["old"], e="1")
+    )
 
 
 def test_a_response_ends_with_the_resource_that_makes_it_too_long_for_grpc():
     publisher = Publisher()
     publisher.handle(DeltaDiscoveryRequest(type_url=T))
     response = publisher.offer(T, {f"r{n}": Versioned("1", T, b"x" * 1_000_000) for n in range(10)})
-    assert len(response.resources) == 3
-    assert response.ByteSize() < 4 * 1024 * 1024
+    assert len(read(response).resources) == 3
+    assert len(response.data) < 4 * 1024 * 1024
 
 
 @given(st.text(), st.text(max_size=200), st.text(), st.sampled_from((0, 1, 100, 127, 128, 16_200, 16_384, 70_000)))
@@ -370,6 +416,30 @@ def test_what_has_its_head_is_sent_as_what_has_none():
     server = Server()
     server.world = ready
     assert play(server) >> request() << Subscribed(T) << response("1", a="1", b="1")
+
+
+names, contents = st.text(max_size=150), st.tuples(st.text(max_size=5), st.binary(max_size=150), st.booleans())
+
+
+@given(st.text(min_size=1), st.dictionaries(names, contents, max_size=5), st.sets(names, max_size=5), st.integers(1, 5))
+def test_a_response_is_what_naming_each_field_to_the_library_gives(type_url, offered, gone, limit):
+    publisher, sent = Publisher(limit), {}
+    held = dict.fromkeys(gone, "of old")
+    publisher.handle(DeltaDiscoveryRequest(type_url=type_url, initial_resource_versions=held))
+    for name, (version, data, framed) in offered.items():
+        head = head_of(name, version, type_url, len(data)) if framed else b""
+        sent[name] = Versioned(version, type_url, data, head)
+    made = DeltaDiscoveryResponse(type_url=type_url, nonce="1")
+    for name, of in list(sent.items())[:limit]:
+        resource = made.resources.add(name=name, version=of.version)
+        resource.resource.type_url, resource.resource.value = type_url, of.data
+    if len(sent) > limit:
+        made.system_version_info = PARTIAL
+    else:
+        made.removed_resources.extend(sorted(gone - sent.keys()))
+    said = read(publisher.offer(type_url, sent))
+    said.removed_resources.sort()
+    assert said == made
 
 
 def test_a_name_twice_in_a_response_counts_once_and_is_not_removed():
@@ -405,7 +475,7 @@ class Link:
         self.push(self.publisher.offer(T, self.world, changed))
 
     def deliver(self):
-        batch = heard(self.subscriber, self.to_client.pop(0))
+        batch = self.subscriber.receive(read_response(self.to_client.pop(0).data))
         for name in batch.removed:
             self.installed.pop(name, None)
         refused = [(name, "bad") for name, version, _ in batch.upserts if version == "bad"]

@@ -9,11 +9,12 @@ import grpc
 import grpc.aio
 
 from mesh.delta import Nacked, Publisher, Subscribed, Versioned
-from mesh.gen import ca_pb2, ca_pb2_grpc, xds_pb2_grpc
+from mesh.discovery import AGGREGATED, handler
+from mesh.gen import ca_pb2, ca_pb2_grpc
 from tests.ztunnel.authority import Authority
 
 
-class ControlPlane(xds_pb2_grpc.AggregatedDiscoveryServiceServicer, ca_pb2_grpc.IstioCertificateServiceServicer):
+class ControlPlane(ca_pb2_grpc.IstioCertificateServiceServicer):
     """`refuses`: (status code, details) that every stream and call is answered with."""
 
     def __init__(self, authority: Authority):
@@ -79,7 +80,7 @@ async def listening(plane: ControlPlane, dns_name: str = "localhost"):
     """Yields the port."""
     key_and_chain = plane.authority.server(dns_name)
     server = grpc.aio.server()
-    xds_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(plane, server)
+    server.add_generic_rpc_handlers((handler(AGGREGATED, plane.DeltaAggregatedResources),))
     ca_pb2_grpc.add_IstioCertificateServiceServicer_to_server(plane, server)
     port = server.add_secure_port("localhost:0", grpc.ssl_server_credentials([key_and_chain]))
     await server.start()
