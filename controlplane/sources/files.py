@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from controlplane.documents import MAX_FILE_BYTES, Parsed, broken, parse
 from controlplane.sources.base import Contents, News
-from controlplane.sources.bell import Bell
+from mesh.bell import Bell
 from mesh.errors import OperatorError
 from mesh.membership import is_document, is_hidden
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from controlplane.sources.bell import Bell
+from mesh.bell import Bell
 
 LONG_S, NOT_AT_ALL_S = 60.0, 0.0
 
