@@ -6,6 +6,8 @@ answer is never older than the pod.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, Final, Protocol
 import yaml
 
 from mesh import log
-from mesh.directory import Directory, Stamp, Stamps
+from mesh.directory import POLL_S, RUNG_SHARE, Directory, Stamp, Stamps
 from mesh.membership import is_member
 
 _log: Final = log.get("pods")
@@ -108,13 +110,17 @@ class FilePods:
         self._parsed: dict[str, tuple[Stamp, _Said]] = {}
         self._said: _Said = ({}, {})
         self._told: Stamps | None = None
+        self._rest_s = 0.0
 
     async def prepare(self, namespace: str, name: str, uid: str) -> None:
         self._take(self._directory.files_now())
 
     async def changed(self) -> None:
+        await asyncio.sleep(self._rest_s)  # who writes the same file again and again has it read in turns
         self._told = await self._directory.wait_changed(self._told)
+        began = time.thread_time()
         self._take(self._told)
+        self._rest_s = min((time.thread_time() - began) / RUNG_SHARE, POLL_S)
 
     def pods(self) -> Mapping[PodName, PodSpec]:
         self._take(self._directory.files())
