@@ -5,8 +5,7 @@ A document that cannot be used is logged and left out; a file that is no YAML ke
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import asyncio
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path, PurePosixPath
@@ -15,8 +14,9 @@ from typing import Any, Final
 import yaml
 
 from mesh import log
+from mesh.directory import UNKNOWN, Directory, Stamp, Stamps
 from mesh.ids import Uid, make_uid
-from mesh.membership import HOST_ADDRESSES, HOST_CGROUP, HOST_NODE, is_document, is_hidden
+from mesh.membership import HOST_ADDRESSES, HOST_CGROUP, HOST_NODE
 
 _log: Final = log.get("hosts")
 _API: Final = "networking.istio.io/"
@@ -40,17 +40,25 @@ class HostWorkload:
 class HostDocuments:
     """A file is parsed again only when it changed."""
 
-    def __init__(self, directory: Path, cluster: str, node: str) -> None:
+    def __init__(self, directory: Directory, cluster: str, node: str) -> None:
         self._directory, self._cluster, self._node = directory, cluster, node
-        self._parsed: dict[str, tuple[tuple[int, ...], list[HostWorkload]]] = {}
+        self._files: Stamps = {}
+        self._parsed: dict[str, tuple[Stamp, list[HostWorkload]]] = {}
+        self._listed: list[HostWorkload] = []
 
-    def read(self) -> list[HostWorkload]:
-        """In the order of their uids; of two with one address or group, the first."""
-        found: dict[str, tuple[tuple[int, ...], list[HostWorkload]]] = {}
-        for path, status in _files(self._directory):
-            version = (status.st_mtime_ns, status.st_size, status.st_ino)
-            known = self._parsed.get(path, ((), []))
-            found[path] = known if known[0] == version else (version, self._parse(path, known[1]))
+    async def read(self) -> list[HostWorkload]:
+        """In the order of their uids; of two with one address or group, the first. One at a time."""
+        files = self._directory.files()
+        if files is not self._files:
+            self._listed = await asyncio.to_thread(self._take, files)
+            self._files = files
+        return self._listed
+
+    def _take(self, files: Stamps) -> list[HostWorkload]:
+        found: dict[str, tuple[Stamp, list[HostWorkload]]] = {}
+        for path, stamp in files.items():
+            known = self._parsed.get(path, (UNKNOWN, []))
+            found[path] = known if known[0] == stamp else (stamp, self._parse(path, known[1]))
         self._parsed = found
         return sorted((each for _, listed in found.values() for each in listed), key=lambda each: each.uid)
 
@@ -105,16 +113,3 @@ def _group(text: str) -> str:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _files(directory: Path) -> Iterator[tuple[str, os.stat_result]]:
-    for top, directories, names in os.walk(directory):
-        directories[:] = sorted(name for name in directories if not is_hidden(name))
-        for name in sorted(filter(is_document, names)):
-            path = os.path.join(top, name)
-            try:
-                status = os.stat(path)
-            except OSError:
-                continue
-            if os.path.isfile(path):
-                yield path, status

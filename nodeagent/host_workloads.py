@@ -91,7 +91,7 @@ class Hosts:
         """Before the first tunnel comes: it hears of everybody, so that it withdraws nobody whom it serves already."""
         async with self._turn:
             try:
-                found = self._captured(await asyncio.to_thread(self._documents.read))
+                found = self._captured(await self._documents.read())
                 await self._put(self._wanted(found))
             except (MeshError, OSError) as error:
                 self._note(str(error))
@@ -120,7 +120,7 @@ class Hosts:
         self._trouble = trouble
 
     async def _reconcile(self) -> None:
-        wanted = {each.uid: each for each in await asyncio.to_thread(self._documents.read)}
+        wanted = {each.uid: each for each in await self._documents.read()}
         found = self._captured(wanted.values())
         await self._put(self._wanted(found))
         for uid in [uid for uid, known in self._known.items() if wanted.get(uid) != known.who]:

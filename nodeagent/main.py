@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mesh import log
+from mesh.directory import Directory
 from mesh.errors import LocalError, MeshError, OperatorError
 from mesh.ids import Uid
 from nodeagent import zds
@@ -131,7 +132,8 @@ class Agent:
         )
         api = settings.api
         self._cluster = Cluster(api, settings.node, settings.taint_after_s) if api else None
-        source = self._cluster.pods if self._cluster else FilePods(settings.pods_dir)
+        self._directory = Directory(settings.pods_dir)
+        source = self._cluster.pods if self._cluster else FilePods(self._directory)
         self.registry = Registry(
             settings.cluster,
             settings.node,
@@ -146,7 +148,7 @@ class Agent:
         )
         tunnel = TunnelOfNode(self._zds)
         self.registry.use(tunnel)
-        documents = HostDocuments(settings.pods_dir, settings.cluster, settings.node)
+        documents = HostDocuments(self._directory, settings.cluster, settings.node)
         self.hosts = Hosts(documents, lambda: self._capture.guard.tunnels, tunnel, self._capture.put_hosts)
         self._admin = Admin(
             settings.node,
@@ -175,6 +177,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._over.set)
         async with AsyncExitStack() as doors:
+            doors.enter_context(self._directory)
             doors.push_async_callback(self.registry.stop)
             doors.callback(self._capture.close)
             await asyncio.to_thread(self._capture.probing.recall)

@@ -2,7 +2,7 @@
 symlink swap can hide a change from a stat.
 
 Owns when a file is whole enough to be read. Latency of a change: two looks and the settling interval between them, and
-one rest where nothing rang; cost when nothing changes: one stat per file and rest.
+one rest where nothing rang; cost when nothing changes: one look (`mesh.directory`) a rest.
 """
 
 from __future__ import annotations
@@ -10,48 +10,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from controlplane.documents import MAX_FILE_BYTES, Parsed, broken, parse
 from controlplane.sources.base import Contents, News
-from controlplane.sources.bell import Bell
+from mesh.bell import Bell
+from mesh.directory import RUNG_SHARE, UNKNOWN, Look, Stamp, Stamps, look, rest_s
 from mesh.errors import OperatorError
-from mesh.membership import is_document, is_hidden
 
-# Between two looks when nothing rings; longer where a look is much work, so that looking costs a twentieth of a core.
+# Between two looks when nothing rings; longer where a look is much work.
 POLL_S: Final = 0.03
-LOOKS_SHARE: Final = 0.05
-LONGEST_S: Final = 0.5
-# However often it rings.
-RUNG_SHARE: Final = 0.2
 # Two equal looks in a row this far apart: a writer that is still busy is not read in the middle.
 SETTLE_S: Final = 0.02
 MAX_SETTLES: Final = 4
-
-
-class Stamp(NamedTuple):
-    """A file's state as far as stat tells; the target's, where it is a symlink (Kubernetes swaps those)."""
-
-    modified_ns: int
-    changed_ns: int
-    size: int
-    inode: int
-    device: int
-
-
-UNKNOWN: Final = Stamp(0, 0, 0, 0, 0)
-Stamps = dict[str, Stamp]
-
-
-def rest_s(look_s: float) -> float:
-    """`look_s`: what the last look took of a processor. What it waited for one is no work: it would be counted twenty
-    times over as soon as the machine, or we, have something to do."""
-    return min(max(POLL_S, look_s / LOOKS_SHARE), LONGEST_S)
-
 
 Loader = Callable[[Sequence[str], int], dict[str, Parsed]]
 """What is in these files, which have so many bytes together. Never raises."""
@@ -70,14 +44,18 @@ def one_by_one(seen: Callable[[Parsed], object] = lambda _: None) -> Loader:
     return loaded
 
 
+def _rest_s(last: Look) -> float:
+    return rest_s(last, POLL_S)
+
+
 class FileSource:
     """`directory` and everything below, without hidden files and directories (`..data` of a ConfigMap included)."""
 
-    def __init__(self, directory: Path, loader: Loader | None = None, rest: Callable[[float], float] = rest_s) -> None:
+    def __init__(self, directory: Path, loader: Loader | None = None, rest: Callable[[Look], float] = _rest_s) -> None:
         """`loader`: whoever judges each file there and then spares the memory of all the others' trees, some 40 KB a
-        document. `rest`: see `rest_s`."""
+        document. `rest`: how long, after such a look."""
         self._directory, self._load, self._rest = directory, loader or one_by_one(), rest
-        self._bell: Bell | None = None
+        self._bell = Bell()
         self._stamps: Stamps = {}
         self._contents: dict[str, Parsed] = {}
 
@@ -86,63 +64,45 @@ class FileSource:
             os.listdir(self._directory)
         except OSError as error:
             raise OperatorError(f"cannot be read: {error.strerror}", where=str(self._directory)) from None
-        return self._take(self._scan())
+        return self._take(self._look().stamps)
 
     async def changes(self) -> AsyncIterator[News]:
         rung = False
         with Bell() as self._bell:
             while True:
-                stamps, look_s = await asyncio.to_thread(self._look)
-                if stamps != self._stamps:
-                    yield News(await asyncio.to_thread(self._take, await self._settled(stamps)))
+                last = await asyncio.to_thread(self._look)
+                if last.stamps != self._stamps:
+                    yield News(await asyncio.to_thread(self._take, await self._settled(last.stamps)))
                 if rung:
-                    await asyncio.sleep(look_s / RUNG_SHARE)
-                rung = await self._bell.rung(self._rest(look_s))
+                    await asyncio.sleep(last.work_s / RUNG_SHARE)
+                rung = await self._bell.rung(self._rest(last))
 
     async def _settled(self, stamps: Stamps) -> Stamps:
         for _ in range(MAX_SETTLES):
             await asyncio.sleep(SETTLE_S)
-            again = await asyncio.to_thread(self._scan)
+            again = (await asyncio.to_thread(self._look)).stamps
             if again == stamps:
                 break
             stamps = again
         return stamps
 
-    def _look(self) -> tuple[Stamps, float]:
-        """And the seconds that it took of a processor."""
-        began = time.thread_time()
-        return self._scan(), time.thread_time() - began
+    def _look(self) -> Look:
+        """A directory that cannot be listed keeps its files, and shows up itself."""
+        found = look(str(self._directory), self._bell)
+        stamps: dict[str, Stamp] = {}
+        for path, stamp in found.stamps.items():
+            stamps[path] = stamp
+            if stamp == UNKNOWN:
+                stamps |= {each: kept for each, kept in self._stamps.items() if each.startswith(path + os.sep)}
+        return found._replace(stamps=stamps)
 
-    def _scan(self) -> Stamps:
-        return dict(self._walk(str(self._directory), set()))
-
-    def _walk(self, directory: str, visited: set[tuple[int, int]]) -> Iterator[tuple[str, Stamp]]:
-        """Files in the order of their names. A directory that cannot be listed keeps its files, and shows up itself."""
-        if self._bell:
-            self._bell.listen(directory)  # before it is listed: what comes between rings
-        try:
-            status = os.stat(directory)
-            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-        except OSError:
-            yield directory, UNKNOWN
-            yield from (each for each in self._stamps.items() if each[0].startswith(directory + os.sep))
-            return
-        if (status.st_dev, status.st_ino) in visited:
-            return  # a symlink to where we came from
-        visited.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.is_dir() and not is_hidden(entry.name):
-                yield from self._walk(entry.path, visited)
-            elif is_document(entry.name) and (stamp := _stamp(entry.path)):
-                yield entry.path, stamp
-
-    def _take(self, stamps: dict[str, Stamp]) -> Contents:
+    def _take(self, stamps: Stamps) -> Contents:
         with without_collector():
             contents = self._parsed(stamps)
         self._stamps, self._contents = stamps, contents
         return dict(contents)
 
-    def _parsed(self, stamps: dict[str, Stamp]) -> dict[str, Parsed]:
+    def _parsed(self, stamps: Stamps) -> dict[str, Parsed]:
         before, held = self._stamps, self._contents
         fresh = [path for path, stamp in stamps.items() if path not in held or before.get(path) != stamp]
         loaded = self._load(fresh, sum(stamps[path].size for path in fresh))
@@ -159,17 +119,6 @@ def without_collector() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _stamp(path: str) -> Stamp | None:
-    """None: it went between listing and looking, or is a link to nowhere."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return UNKNOWN
-    return Stamp(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev)
 
 
 def load(path: str) -> Parsed:

@@ -7,10 +7,8 @@ answer is never older than the pod.
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,11 +16,11 @@ from typing import Any, Final, Protocol
 import yaml
 
 from mesh import log
-from mesh.membership import is_document, is_hidden, is_member
+from mesh.directory import POLL_S, RUNG_SHARE, Directory, Stamp, Stamps
+from mesh.membership import is_member
 
 _log: Final = log.get("pods")
 
-_POLL_S: Final = 0.25
 INGRESS_ANNOTATION: Final = "ambient.istio.io/bypass-inbound-capture"
 DNS_ANNOTATION: Final = "ambient.istio.io/dns-capture"
 
@@ -106,51 +104,51 @@ class FilePods:
     changed; one that is no YAML keeps what it last said (the control plane reports it with its line). Of several
     documents of one name the first counts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Directory) -> None:
         self._directory = directory
-        self._parsed: dict[str, tuple[tuple[int, ...], _Said]] = {}
+        self._files: Stamps = {}
+        self._parsed: dict[str, tuple[Stamp, _Said]] = {}
         self._said: _Said = ({}, {})
-        self._told: dict[str, tuple[int, ...]] | None = None
+        self._told: Stamps | None = None
+        self._rest_s = 0.0
 
     async def prepare(self, namespace: str, name: str, uid: str) -> None:
-        self._refresh()
+        self._take(self._directory.files_now())
 
     async def changed(self) -> None:
-        while True:
-            self._refresh()
-            now = {path: version for path, (version, _) in self._parsed.items()}
-            if now != self._told:
-                self._told = now
-                return
-            await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(self._rest_s)  # who writes the same file again and again has it read in turns
+        self._told = await self._directory.wait_changed(self._told)
+        began = time.thread_time()
+        self._take(self._told)
+        self._rest_s = min((time.thread_time() - began) / RUNG_SHARE, POLL_S)
 
     def pods(self) -> Mapping[PodName, PodSpec]:
-        self._refresh()
+        self._take(self._directory.files())
         return self._said[0]
 
     def pod(self, namespace: str, name: str) -> PodSpec:
         found = self.pods().get((namespace, name))
         if found is None:
-            raise UnknownYet(f"pod {namespace}/{name} is not known yet (looked in {self._directory})")
+            raise UnknownYet(f"pod {namespace}/{name} is not known yet (looked in {self._directory.path})")
         return found
 
     def namespace_labels(self, namespace: str) -> Mapping[str, str]:
         labels = self._said[1].get(namespace)
         if labels is None:
-            raise UnknownYet(f"namespace {namespace} is not known yet (looked in {self._directory})")
+            raise UnknownYet(f"namespace {namespace} is not known yet (looked in {self._directory.path})")
         return labels
 
-    def _refresh(self) -> None:
-        """Cost: one stat per file; when one has changed, parsing it and one pass over all names."""
-        found: dict[str, tuple[tuple[int, ...], _Said]] = {}
-        for path, status in _files(str(self._directory), set()):
-            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+    def _take(self, files: Stamps) -> None:
+        """Cost when a file has changed: parsing it and one pass over all names."""
+        if files is self._files:
+            return
+        found: dict[str, tuple[Stamp, _Said]] = {}
+        for path, stamp in files.items():
             known = self._parsed.get(path)
-            same = known is not None and known[0] == version
-            found[path] = known if known and same else (version, _parse(path, known[1] if known else ({}, {})))
-        if list(found.items()) != list(self._parsed.items()):
-            self._said = _joined([said for _, said in found.values()])
-        self._parsed = found
+            same = known is not None and known[0] == stamp
+            found[path] = known if known and same else (stamp, _parse(path, known[1] if known else ({}, {})))
+        self._files, self._parsed = files, found
+        self._said = _joined([said for _, said in found.values()])
 
 
 def _joined(files: list[_Said]) -> _Said:
@@ -160,26 +158,6 @@ def _joined(files: list[_Said]) -> _Said:
         pods.update(its_pods)
         namespaces.update(its_namespaces)
     return pods, namespaces
-
-
-def _files(directory: str, visited: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
-    """By name. A directory or a file that went away meanwhile is no error: it knows of no pods."""
-    try:
-        status = os.stat(directory)
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    except OSError:
-        return
-    if (status.st_dev, status.st_ino) in visited:
-        return  # a symlink to where we came from
-    visited.add((status.st_dev, status.st_ino))
-    for entry in entries:
-        if entry.is_dir() and not is_hidden(entry.name):
-            yield from _files(entry.path, visited)
-        elif is_document(entry.name):
-            with suppress(OSError):
-                status = os.stat(entry.path)
-                if stat.S_ISREG(status.st_mode):  # reading a FIFO would wait forever
-                    yield entry.path, status
 
 
 def _parse(path: str, last_good: _Said) -> _Said:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from controlplane.sources.files import FileSource, rest_s
+from controlplane.sources.files import FileSource
 from mesh.errors import OperatorError
 
 
@@ -105,14 +105,6 @@ def test_changes_come_by_themselves(tmp_path):
         return contents
 
     assert nodes(asyncio.run(watch())) == ["n"]
-
-
-@pytest.mark.parametrize(
-    ("look_s", "rests_s"),
-    [(0.0, 0.03), (0.004, 0.08), (0.02, 0.4), (3.0, 0.5)],
-)
-def test_the_rest_between_two_looks_grows_with_their_work_up_to_a_limit(look_s, rests_s):
-    assert rest_s(look_s) == pytest.approx(rests_s)
 
 
 @pytest.mark.parametrize("where", ["", "deep", "new"])

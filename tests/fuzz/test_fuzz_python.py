@@ -22,6 +22,7 @@ from controlplane.objects import Mesh
 from controlplane.store import Store
 from controlplane.translate.tunnel import translate
 from mesh.delta import ADDRESS_TYPE, Publisher, Subscriber
+from mesh.directory import Directory
 from mesh.errors import MeshError, PeerError
 from mesh.gen import zds_pb2
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource
@@ -141,7 +142,7 @@ def test_a_document_about_requests_becomes_part_of_the_model_or_findings(texts):
 def test_a_pod_document_is_read_or_is_unknown(text):
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "fuzz.yaml").write_bytes(text)
-        source = FilePods(Path(directory))
+        source = FilePods(Directory(Path(directory)))
         for name in _names(text):
             with contextlib.suppress(UnknownYet):
                 source.pod("shop", name)

@@ -8,6 +8,7 @@ import pytest
 from controlplane.objects import Meta, Pod
 from controlplane.sources.files import FileSource
 from controlplane.translate.workloads import enrolled
+from mesh.directory import Directory
 from mesh.membership import is_document, is_hidden
 from nodeagent.enrol.pods import FilePods, PodSpec, UnknownYet, is_eligible
 
@@ -76,7 +77,7 @@ def test_agent_and_control_plane_see_the_same_files(tmp_path):
     (tmp_path / "dangling.yaml").symlink_to(tmp_path / "nowhere")
     (tmp_path / "shop/round").symlink_to(tmp_path)
     read = FileSource(tmp_path).read()
-    pods = FilePods(tmp_path)
+    pods = FilePods(Directory(tmp_path))
     seen = {number for number in range(len(PLACES) * len(NAMES)) if known(pods, f"p{number}")}
     assert seen == {int(document.key.name[1:]) for parsed in read.values() for document in parsed.documents}
     assert len(seen) == 4 * 3 + 1
@@ -92,4 +93,4 @@ def known(pods, name):
 def test_a_pipe_among_the_documents_keeps_nobody_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     with pytest.raises(UnknownYet):
-        FilePods(tmp_path).pod("shop", "web")
+        FilePods(Directory(tmp_path)).pod("shop", "web")

@@ -1,9 +1,11 @@
 """Workloads that are control groups of a host: what documents make one, and the rules of several side by side."""
 
+import asyncio
 from ipaddress import ip_address
 
 import pytest
 
+from mesh.directory import Directory
 from nodeagent.host_documents import HostDocuments, HostWorkload
 from nodeagent.redirect.guard import Group
 from nodeagent.redirect.host_rules import Captured, render
@@ -22,7 +24,7 @@ spec: {{address: {address}, serviceAccount: web}}
 def read(tmp_path, **change):
     given = {"node": "node1", "group": "web.slice", "more": "fd00::1", "address": "10.0.0.101"} | change
     (tmp_path / "web.yaml").write_text(WEB.format(**given))
-    return HostDocuments(tmp_path, "Kubernetes", "node1").read()
+    return asyncio.run(HostDocuments(Directory(tmp_path), "Kubernetes", "node1").read())
 
 
 def workload(name, *addresses):
@@ -56,12 +58,18 @@ def test_what_cannot_be_meant_is_left_out(tmp_path, change):
 
 
 def test_a_file_that_became_unreadable_keeps_what_it_said(tmp_path):
-    documents = HostDocuments(tmp_path, "Kubernetes", "node1")
+    documents = HostDocuments(Directory(tmp_path), "Kubernetes", "node1")
     path = tmp_path / "web.yaml"
     path.write_text(WEB.format(node="node1", group="web.slice", more="", address="10.0.0.101"))
-    before = documents.read()
+    before = asyncio.run(documents.read())
     path.write_text("a: [")
-    assert documents.read() == before != []
+    assert asyncio.run(documents.read()) == before != []
+
+
+def test_a_round_in_which_no_file_changed_reads_none(tmp_path):
+    documents = HostDocuments(Directory(tmp_path), "Kubernetes", "node1")
+    (tmp_path / "web.yaml").write_text(WEB.format(node="node1", group="web.slice", more="", address="10.0.0.101"))
+    assert asyncio.run(documents.read()) is asyncio.run(documents.read())
 
 
 # Rules ---------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from mesh.directory import Directory
 from nodeagent.enrol.keeper import Keeper
 from nodeagent.enrol.pods import FilePods
 from nodeagent.enrol.registry import CniError, describe
@@ -33,7 +34,7 @@ class Kept:
         self.directory = directory
         self.clock, self.suspicious, self.open_connections, self.gone = 1000.0, False, 0, False
         self.runtime = []
-        source = FilePods(directory / "pods")
+        source = FilePods(Directory(directory / "pods"))
         self.keeper = Keeper(self.node.registry, source, self, self, drain_s=30.0, now=lambda: self.clock)
 
     def label(self, mode):

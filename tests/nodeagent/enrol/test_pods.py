@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from mesh.bell import Bell
+from mesh.directory import Directory
 from nodeagent.enrol.pods import FilePods, PodSpec, UnknownYet, is_eligible
 
 AMBIENT = {"istio.io/dataplane-mode": "ambient"}
@@ -61,7 +63,7 @@ spec: {serviceAccountName: web, nodeName: node-1, hostNetwork: false}
 def test_a_pods_document(tmp_path):
     (tmp_path / "a.yaml").write_text(POD)
     expected = PodSpec("shop", "web-1", "web", "node-1", labels={"app": "web", "weight": "5"})
-    assert FilePods(tmp_path).pod("shop", "web-1") == expected
+    assert FilePods(Directory(tmp_path)).pod("shop", "web-1") == expected
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_a_pods_own_word_on_dns_goes_before_the_nodes(annotation, setting, captu
 )
 def test_a_pods_search_domains(tmp_path, dns_config, search):
     (tmp_path / "a.yaml").write_text(POD.replace("hostNetwork: false", f"dnsConfig: {dns_config}"))
-    assert FilePods(tmp_path).pod("shop", "web-1").search == search
+    assert FilePods(Directory(tmp_path)).pod("shop", "web-1").search == search
 
 
 STATUS = "status: {phase: PHASE, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}, 5, {}]}"
@@ -94,19 +96,19 @@ STATUS = "status: {phase: PHASE, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 
 def test_what_a_running_pods_document_says(tmp_path, phase, finished):
     given = POD.replace("web-1,", "web-1, uid: u-1,") + STATUS.replace("PHASE", phase)
     (tmp_path / "a.yaml").write_text(given)
-    (found,) = FilePods(tmp_path).pods().values()
+    (found,) = FilePods(Directory(tmp_path)).pods().values()
     assert (found.uid, found.ips, found.finished) == ("u-1", ("10.0.0.1", "fd00::1"), finished)
 
 
 @pytest.mark.parametrize("status", ["5", "[]", "{podIPs: 5}", "{podIP: 5, podIPs: [[]]}"])
 def test_a_status_that_is_none_gives_no_address(tmp_path, status):
     (tmp_path / "a.yaml").write_text(POD + f"status: {status}")
-    assert FilePods(tmp_path).pod("shop", "web-1").ips == ()
+    assert FilePods(Directory(tmp_path)).pod("shop", "web-1").ips == ()
 
 
 def test_a_round_in_which_no_file_changed_makes_nothing_anew(tmp_path):
     """An agent beside 100,000 pods used half a core for reading the same documents again each second."""
-    path, pods = tmp_path / "a.yaml", FilePods(tmp_path)
+    path, pods = tmp_path / "a.yaml", FilePods(Directory(tmp_path))
     path.write_text(POD)
     before = pods.pods()
     assert pods.pods() is before
@@ -115,7 +117,7 @@ def test_a_round_in_which_no_file_changed_makes_nothing_anew(tmp_path):
 
 
 def test_of_two_documents_of_one_pod_the_first_counts_in_every_answer(tmp_path):
-    pods = FilePods(tmp_path)
+    pods = FilePods(Directory(tmp_path))
     (tmp_path / "b.yaml").write_text(POD.replace("Name: web", "Name: second"))
     (tmp_path / "a.yaml").write_text(POD + "---" + POD.replace("Name: web", "Name: third"))
     assert pods.pod("shop", "web-1").service_account == "web"
@@ -124,7 +126,7 @@ def test_of_two_documents_of_one_pod_the_first_counts_in_every_answer(tmp_path):
 
 def test_whoever_waits_for_a_change_hears_of_it(tmp_path):
     async def story():
-        pods = FilePods(tmp_path)
+        pods = FilePods(Directory(tmp_path))
         await pods.changed()
         waiting = asyncio.ensure_future(pods.changed())
         await asyncio.sleep(0)
@@ -136,9 +138,35 @@ def test_whoever_waits_for_a_change_hears_of_it(tmp_path):
     asyncio.run(story())
 
 
+def test_between_two_rings_only_a_pod_that_starts_is_looked_for(tmp_path):
+    """On another machine changes are made that do not ring."""
+
+    async def story():
+        (tmp_path / "a.yaml").write_text(POD)
+        with Directory(tmp_path, Bell(Deaf()), now=lambda: 0.0) as directory:
+            pods = FilePods(directory)
+            assert pods.pod("shop", "web-1").node == "node-1"
+            (tmp_path / "a.yaml").write_text(POD.replace("node-1", "node-22"))
+            assert pods.pod("shop", "web-1").node == "node-1"
+            await pods.prepare("shop", "web-1", "")
+            assert pods.pod("shop", "web-1").node == "node-22"
+
+    asyncio.run(story())
+
+
+class Deaf:
+    """A kernel whose watches never ring."""
+
+    def inotify_init1(self, flags):
+        return os.eventfd(0, flags)
+
+    def inotify_add_watch(self, *_):
+        return 1
+
+
 def test_what_a_document_leaves_out(tmp_path):
     (tmp_path / "a.yml").write_text("apiVersion: v1\nkind: Pod\nmetadata: {name: web-1}\n")
-    assert FilePods(tmp_path).pod("default", "web-1") == PodSpec("default", "web-1", "default")
+    assert FilePods(Directory(tmp_path)).pod("default", "web-1") == PodSpec("default", "web-1", "default")
 
 
 def test_a_list_and_json_and_several_documents(tmp_path):
@@ -146,13 +174,13 @@ def test_a_list_and_json_and_several_documents(tmp_path):
         '{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"}}]}'
     )
     (tmp_path / "b.yaml").write_text(f"{POD}---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop}}\n---\n")
-    pods = FilePods(tmp_path)
+    pods = FilePods(Directory(tmp_path))
     assert pods.pod("default", "a").name == "a"
     assert pods.namespace_labels("shop") == {}
 
 
 def test_a_pod_that_comes_later_is_found_and_one_that_goes_is_not(tmp_path):
-    pods = FilePods(tmp_path)
+    pods = FilePods(Directory(tmp_path))
     with pytest.raises(UnknownYet, match=r"pod shop/web-1 is not known yet \(looked in .+\)"):
         pods.pod("shop", "web-1")
     (tmp_path / "a.yaml").write_text(POD)
@@ -163,7 +191,7 @@ def test_a_pod_that_comes_later_is_found_and_one_that_goes_is_not(tmp_path):
 
 
 def test_a_file_that_changed_is_read_again_and_one_that_broke_keeps_its_last_word(tmp_path, capsys):
-    path, pods = tmp_path / "a.yaml", FilePods(tmp_path)
+    path, pods = tmp_path / "a.yaml", FilePods(Directory(tmp_path))
     path.write_text(POD)
     assert pods.pod("shop", "web-1").service_account == "web"
     path.write_text(POD.replace("Name: web", "Name: other"))
@@ -183,12 +211,12 @@ STRANGE = ["", "5", "[]", "kind: Pod", "apiVersion: v1\nkind: Pod", "apiVersion:
 def test_strange_documents_name_no_pod(tmp_path, content):
     (tmp_path / "a.yaml").write_text(content)
     with pytest.raises(UnknownYet):
-        FilePods(tmp_path).pod("shop", "web-1")
+        FilePods(Directory(tmp_path)).pod("shop", "web-1")
 
 
 def test_a_directory_that_is_missing_knows_no_pod(tmp_path):
     with pytest.raises(UnknownYet):
-        FilePods(tmp_path / "nowhere").namespace_labels("shop")
+        FilePods(Directory(tmp_path / "nowhere")).namespace_labels("shop")
 
 
 LAUGHS = "{a: &a [x, x, x, x, x, x, x, x, x], " + ", ".join(
@@ -202,7 +230,7 @@ def test_a_value_that_is_no_text_neither_breaks_nor_fills_the_agent(tmp_path, pl
     """Found by fuzzing: the number raised out of `pod`, and the aliases were written out, 9^10 times."""
     path = tmp_path / "pods.yaml"
     path.write_text(POD)
-    source = FilePods(tmp_path)
+    source = FilePods(Directory(tmp_path))
     assert source.pod("shop", "web-1").node == "node-1"
     path.write_text(POD.replace(place, place.split(":")[0] + ": " + value if place[0] != "{" else value) + "# changed")
     assert source.pod("shop", "web-1").node == "node-1"

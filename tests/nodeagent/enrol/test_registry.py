@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from mesh.directory import Directory
 from mesh.errors import OperatorError
 from nodeagent.enrol import machine as m
 from nodeagent.enrol.pods import FilePods
@@ -51,7 +52,9 @@ class Node:
         self.kernel, self.tunnel = FakeKernel(self.said), FakeTunnel(self.said)
         self.kernel.namespaces = namespaces or {"/ns/web-1": "cookie:1", "/ns/other": "cookie:2"}
         self.store = Store(directory / "state")
-        self.registry = Registry("Kubernetes", "node-1", FilePods(directory / "pods"), self.store, self.kernel)
+        self.registry = Registry(
+            "Kubernetes", "node-1", FilePods(Directory(directory / "pods")), self.store, self.kernel
+        )
         self.registry.use(self.tunnel)
 
     @property
@@ -110,7 +113,7 @@ def test_a_gateways_pod_gets_the_ingress_rules(tmp_path):
 def test_a_node_that_does_not_capture_dns_puts_other_rules(tmp_path):
     async def story(node):
         node.registry = Registry(
-            "Kubernetes", "node-1", FilePods(tmp_path / "pods"), node.store, node.kernel, dns_capture=False
+            "Kubernetes", "node-1", FilePods(Directory(tmp_path / "pods")), node.store, node.kernel, dns_capture=False
         )
         node.registry.use(node.tunnel)
         await node.registry.add(request())

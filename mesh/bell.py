@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from mesh.membership import is_document
 
@@ -22,19 +22,21 @@ _CHANGES: Final = _ATTRIB | _CLOSE_WRITE | _MOVED | _CREATE | _DELETE | _SELF
 _OVERFLOW, _IS_DIRECTORY, _ONLY_DIRECTORIES = 0x4000, 0x4000_0000, 0x0100_0000
 _EVENT: Final = struct.Struct("iIII")
 _MOST_BYTES: Final = 1 << 16
-_libc: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Bell:
-    """Rings in the loop that enters it."""
+    """Rings in the loop that enters it, until left: there it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: Any = _LIBC) -> None:
+        """`kernel`: has inotify_init1 and inotify_add_watch."""
+        self._kernel = kernel
         self._rung = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._fd = -1
 
     def __enter__(self) -> Self:
-        self._fd = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._fd = self._kernel.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         self._loop = asyncio.get_running_loop()
         if self._fd >= 0:
             self._loop.add_reader(self._fd, self._heard)
@@ -47,16 +49,29 @@ class Bell:
             os.close(self._fd)
             self._fd = -1
 
-    def listen(self, directory: str) -> None:
-        """From now on, not below it; a second time changes nothing. From any thread."""
-        if self._fd >= 0:
-            _libc.inotify_add_watch(self._fd, os.fsencode(directory), _CHANGES | _ONLY_DIRECTORIES)
+    def listen(self, directory: str) -> bool:
+        """From now on, not below it; a second time changes nothing. From any thread. False: nothing there will ring."""
+        if self._fd < 0:
+            return False
+        path = os.fsencode(directory)
+        return bool(self._kernel.inotify_add_watch(self._fd, path, _CHANGES | _ONLY_DIRECTORIES) >= 0)
 
     async def rung(self, at_most_s: float) -> bool:
         """Whether it did, since it was last asked, before the time was over."""
+        await self.wait_rung(at_most_s)
+        return self.rung_nowait()
+
+    async def wait_rung(self, at_most_s: float) -> bool:
+        """The same, but it is not asked: the answer stays."""
         with suppress(TimeoutError):
             async with asyncio.timeout(at_most_s):
-                await self._rung.wait()
+                return await self._rung.wait()
+        return self._rung.is_set()
+
+    def rung_nowait(self) -> bool:
+        """Whether it did, since it was last asked. Who waits hears of it, too."""
+        if self._fd >= 0:
+            self._heard()
         rung = self._rung.is_set()
         self._rung.clear()
         return rung

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from controlplane.sources.bell import Bell
+from mesh.bell import Bell
 
 LONG_S, NOT_AT_ALL_S = 60.0, 0.0
 
@@ -84,10 +84,56 @@ def test_it_rings_once_for_what_came_before_it_was_asked(directory):
     assert asyncio.run(heard()) == (True, False)
 
 
-def test_where_the_kernel_has_none_it_stays_silent(directory):
+def test_what_waits_asks_nothing_and_who_asks_does_not_wait(directory):
     async def heard():
-        bell = Bell()  # as one that was given no descriptor
-        bell.listen(str(directory))
-        return await bell.rung(NOT_AT_ALL_S)
+        with Bell() as bell:
+            bell.listen(str(directory))
+            by_rename(directory)
+            return await bell.wait_rung(LONG_S), bell.rung_nowait(), bell.rung_nowait()
+
+    assert asyncio.run(heard()) == (True, True, False)
+
+
+def test_who_asks_first_keeps_it_from_nobody_who_waits(directory):
+    async def heard():
+        with Bell() as bell:
+            bell.listen(str(directory))
+            waiting = asyncio.ensure_future(bell.wait_rung(LONG_S))
+            await asyncio.sleep(0)
+            by_rename(directory)
+            return bell.rung_nowait(), await waiting
+
+    assert asyncio.run(heard()) == (True, True)
+
+
+class Kernel:
+    def __init__(self, *, has_inotify):
+        self.inotify_init1 = lambda flags: os.eventfd(0, flags) if has_inotify else -1
+        self.inotify_add_watch = lambda *_: -1
+
+
+def test_where_the_kernel_has_none_it_stays_silent_and_says_so(directory):
+    async def heard():
+        with Bell(Kernel(has_inotify=False)) as bell:
+            return bell.listen(str(directory)), bell.rung_nowait(), await bell.rung(NOT_AT_ALL_S)
+
+    assert asyncio.run(heard()) == (False, False, False)
+
+
+def test_a_watch_that_is_refused_is_told(directory):
+    async def heard():
+        with Bell(Kernel(has_inotify=True)) as bell:
+            return bell.listen(str(directory))
 
     assert asyncio.run(heard()) is False
+
+
+def test_nobody_listens_before_it_is_entered_nor_after(directory):
+    async def heard():
+        bell = Bell()
+        before = bell.listen(str(directory))
+        with bell:
+            during = bell.listen(str(directory))
+        return before, during, bell.listen(str(directory)), bell.listen(str(directory / "nowhere"))
+
+    assert asyncio.run(heard()) == (False, True, False, False)
