@@ -17,8 +17,8 @@ from typing import Any, Final, Self
 from mesh.membership import is_document
 
 # inotify(7). A file rings when its writer closes it, not at every write.
-_ATTRIB, _CLOSE_WRITE, _MOVED, _CREATE, _DELETE, _SELF = 0x4, 0x8, 0x40 | 0x80, 0x100, 0x200, 0x400 | 0x800
-_CHANGES: Final = _ATTRIB | _CLOSE_WRITE | _MOVED | _CREATE | _DELETE | _SELF
+_ATTRIB, _CLOSE_WRITE, _MOVED, _CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x4, 0x8, 0xC0, 0x100, 0x200, 0x400, 0x800
+_CHANGES: Final = _ATTRIB | _CLOSE_WRITE | _MOVED | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
 _OVERFLOW, _IS_DIRECTORY, _ONLY_DIRECTORIES = 0x4000, 0x4000_0000, 0x0100_0000
 _EVENT: Final = struct.Struct("iIII")
 _MOST_BYTES: Final = 1 << 16
@@ -78,17 +78,21 @@ class Bell:
 
     def _heard(self) -> None:
         with suppress(BlockingIOError):
-            if any(_matters(mask, name) for mask, name in _events(os.read(self._fd, _MOST_BYTES))):
-                self._rung.set()
+            while True:
+                for watch, mask, name in _events(os.read(self._fd, _MOST_BYTES)):
+                    if mask & _MOVE_SELF:
+                        self._kernel.inotify_rm_watch(self._fd, watch)  # whoever finds it elsewhere listens again
+                    if _matters(mask, name):
+                        self._rung.set()
 
 
-def _events(data: bytes) -> Iterator[tuple[int, str]]:
-    """Mask and name of each; the name is "" when it is about the directory itself."""
+def _events(data: bytes) -> Iterator[tuple[int, int, str]]:
+    """Watch, mask and name of each; the name is "" when it is about the directory itself."""
     at = 0
     while at < len(data):
-        _, mask, _, length = _EVENT.unpack_from(data, at)
+        watch, mask, _, length = _EVENT.unpack_from(data, at)
         at += _EVENT.size + length
-        yield mask, os.fsdecode(data[at - length : at].rstrip(b"\0"))
+        yield watch, mask, os.fsdecode(data[at - length : at].rstrip(b"\0"))
 
 
 def _matters(mask: int, name: str) -> bool:

@@ -94,10 +94,17 @@ class _Walk:
         if is_hidden(entry.name):
             return
         self.hears &= not entry.is_symlink()  # where it leads may be written to, or something on the way there replaced
-        if entry.is_dir():
+        if _leads_on(entry):
             yield from self.through(entry.path)
         elif is_document(entry.name) and (stamp := _stamp(entry.path)):
             yield entry.path, stamp
+
+
+def _leads_on(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _stamp(path: str) -> Stamp | None:

@@ -23,7 +23,7 @@ from mesh import log
 from mesh.delta import AUTHORIZATION_TYPE, REFUSED, Batch, Refusal
 from mesh.errors import OperatorError
 from mesh.gen.xds_pb2 import DeltaDiscoveryResponse
-from ztunnel.dataplane import Bundle, Names
+from ztunnel.dataplane import Bundle, Names, read_response
 
 PACKED: Final = "zlib"
 """The version of an entry that is a bundle, without a name: of a file, whose entries were once the resources."""
@@ -80,22 +80,25 @@ class Pile:
                 del self._live[number]
 
     def _pack(self, items: list[Item]) -> None:
-        message = DeltaDiscoveryResponse()
-        for name, version, data in items:
-            entry = message.resources.add(name=name, version=version)
-            entry.resource.type_url, entry.resource.value = self._type_url, data
         number, self._next = self._next, self._next + 1
         for name, *_ in items:
             self.drop(name)
             self.where[name] = number
-        self._bundles[number] = len(items), pack(message.SerializeToString())
+        self._bundles[number] = len(items), pack(self._response(items))
         self._live[number] = len(items)
         self._packed += len(items)
+
+    def _response(self, items: Iterable[Item]) -> bytes:
+        message = DeltaDiscoveryResponse()
+        for name, version, data in items:
+            entry = message.resources.add(name=name, version=version)
+            entry.resource.type_url, entry.resource.value = self._type_url, data
+        return message.SerializeToString()
 
     def _repack(self) -> None:
         fresh = Pile(self._type_url)
         for part in self._parts(dict(self.where), list(self._bundles)):
-            fresh.put((each.name, each.version, each.resource.value) for each in part.resources)
+            fresh.put(part)
         self.__dict__.update(fresh.__dict__)
 
     def adopt(self, bundle: bytes, names: list[str]) -> None:
@@ -111,28 +114,29 @@ class Pile:
         all_of = self._bundles.items()
         whole = {number: bundle for number, (count, bundle) in all_of if self._live[number] == count >= _SMALL}
         rest = self._parts(dict(self.where), [number for number in self._bundles if number not in whole])
-        return chain(whole.values(), (pack(part.SerializeToString()) for part in _joined(rest)))
+        return chain(whole.values(), (pack(self._response(items)) for items in _joined(rest)))
 
-    def _parts(self, where: dict[str, int], numbers: Iterable[int]) -> Iterator[DeltaDiscoveryResponse]:
+    def _parts(self, where: dict[str, int], numbers: Iterable[int]) -> Iterator[list[Item]]:
+        """Read as they were when they came: what was taken then is taken now."""
         chosen = [(number, self._bundles[number][1]) for number in numbers]
+        typed = DeltaDiscoveryResponse(type_url=self._type_url).SerializeToString()  # of two the last one counts
 
-        def unpacked() -> Iterator[DeltaDiscoveryResponse]:
+        def unpacked() -> Iterator[list[Item]]:
             for number, bundle in chosen:
-                message = DeltaDiscoveryResponse.FromString(zlib.decompress(bundle))
-                newest = [each for each in message.resources if where.get(each.name) == number]
-                yield DeltaDiscoveryResponse(resources=newest)
+                kept = read_response(zlib.decompress(bundle) + typed).upserts
+                yield [item for item in kept if where.get(item[0]) == number]
 
         return unpacked()
 
 
-def _joined(parts: Iterable[DeltaDiscoveryResponse]) -> Iterator[DeltaDiscoveryResponse]:
-    together = DeltaDiscoveryResponse()
+def _joined(parts: Iterable[list[Item]]) -> Iterator[list[Item]]:
+    together = list[Item]()
     for part in parts:
-        together.MergeFrom(part)
-        if len(together.resources) >= _TOGETHER:
+        together += part
+        if len(together) >= _TOGETHER:
             yield together
-            together = DeltaDiscoveryResponse()
-    if together.resources:
+            together = []
+    if together:
         yield together
 
 

@@ -189,17 +189,17 @@ class XdsClient:
             for request in self._subscriber.start() if reached else []:
                 await send(call, request)
             async for serialized in call:
-                response = read_response(serialized)
-                self._heard(response)
-                await send(call, await self.take(response))
+                await send(call, await self.take(self._heard(serialized)))
 
-    def _heard(self, response: Received) -> None:
+    def _heard(self, serialized: bytes) -> Received:
+        response = read_response(serialized)
         if not self.connected:
             _log.info(log.PEER_CONNECTED, address=self._settings.xds.target)
         self.connected, self.last_error, self.last_message = True, "", time.time()
         self._backoff.worked()
         self._metrics.count("istio_xds_message_total", url=response.type_url)
-        self._metrics.count("istio_xds_message_bytes_total", len(response.whole), url=response.type_url)
+        self._metrics.count("istio_xds_message_bytes_total", len(serialized), url=response.type_url)
+        return response
 
     async def take(self, response: Received) -> DeltaDiscoveryRequest:
         """Applies one response; returns the answer to send. A type that we never asked for is acknowledged only."""

@@ -106,6 +106,32 @@ def test_who_asks_first_keeps_it_from_nobody_who_waits(directory):
     assert asyncio.run(heard()) == (True, True)
 
 
+def test_a_directory_that_was_moved_away_rings_once_more_and_then_no_more(directory, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "deep"
+
+    async def heard():
+        with Bell() as bell:
+            bell.listen(str(directory / "deep"))
+            (directory / "deep").rename(elsewhere)
+            moved = bell.rung_nowait(), bell.rung_nowait()
+            (elsewhere / "a.yaml").write_text("nobody listens there")
+            return moved, bell.rung_nowait()
+
+    assert asyncio.run(heard()) == ((True, False), False)
+
+
+def test_what_matters_is_heard_behind_whatever_does_not(directory):
+    async def heard():
+        with Bell() as bell:
+            bell.listen(str(directory))
+            for number in range(2000):
+                (directory / f"{'x' * 60}-{number}.txt").touch()
+            (directory / "b.yaml").write_text("new")
+            return bell.rung_nowait()
+
+    assert asyncio.run(heard())
+
+
 class Kernel:
     def __init__(self, *, has_inotify):
         self.inotify_init1 = lambda flags: os.eventfd(0, flags) if has_inotify else -1

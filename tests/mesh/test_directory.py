@@ -191,6 +191,11 @@ def test_a_directory_that_is_not_there_yet_is_found_when_it_comes(tmp_path):
     assert told(tmp_path / "late", story) == ({}, [str(tmp_path / "late/a.yaml")])
 
 
+def test_a_link_to_itself_is_no_document(tree):
+    (tree / "itself.yaml").symlink_to("itself.yaml")
+    assert list(Directory(tree).files()) == [str(tree / "a.yaml"), str(tree / "deep/b.yaml")]
+
+
 def test_only_regular_files_count(tree):
     os.mkfifo(tree / "pipe.yaml")
     (tree / "gone.yaml").symlink_to("nowhere")
