@@ -132,7 +132,8 @@ class EnvoyConversation:
     """One Envoy's stream. Feed it requests and newer configurations, send what it returns, in that order.
 
     What is new comes before what refers to it (clusters before routes), what goes is last; each step is acknowledged
-    before the next. A cluster that changed is a new one to Envoy, which then needs its endpoints again.
+    before the next. A cluster that changed is a new one to Envoy, which then needs its endpoints again: right after it,
+    because those that come before it are the old one's.
     """
 
     target: Configuration
@@ -189,11 +190,6 @@ class EnvoyConversation:
                 left[name] = before[name]
         if type_url in self._changed:
             self._changed[type_url] |= names
-        if type_url == CLUSTER:
-            again = [name for name in names & after.keys() if _differs(before.get(name), after[name])]
-            self._publisher.forget(ENDPOINTS, again)
-            if ENDPOINTS in self._changed:
-                self._changed[ENDPOINTS].update(again)
 
     def _all(self, type_url: str) -> Mapping[str, Versioned]:
         """What is wanted, and what must not go yet."""
@@ -228,13 +224,15 @@ class EnvoyConversation:
         return responses
 
     def _send(self, response: Response | None, responses: list[Response]) -> None:
-        if response is not None:
-            self._in_flight[response.type_url] = response.nonce
-            responses.append(response)
-
-
-def _differs(old: Versioned | None, new: Versioned) -> bool:
-    return old is not None and old.version != new.version
+        if response is None:
+            return
+        self._in_flight[response.type_url] = response.nonce
+        responses.append(response)
+        if response.type_url == CLUSTER and response.replaced:
+            self._publisher.forget(ENDPOINTS, response.replaced)
+            changed = self._changed.get(ENDPOINTS)
+            again = None if changed is None else changed.union(response.replaced)
+            self._send(self._publisher.offer(ENDPOINTS, self._all(ENDPOINTS), again), responses)
 
 
 def place_of(request: DeltaDiscoveryRequest) -> Place:

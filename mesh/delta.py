@@ -203,11 +203,15 @@ Outcome = Subscribed | Acked | Nacked
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One DeltaDiscoveryResponse as it crosses: `data` is the serialized message, with `type_url` and `nonce` in it."""
+    """One DeltaDiscoveryResponse as it crosses: `data` is the serialized message, with `type_url` and `nonce` in it.
+
+    `replaced`: the names in it that the client had, or was sent, in another version.
+    """
 
     type_url: str
     nonce: str
     data: bytes = field(repr=False)
+    replaced: list[str] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -251,14 +255,16 @@ class _Watch:
             self.upcoming.extend(islice(differing, 1))
         return bool(self.upcoming)
 
-    def take_upserts(self, at_most: int) -> list[bytes]:
-        """The next ones' heads and data, in turn, which count as sent now."""
-        size, entries = 0, list[bytes]()
+    def take_upserts(self, at_most: int) -> tuple[list[bytes], list[str]]:
+        """The next ones' heads and data, in turn, which count as sent now; the names in them that are not new to it."""
+        size, entries, replaced = 0, list[bytes](), list[str]()
         sent, owed = self.sent, self.owed  # each dot costs, a thousand times
         for name, item in chain(self.upcoming, self.unread):
-            version, data = item.version, item.data
-            if sent.get(name) == version:
+            version, data, before = item.version, item.data, sent.get(name)
+            if before == version:
                 continue
+            if before:
+                replaced.append(name)
             entries += item.head or head_of(name, version, item.type_url, len(data)), data
             sent[name] = version
             owed.discard(name)
@@ -266,7 +272,7 @@ class _Watch:
             if size > MAX_BYTES or len(entries) >= 2 * at_most:
                 break
         self.upcoming.clear()
-        return entries
+        return entries, replaced
 
     def take_removals(self) -> list[str]:
         """None while an upsert is to come: a DENY that goes before its successor has come would widen access."""
@@ -288,6 +294,7 @@ class Publisher:
     def __init__(self, max_resources: int = MAX_RESOURCES) -> None:
         self._max_resources = max_resources
         self._watches: dict[str, _Watch] = {}
+        self._forgotten: dict[str, set[str]] = {}  # of types that nobody has asked for yet
         self._nonces = 0
 
     def handle(self, request: DeltaDiscoveryRequest) -> list[Outcome]:
@@ -317,10 +324,16 @@ class Publisher:
         return self.next(type_url)
 
     def forget(self, type_url: str, names: Iterable[str]) -> None:
-        """These are sent again with the next offer, if the client wants them: it has dropped what it had."""
-        if watch := self._watches.get(type_url):
-            for name in names:
-                watch.sent.pop(name, None)
+        """These are sent again with the next offer, if the client wants them: it has dropped what it had.
+
+        Even if it says that it holds them when it asks for the type: it does not know yet.
+        """
+        watch = self._watches.get(type_url)
+        if watch is None:
+            self._forgotten.setdefault(type_url, set()).update(names)
+            return
+        for name in names:
+            watch.sent.pop(name, None)
 
     def next(self, type_url: str) -> Response | None:
         """The next part of the last offer; None while a response is unanswered, or when the client has it all."""
@@ -329,14 +342,14 @@ class Publisher:
             return None
         self._nonces += 1
         watch.in_flight, watch.greeted = str(self._nonces), True
-        return Response(type_url, watch.in_flight, self._serialized(type_url, watch))
+        return self._made(type_url, watch)
 
-    def _serialized(self, type_url: str, watch: _Watch) -> bytes:
+    def _made(self, type_url: str, watch: _Watch) -> Response:
         """By hand, because most of it is serialized already; in the order of the fields' numbers, as others do it."""
-        resources = watch.take_upserts(self._max_resources)
+        resources, replaced = watch.take_upserts(self._max_resources)
         removed = watch.take_removals()
         partial = _text(DeltaDiscoveryResponse.SYSTEM_VERSION_INFO_FIELD_NUMBER, PARTIAL) if watch.look() else b""
-        return b"".join(
+        data = b"".join(
             (
                 partial,
                 *resources,
@@ -345,6 +358,7 @@ class Publisher:
                 *(_text(DeltaDiscoveryResponse.REMOVED_RESOURCES_FIELD_NUMBER, name) for name in removed),
             )
         )
+        return Response(type_url, watch.in_flight, data, replaced)
 
     def _subscribe(self, request: DeltaDiscoveryRequest) -> bool:
         """Whether the client's interest changed. The first request of a type that names nothing asks for everything."""
@@ -354,8 +368,8 @@ class Publisher:
         if watch is None:
             watch = self._watches[request.type_url] = _Watch(wildcard=not subscribe)
             _apply_names(watch, subscribe, unsubscribe)
-            held = request.initial_resource_versions
-            watch.sent = {name: version for name, version in held.items() if watch.wants(name)}
+            held, dropped = request.initial_resource_versions, self._forgotten.pop(request.type_url, set())
+            watch.sent = {name: of for name, of in held.items() if watch.wants(name) and name not in dropped}
             watch.owed -= watch.sent.keys()
             return True
         _apply_names(watch, subscribe, unsubscribe)

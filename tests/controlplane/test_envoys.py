@@ -9,7 +9,9 @@ from controlplane.objects import Mesh
 from controlplane.store import Store
 from controlplane.translate.envoy.blocks import Cache
 from controlplane.translate.envoy.locality import Place
-from mesh.envoy import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from controlplane.translate.envoy.resources import TYPES
+from mesh.delta import Publisher
+from mesh.envoy import CLUSTER, ENDPOINTS, LISTENER, ROUTES, SECRET
 from mesh.gen.xds_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from mesh.model import World
 from tests.controlplane.documents import AMBIENT
@@ -31,10 +33,11 @@ spec: {{clusterIP: {ip}, selector: {{app: web}}, ports: [{{name: http, port: 80,
 RULE = """
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
-metadata: {name: web, namespace: shop}
-spec: {host: web, trafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}}}
+metadata: {{name: {0}, namespace: shop}}
+spec: {{host: {0}, trafficPolicy: {{connectionPool: {{tcp: {{maxConnections: 7}}}}}}}}
 ---
 """
+RULES = RULE.format("web") + RULE.format("db")
 ONE = AMBIENT + WAY + SERVICE.format(name="web", ip="10.96.0.1")
 TWO = ONE + SERVICE.format(name="db", ip="10.96.0.2")
 WEB, DB = "out|80||shop/web.shop.svc.cluster.local", "out|80||shop/db.shop.svc.cluster.local"
@@ -46,9 +49,9 @@ WHO = ("shop/way", Place())
 class Play:
     """One store, so that versions grow; `update` is what the control plane sends for another text."""
 
-    def __init__(self):
+    def __init__(self, text=ONE, in_a_part=1000):
         self.store, self.cache, self.nonces = Store(Mesh()), Cache(), {}
-        self.envoy = EnvoyConversation(self.configuration(ONE), WHO)
+        self.envoy = EnvoyConversation(self.configuration(text), WHO, _publisher=Publisher(in_a_part))
 
     def configuration(self, text):
         self.store.update({"a.yaml": parse("a.yaml", text.encode())})
@@ -75,18 +78,20 @@ class Play:
         read = [DeltaDiscoveryResponse.FromString(each.data) for each in responses]
         return [(each.type_url, [r.name for r in each.resources], list(each.removed_resources)) for each in read]
 
-    def greeted(self):
-        """Everything of ONE has been taken."""
-        for type_url, names in ((CLUSTER, ()), (ENDPOINTS, (WEB,)), (LISTENER, ()), (ROUTES, ("connect",))):
-            self.ask(type_url, *names)
-            self.answer(type_url)
+    def greeted(self, *endpoints):
+        """Everything of the text has been taken."""
+        for type_url, names in ((CLUSTER, ()), (ENDPOINTS, endpoints), (LISTENER, ()), (ROUTES, ("connect",))):
+            if names or type_url != ENDPOINTS:
+                self.ask(type_url, *names)
+                while self.answer(type_url):
+                    pass
         assert self.envoy.synced_version == self.store.world.version
         return self
 
 
 def test_clusters_and_their_endpoints_come_together_because_only_warm_ones_are_acknowledged():
-    play = Play().greeted()
-    [clusters, endpoints] = play.update(ONE + RULE)
+    play = Play().greeted(WEB)
+    [clusters, endpoints] = play.update(ONE + RULE.format("web"))
     assert clusters == (CLUSTER, [WEB], [])
     assert endpoints == (ENDPOINTS, [WEB], []), "a changed cluster is a new one to Envoy"
     assert play.answer(ENDPOINTS) == []
@@ -94,8 +99,64 @@ def test_clusters_and_their_endpoints_come_together_because_only_warm_ones_are_a
     assert play.envoy.synced_version == play.store.world.version
 
 
+def test_a_changed_cluster_that_must_wait_is_not_overtaken_by_its_endpoints():
+    play = Play().greeted(WEB)
+    assert [clusters for clusters, *_ in play.update(TWO)] == [CLUSTER]
+    assert play.update(TWO + RULE.format("web")) == []
+    assert play.answer(CLUSTER) == [(CLUSTER, [WEB], []), (ENDPOINTS, [WEB], [])]
+
+
+def test_each_part_of_the_changed_clusters_brings_its_own_endpoints():
+    play = Play(TWO, in_a_part=1).greeted(WEB, DB)
+    assert play.update(TWO + RULES) == [(CLUSTER, [DB], []), (ENDPOINTS, [DB], [])]
+    assert play.answer(ENDPOINTS) == []
+    assert play.answer(CLUSTER) == [(CLUSTER, [WEB], []), (ENDPOINTS, [WEB], [])]
+    assert play.answer(CLUSTER) == []
+    assert play.answer(ENDPOINTS) == []
+    assert play.envoy.synced_version == play.store.world.version
+
+
+def test_endpoints_that_were_on_their_way_before_their_cluster_changed_come_again_after_it():
+    play = Play(TWO, in_a_part=1).greeted()
+    play.ask(SECRET, "nothing")
+    [(_, [first], _)] = play.ask(ENDPOINTS, WEB, DB)
+    assert play.update(TWO + RULES) == [], "secrets come before clusters, and are not acknowledged"
+    assert play.answer(ENDPOINTS) == [(ENDPOINTS, [({WEB, DB} - {first}).pop()], [])]
+    assert play.answer(ENDPOINTS) == []
+    assert play.answer(SECRET) == [(CLUSTER, [DB], []), (ENDPOINTS, [DB], [])]
+    assert play.answer(CLUSTER) == [(CLUSTER, [WEB], [])]
+    assert play.answer(ENDPOINTS) == [(ENDPOINTS, [WEB], [])]
+
+
+def test_a_change_that_is_taken_back_before_it_was_sent_sends_nothing():
+    play = Play().greeted(WEB)
+    play.update(TWO)
+    assert play.update(TWO + RULE.format("web")) == []
+    assert play.update(TWO) == []
+    assert [type_url for type_url, *_ in play.answer(CLUSTER)] == [LISTENER]
+
+
+def test_endpoints_that_changed_with_their_cluster_come_once():
+    play = Play().greeted(WEB)
+    changed = ONE.replace("targetPort: 8080", "targetPort: 8081") + RULE.format("web")
+    assert play.update(changed) == [(CLUSTER, [WEB], []), (ENDPOINTS, [WEB], [])]
+    assert play.answer(ENDPOINTS) == []
+    assert play.answer(CLUSTER) == []
+
+
+def test_a_cluster_that_changed_while_an_envoy_was_away_is_a_new_one_to_it_too():
+    """It asks for all types before it hears the first answer."""
+    before, play = Play(TWO), Play(TWO + RULE.format("web"))
+    held = {url: {name: of.version for name, of in before.envoy.target.of(WHO)[url].items()} for url in TYPES}
+    assert play.ask(CLUSTER, initial_resource_versions=held[CLUSTER]) == [(CLUSTER, [WEB], [])]
+    endpoints = {name: held[ENDPOINTS][name] for name in (WEB, DB)}
+    assert play.ask(ENDPOINTS, WEB, DB, initial_resource_versions=endpoints) == [(ENDPOINTS, [WEB], [])]
+    assert play.answer(ENDPOINTS) == []
+    assert play.answer(CLUSTER) == []
+
+
 def test_what_refers_to_something_comes_after_it_and_goes_before_it():
-    play = Play().greeted()
+    play = Play().greeted(WEB)
     [clusters] = play.update(TWO)
     assert clusters[0] == CLUSTER
     assert set(clusters[1]) == {DB, *ASKED}
@@ -114,7 +175,7 @@ def test_what_refers_to_something_comes_after_it_and_goes_before_it():
 
 
 def test_a_refusal_is_remembered_and_the_rest_goes_on():
-    play = Play().greeted()
+    play = Play().greeted(WEB)
     play.update(TWO)
     [listeners] = play.answer(CLUSTER, error="no such thing")
     assert listeners[0] == LISTENER

@@ -442,6 +442,15 @@ def test_a_response_is_what_naming_each_field_to_the_library_gives(type_url, off
     assert said == made
 
 
+def test_a_response_says_which_of_its_resources_the_client_had_in_another_version():
+    publisher = Publisher()
+    publisher.handle(request(a="0", same="1", refused=""))
+    first = publisher.offer(T, world(a="1", same="1", refused="1", new="1"))
+    assert first.replaced == ["a"]
+    publisher.handle(request(nonce="1"))
+    assert publisher.offer(T, world(a="1", same="1", refused="1", new="2")).replaced == ["new"]
+
+
 def test_a_name_twice_in_a_response_counts_once_and_is_not_removed():
     client = Subscriber(NODE, [T])
     twice = response("1", removed=["a"], a="1")
