@@ -171,7 +171,7 @@ def _notes(samples: Sequence[Sample]) -> str:
     notes = [
         f"bulk {spread(bulk, 1)} Gbit/s" if any(bulk) else "",
         f"{median(resident):.0f} MiB idle" if any(resident) else "",
-        *(f"p99 {s.idle_p99:.0f} before, loaded in {s.loaded_s:.1f} s" for s in samples if s.loaded_s),
+        *(f"p99 {s.idle_p99:.0f} idle, loaded in {s.loaded_s:.1f} s" for s in samples if s.loaded_s),
         f"{sum(errors)} errors" if any(errors) else "",
         f"DIRTY {dirty} of {len(samples)}" if dirty else "",
         f"{again} taken again" if again else "",

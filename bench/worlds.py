@@ -2,6 +2,7 @@
 
 The control plane reads the world first, while the tunnels are cut off from it: reading documents is not what is
 measured, and on two cores it would be. Then the tunnels may connect, and load everything at once under traffic.
+Idle is the mean of ten seconds before and ten after: a machine that others share changes from minute to minute.
 Everybody has the usual share of the processor, as in all cases; what another one does is told in decisions 47 and 48.
 """
 
@@ -59,9 +60,7 @@ def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str]
     scale.world(workloads, services, arena.cluster.layout.config)
     wait_until("the control plane has the world", lambda: _read(arena) >= workloads, READ_S, step_s=0.5)
     _wait_idle(arena)
-    before = _Watch(arena, contender)
-    idle = result_of(_traffic(arena, contender, IDLE_S), f"{contender.name} before the load", 60)
-    others_idle = before.others(idle["cpu_s"])
+    before, others_before = _idle(arena, contender, "before the load")
     with _held_up(arena):
         watch, began = _Watch(arena, contender), time.monotonic()
         traffic = _traffic(arena, contender, LONGEST_S)
@@ -71,8 +70,12 @@ def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str]
     finally:
         traffic.send_signal(signal.SIGINT)
     result = result_of(traffic, f"{contender.name} while it loads", 60)
-    others = max(others_idle, watch.others(result["cpu_s"]))
-    say(f"{case.name}: loaded in {took:.1f} s, p99 {idle['p99_us']:.0f} -> {result['p99_us']:.0f} µs")
+    others = watch.others(result["cpu_s"])
+    _wait_idle(arena)
+    after, others_after = _idle(arena, contender, "after the load")
+    idle_p99 = (before + after) / 2
+    others = max(others_before, others, others_after)
+    say(f"{case.name}: loaded in {took:.1f} s, p99 {before:.0f} -> {result['p99_us']:.0f} -> {after:.0f} µs")
     return Sample(
         case.name,
         contender.name,
@@ -80,12 +83,19 @@ def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str]
         rate=result["ops"] / result["seconds"],
         p50=result["p50_us"],
         p99=result["p99_us"],
-        idle_p99=idle["p99_us"],
+        idle_p99=idle_p99,
         loaded_s=took,
         errors=result["errors"],
         others=others,
         disturbed=others > DISTURBED,
     )
+
+
+def _idle(arena: Arena, contender: Contender, when: str) -> tuple[float, float]:
+    """p99 in µs while nothing is loaded, and the share of the machine that nobody of ours used."""
+    watch = _Watch(arena, contender)
+    result = result_of(_traffic(arena, contender, IDLE_S), f"{contender.name} {when}", 60)
+    return result["p99_us"], watch.others(result["cpu_s"])
 
 
 class _Watch:
