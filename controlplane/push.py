@@ -21,6 +21,9 @@ from mesh.model import World
 # Sources have waited for whole files already; a waypoint hears of it after half of that.
 QUIET_S: Final = 0.02
 LONGEST_S: Final = 0.5
+PART: Final = 300
+"""Resources in a response to a tunnel: neither side works for longer than a millisecond or two without a pause, and who
+has connections on the same core waits no longer."""
 
 
 @dataclass(slots=True)
@@ -125,7 +128,7 @@ class Conversation:
     # The newest world that the tunnel has acknowledged in full.
     synced_version: int | None = None
     last_nack: Nack | None = None
-    _publisher: Publisher = field(default_factory=Publisher)
+    _publisher: Publisher = field(default_factory=lambda: Publisher(PART))
     _in_flight: dict[str, str] = field(default_factory=dict)
     _phases: deque[_Phase] = field(default_factory=deque)
     # Whose addresses were offered last on this subscription.

@@ -30,7 +30,7 @@ PACKED: Final = "zlib"
 _FASTEST: Final = 1
 _TOGETHER: Final = 4096
 _SMALL: Final = 256
-"""Resources: fewer than a full part of a large offer has (`mesh.delta.MAX_RESOURCES`)."""
+"""Resources: fewer than a full part of a large offer has (`controlplane.push.PART`)."""
 _SLACK: Final = 10_000
 _TURN: Final = 1 << 15
 """Bytes, packed in some 0.15 ms."""
