@@ -154,6 +154,9 @@ class EnvoyConversation:
     def receive(self, request: DeltaDiscoveryRequest) -> list[Response]:
         """Raises PeerError: the request breaks the protocol."""
         responses: list[Response] = []
+        if request.type_url == ENDPOINTS:
+            # Which cluster it had them for, the one that it has now or the one before, it does not say: all come again.
+            request.ClearField("initial_resource_versions")
         for outcome in self._publisher.handle(request):
             match outcome:
                 case Subscribed(type_url) if type_url in TYPES:

@@ -294,7 +294,6 @@ class Publisher:
     def __init__(self, max_resources: int = MAX_RESOURCES) -> None:
         self._max_resources = max_resources
         self._watches: dict[str, _Watch] = {}
-        self._forgotten: dict[str, set[str]] = {}  # of types that nobody has asked for yet
         self._nonces = 0
 
     def handle(self, request: DeltaDiscoveryRequest) -> list[Outcome]:
@@ -324,16 +323,10 @@ class Publisher:
         return self.next(type_url)
 
     def forget(self, type_url: str, names: Iterable[str]) -> None:
-        """These are sent again with the next offer, if the client wants them: it has dropped what it had.
-
-        Even if it says that it holds them when it asks for the type: it does not know yet.
-        """
-        watch = self._watches.get(type_url)
-        if watch is None:
-            self._forgotten.setdefault(type_url, set()).update(names)
-            return
-        for name in names:
-            watch.sent.pop(name, None)
+        """These are sent again with the next offer, if the client wants them: it has dropped what it had."""
+        if watch := self._watches.get(type_url):
+            for name in names:
+                watch.sent.pop(name, None)
 
     def next(self, type_url: str) -> Response | None:
         """The next part of the last offer; None while a response is unanswered, or when the client has it all."""
@@ -368,8 +361,8 @@ class Publisher:
         if watch is None:
             watch = self._watches[request.type_url] = _Watch(wildcard=not subscribe)
             _apply_names(watch, subscribe, unsubscribe)
-            held, dropped = request.initial_resource_versions, self._forgotten.pop(request.type_url, set())
-            watch.sent = {name: of for name, of in held.items() if watch.wants(name) and name not in dropped}
+            held = request.initial_resource_versions
+            watch.sent = {name: version for name, version in held.items() if watch.wants(name)}
             watch.owed -= watch.sent.keys()
             return True
         _apply_names(watch, subscribe, unsubscribe)

@@ -118,10 +118,7 @@ class Envoy:
         elif move == "settle":
             self.settle()
         elif move == "reconnect":
-            # Not while a changed cluster waits for its endpoints: Envoy says to hold those of the old one then, and the
-            # control plane, which cannot tell, does not send them again.
-            if self.endpoints.keys() <= self.warm:
-                self.connect()
+            self.connect()
         else:
             self.answer(move)
 
