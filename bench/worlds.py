@@ -74,8 +74,10 @@ def _measure(arena: Arena, contender: Contender, case: Case, say: Callable[[str]
     _wait_idle(arena)
     after, others_after = _idle(arena, contender, "after the load")
     idle_p99 = (before + after) / 2
-    others = max(others_before, others, others_after)
+    shares = others_before, others, others_after
+    others = max(shares)
     say(f"{case.name}: loaded in {took:.1f} s, p99 {before:.0f} -> {result['p99_us']:.0f} -> {after:.0f} µs")
+    say(f"{case.name}: others used {', '.join(f'{share:.0%}' for share in shares)} of the machine")
     return Sample(
         case.name,
         contender.name,
