@@ -19,7 +19,7 @@ ADDRESS_TYPE: Final = "type.googleapis.com/istio.workload.Address"
 AUTHORIZATION_TYPE: Final = "type.googleapis.com/istio.security.Authorization"
 WILDCARD: Final = "*"
 MAX_RESOURCES: Final = 1000
-"""So that neither side works for longer than some milliseconds without a pause: others share the processor."""
+"""In a response, unless its publisher is told otherwise, so that neither side works on one for long."""
 MAX_BYTES: Final = 2 * 1024 * 1024
 """Of the resources in one response, which ends with the one that passes it: below gRPC's usual limit of 4 MiB."""
 PARTIAL: Final = "partial"
